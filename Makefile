@@ -1,0 +1,81 @@
+# The tasks of a checkout. `make` alone lists them.
+
+PYTHON ?= python3
+PORT ?= 8000
+# For example: make test PYTEST_ARGS='-k replay'
+PYTEST_ARGS ?=
+# For example: make lock LOCK_ARGS=--upgrade
+LOCK_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PACKAGES := gateway schema resolvers storage
+
+# The development lock holds all of the running lock in the same versions, so installing it satisfies both.
+RUN_READY := $(VENV)/.run-ready
+DEV_READY := $(VENV)/.dev-ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test lint format lock clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: $(RUN_READY) ## Serve a demo at PORT (8000).
+	@exec $(BIN)/tollgate serve --demo --port $(PORT)
+
+test: lint ## Check all: `lint`, then the tests.
+	@echo 'pytest'
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(DEV_READY) ## Check format, style, types and imports.
+	@echo 'ruff format --check'
+	@$(BIN)/ruff format --check --quiet . || { echo 'Run `make format`.' >&2; exit 1; }
+	@echo 'ruff check'
+	@$(BIN)/ruff check --quiet .
+	@echo 'mypy'
+	@$(BIN)/mypy
+	@echo 'lint-imports'
+	@$(BIN)/lint-imports --no-logo
+
+format: $(DEV_READY) ## Format, and mend what can be mended.
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+# Versions already locked stay unless pyproject.toml or LOCK_ARGS say otherwise.
+UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command 'make lock' $(LOCK_ARGS)
+
+lock: $(DEV_READY) ## Write both lock files anew from pyproject.toml.
+	@$(UV_COMPILE) --group build --output-file requirements.lock
+	@$(UV_COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	@if grep -n '://' requirements.lock requirements-dev.lock; then \
+		echo 'The lock files may not name an address: any mirror must serve.' >&2; exit 1; fi
+
+clean: ## Remove the environment, caches and builds; databases stay.
+	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find $(wildcard $(PACKAGES) tests) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN_READY): requirements.lock pyproject.toml
+	$(call install,requirements.lock)
+	@touch $@
+
+$(DEV_READY): requirements-dev.lock requirements.lock pyproject.toml
+	$(call install,requirements-dev.lock)
+	@touch $(RUN_READY) $@
+
+# Makes the environment if there is no usable one, then installs a lock file and the project over it.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo 'Tollgate needs Python 3.11 or newer, and $(PYTHON) is:' "$$($(PYTHON) --version 2>&1)." \
+		'Name another one: make PYTHON=python3.12 ...' >&2; exit 1; }
+@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	$(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 || { \
+	rm -rf $(VENV); \
+	echo '$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+@echo 'Installing $(1) into $(VENV) ...'
+@$(PIP) install --require-hashes --requirement $(1)
+@$(PIP) install --no-build-isolation --no-deps --editable .
+endef
