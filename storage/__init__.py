@@ -1,0 +1,1 @@
+"""Rows: tables, repositories, transactions and migrations. Nothing here knows GraphQL or HTTP."""

@@ -1,0 +1,204 @@
+"""Billing meters: the rows, and the statements that read, lock and write them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import Select, Text, bindparam, func, insert, select, update
+
+from storage.database import Reader, Writer, keys, keys_table
+from storage.pages import Page, between, page_order, page_statement
+from storage.tables import Environment, billing_meters
+
+
+class BillingMeterRow(NamedTuple):
+    """One pool of prepaid credits. Amounts are credits, 0 to 2**63 - 1."""
+
+    id: str
+    org_id: str
+    environment: Environment
+    workspace_id: str
+    external_meter_id: str
+    customer_id: str | None
+    timezone: str
+    total_credits: int
+    used_credits: int
+    allow_overages: bool
+    spend_cap: int | None
+    limit_credits: int | None
+    last_seq: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class MeterName(NamedTuple):
+    """What names a meter: its tenant, and the caller's two names. It never changes."""
+
+    org_id: str
+    environment: Environment
+    workspace_id: str
+    external_meter_id: str
+
+
+_COLUMNS = [billing_meters.c[name] for name in BillingMeterRow._fields]
+
+#: What changes on a meter; the rest is fixed when it is made.
+_CHANGING = (
+    "customer_id",
+    "total_credits",
+    "used_credits",
+    "allow_overages",
+    "spend_cap",
+    "limit_credits",
+    "last_seq",
+    "updated_at",
+)
+
+_UPDATE = (
+    update(billing_meters)
+    .where(billing_meters.c.id == bindparam("meter_id"))
+    .values({name: bindparam(name) for name in _CHANGING})
+)
+
+
+def _tenant(
+    statement: Select[Any], org_id: str, environment: Environment, workspace_ids: Sequence[str] | None
+) -> Select[Any]:
+    """Keep a tenant's meters; where workspaces are given, those in one of them."""
+    statement = statement.where(billing_meters.c.org_id == org_id, billing_meters.c.environment == environment)
+    return statement if workspace_ids is None else statement.where(billing_meters.c.workspace_id.in_(workspace_ids))
+
+
+@cache
+def _by_ids(dialect: str) -> Select[Any]:
+    wanted = keys_table(dialect, id=Text())
+    return select(*_COLUMNS).join(wanted, billing_meters.c.id == wanted.c.id)
+
+
+@cache
+def _by_names(dialect: str) -> Select[Any]:
+    wanted = keys_table(dialect, workspace_id=Text(), external_meter_id=Text())
+    return select(*_COLUMNS).join(
+        wanted,
+        (billing_meters.c.workspace_id == wanted.c.workspace_id)
+        & (billing_meters.c.external_meter_id == wanted.c.external_meter_id),
+    )
+
+
+@cache
+def _ids_by_names(dialect: str) -> Select[Any]:
+    wanted = keys_table(dialect, org_id=Text(), environment=Text(), workspace_id=Text(), external_meter_id=Text())
+    columns = [billing_meters.c[name] for name in MeterName._fields]
+    return select(*columns, billing_meters.c.id).join(
+        wanted,
+        (billing_meters.c.org_id == wanted.c.org_id)
+        & (billing_meters.c.environment == wanted.c.environment)
+        & (billing_meters.c.workspace_id == wanted.c.workspace_id)
+        & (billing_meters.c.external_meter_id == wanted.c.external_meter_id),
+    )
+
+
+@cache
+def _locked_by_ids(dialect: str) -> Select[Any]:
+    # Locked in the order of their ids, so that no two transactions wait for each other.
+    return _by_ids(dialect).order_by(billing_meters.c.id).with_for_update(of=billing_meters)
+
+
+async def by_ids(
+    reader: Reader, ids: Sequence[str], *, org_id: str, environment: Environment, workspace_ids: Sequence[str] | None
+) -> dict[str, BillingMeterRow]:
+    """Return the tenant's meters of these ids, by id."""
+    statement = _tenant(_by_ids(reader.dialect), org_id, environment, workspace_ids)
+    rows = await reader.fetch(statement, keys([[id_] for id_ in ids]))
+    return {row.id: BillingMeterRow._make(row) for row in rows}
+
+
+async def by_names(
+    reader: Reader, names: Sequence[tuple[str, str]], *, org_id: str, environment: Environment
+) -> dict[tuple[str, str], BillingMeterRow]:
+    """Return the tenant's meters of these (workspace id, external meter id), by them."""
+    statement = _tenant(_by_names(reader.dialect), org_id, environment, None)
+    rows = await reader.fetch(statement, keys(names))
+    return {(row.workspace_id, row.external_meter_id): BillingMeterRow._make(row) for row in rows}
+
+
+async def ids_by_names(reader: Reader, names: Sequence[MeterName]) -> dict[MeterName, str]:
+    """Return the ids of the meters that these name, of whatever tenants, by name."""
+    rows = await reader.fetch(_ids_by_names(reader.dialect), keys(names))
+    return {MeterName._make(row[:-1]): row.id for row in rows}
+
+
+async def page(
+    reader: Reader,
+    page: Page,
+    *,
+    org_id: str,
+    environment: Environment,
+    workspace_ids: Sequence[str] | None,
+    customer_id: str | None = None,
+    available_below: int | None = None,
+) -> list[BillingMeterRow]:
+    """Return one page of the tenant's meters, and one more row where there is one.
+
+    `available_below` keeps the meters with a limit of which fewer credits than this are available; it is positive.
+    """
+    statement = _tenant(select(*_COLUMNS), org_id, environment, workspace_ids)
+    if customer_id is not None:
+        statement = statement.where(billing_meters.c.customer_id == customer_id)
+    if available_below is not None:
+        statement = statement.where(billing_meters.c.limit_credits - billing_meters.c.used_credits < available_below)
+    rows = await reader.fetch(page_statement(statement, billing_meters.c.id, page))
+    return [BillingMeterRow._make(row) for row in rows]
+
+
+async def pages_by_customers(
+    reader: Reader, customer_ids: Sequence[str], page: Page, *, workspace_ids: Sequence[str] | None
+) -> dict[str, list[BillingMeterRow]]:
+    """Return one page of the meters of each customer, and one more row where there is one, by customer id."""
+    wanted = keys_table(reader.dialect, customer_id=Text())
+    place = func.row_number().over(
+        partition_by=billing_meters.c.customer_id,
+        order_by=page_order(page, billing_meters.c.id),
+    )
+    ranked = (
+        select(*_COLUMNS, place.label("place"))
+        .join(wanted, billing_meters.c.customer_id == wanted.c.customer_id)
+        .where(*between(page, billing_meters.c.id))
+    )
+    if workspace_ids is not None:
+        ranked = ranked.where(billing_meters.c.workspace_id.in_(workspace_ids))
+    numbered = ranked.subquery("numbered")
+    statement = (
+        select(*[numbered.c[name] for name in BillingMeterRow._fields])
+        .where(numbered.c.place <= page.limit + 1)
+        .order_by(numbered.c.customer_id, numbered.c.place)
+    )
+    found: dict[str, list[BillingMeterRow]] = {customer_id: [] for customer_id in customer_ids}
+    for row in await reader.fetch(statement, keys([[customer_id] for customer_id in customer_ids])):
+        found[row.customer_id].append(BillingMeterRow._make(row))
+    return found
+
+
+async def lock(writer: Writer, ids: Sequence[str]) -> dict[str, BillingMeterRow]:
+    """Lock the meters of these ids until the transaction ends, and return them as they then are, by id."""
+    rows = await writer.fetch(_locked_by_ids(writer.dialect), keys([[id_] for id_ in ids]))
+    return {row.id: BillingMeterRow._make(row) for row in rows}
+
+
+async def lock_by_name(writer: Writer, name: MeterName) -> BillingMeterRow | None:
+    """Lock the meter of this name until the transaction ends, and return it as it then is."""
+    conditions = [billing_meters.c[column] == value for column, value in name._asdict().items()]
+    row = await writer.fetch_one(select(*_COLUMNS).where(*conditions).with_for_update())
+    return BillingMeterRow._make(row) if row is not None else None
+
+
+async def insert_meter(writer: Writer, row: BillingMeterRow) -> None:
+    """Write a new meter."""
+    await writer.execute(insert(billing_meters), row._asdict())
+
+
+async def update_meters(writer: Writer, rows: Sequence[BillingMeterRow]) -> None:
+    """Write what may change of the meters, which the transaction has locked."""
+    changed = [{"meter_id": row.id} | {name: getattr(row, name) for name in _CHANGING} for row in rows]
+    await writer.execute(_UPDATE, changed)

@@ -1,0 +1,121 @@
+"""The ledger: entries are only ever added."""
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import BigInteger, Integer, Select, Text, insert, select
+
+from storage.database import Reader, Writer, keys, keys_table
+from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy, billing_meters, ledger_entries
+
+
+class LedgerEntryRow(NamedTuple):
+    """One decision about a meter. Amounts are credits; which fields are set depends on the kind (see the table)."""
+
+    meter_id: str
+    seq: int
+    kind: LedgerEntryKind
+    key: str | None
+    amount: int
+    total_credits_after: int
+    used_credits_after: int
+    limit_credits: int | None
+    usage_name: str | None
+    day: date | None
+    requested_amount: int | None
+    policy: OverLimitPolicy | None
+    voids_seq: int | None
+    sent_at: datetime | None
+    recorded_at: datetime
+    recorded_by: str
+    reason: str | None
+    metadata: dict[str, Any]
+
+    @property
+    def occurred_at(self) -> datetime:
+        """When it happened: as the caller said, else when it was recorded."""
+        return self.sent_at or self.recorded_at
+
+
+_COLUMNS = [ledger_entries.c[name] for name in LedgerEntryRow._fields]
+
+
+@cache
+def _by_ids(dialect: str) -> Select[Any]:
+    wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
+    return (
+        select(*_COLUMNS)
+        .join(wanted, (ledger_entries.c.meter_id == wanted.c.meter_id) & (ledger_entries.c.seq == wanted.c.seq))
+        .join(billing_meters, billing_meters.c.id == ledger_entries.c.meter_id)
+    )
+
+
+@cache
+def _by_ranges(dialect: str) -> Select[Any]:
+    wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=BigInteger(), last=BigInteger())
+    return select(wanted.c.place, *_COLUMNS).join(
+        wanted,
+        (ledger_entries.c.meter_id == wanted.c.meter_id) & ledger_entries.c.seq.between(wanted.c.first, wanted.c.last),
+    )
+
+
+@cache
+def _by_keys(dialect: str) -> Select[Any]:
+    wanted = keys_table(dialect, meter_id=Text(), kind=Text(), key=Text())
+    return select(*_COLUMNS).join(
+        wanted,
+        (ledger_entries.c.meter_id == wanted.c.meter_id)
+        & (ledger_entries.c.kind == wanted.c.kind)
+        & (ledger_entries.c.key == wanted.c.key),
+    )
+
+
+async def by_ids(
+    reader: Reader,
+    ids: Sequence[tuple[str, int]],
+    *,
+    org_id: str,
+    environment: Environment,
+    workspace_ids: Sequence[str] | None,
+) -> dict[tuple[str, int], LedgerEntryRow]:
+    """Return the tenant's entries of these (meter id, seq), by them."""
+    statement = _by_ids(reader.dialect).where(
+        billing_meters.c.org_id == org_id,
+        billing_meters.c.environment == environment,
+    )
+    if workspace_ids is not None:
+        statement = statement.where(billing_meters.c.workspace_id.in_(workspace_ids))
+    rows = await reader.fetch(statement, keys(ids))
+    return {(row.meter_id, row.seq): LedgerEntryRow._make(row) for row in rows}
+
+
+async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> list[list[LedgerEntryRow]]:
+    """Return the entries of each (meter id, first seq, last seq), both inclusive, newest first.
+
+    A meter's entries are numbered without a gap, so that a page is a range and needs no window over the whole ledger.
+    """
+    found: list[list[LedgerEntryRow]] = [[] for _ in ranges]
+    records = [(place, *wanted) for place, wanted in enumerate(ranges)]
+    for row in await reader.fetch(_by_ranges(reader.dialect), keys(records)):
+        found[row.place].append(LedgerEntryRow._make(row[1:]))
+    for entries in found:
+        entries.sort(key=lambda entry: entry.seq, reverse=True)
+    return found
+
+
+async def by_keys(
+    reader: Reader, wanted: Sequence[tuple[str, LedgerEntryKind, str]]
+) -> dict[tuple[str, LedgerEntryKind, str], LedgerEntryRow]:
+    """Return the entries already recorded under these (meter id, kind, key), by them.
+
+    Whose the meters are is the caller's to check.
+    """
+    rows = await reader.fetch(_by_keys(reader.dialect), keys(wanted))
+    return {(row.meter_id, row.kind, row.key): LedgerEntryRow._make(row) for row in rows}
+
+
+async def insert_entries(writer: Writer, rows: Sequence[LedgerEntryRow]) -> None:
+    """Add entries to the ledgers of meters that the transaction has locked."""
+    await writer.execute(insert(ledger_entries), [row._asdict() for row in rows])

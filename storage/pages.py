@@ -1,0 +1,37 @@
+"""Pages of lists ordered by id, newest first, by keyset: a deep page costs what the first one costs."""
+
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select
+
+
+class Page(NamedTuple):
+    """Which rows of a list, newest first: `limit` of those strictly between two ids, from the newest or the oldest on.
+
+    One row more than `limit` is read, which tells whether there is another page.
+    """
+
+    limit: int
+    older_than: str | None = None
+    newer_than: str | None = None
+    backward: bool = False
+
+
+def between(page: Page, id_column: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+    """Return the conditions that keep the ids between the page's two cursors."""
+    conditions: list[ColumnElement[bool]] = []
+    if page.older_than is not None:
+        conditions.append(id_column < page.older_than)
+    if page.newer_than is not None:
+        conditions.append(id_column > page.newer_than)
+    return conditions
+
+
+def page_order(page: Page, id_column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the order in which the page is read: from its near end to its far end."""
+    return id_column.asc() if page.backward else id_column.desc()
+
+
+def page_statement(statement: Select[Any], id_column: ColumnElement[Any], page: Page) -> Select[Any]:
+    """Return the statement's rows of this page, in the order of reading, and one more."""
+    return statement.where(*between(page, id_column)).order_by(page_order(page, id_column)).limit(page.limit + 1)

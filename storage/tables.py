@@ -1,0 +1,240 @@
+"""The tables, and the types of their columns.
+
+Each column holds plain data that both databases order, compare and return alike. An index names the query it serves.
+
+Rows of `usage_days` and `ledger_entries` carry their meter's id first in every key: on PostgreSQL both are
+hash-partitioned by it. They have no foreign key to the meter: they are written only under the meter's lock, in the
+statements that changed it, and a check a row would cost more than the row.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import postgresql
+
+
+class Environment(StrEnum):
+    """Which of an organization's two separate worlds a row belongs to."""
+
+    LIVE = "live"
+    SANDBOX = "sandbox"
+
+
+class LedgerEntryKind(StrEnum):
+    """What a ledger entry did: `OPENING` and `REFILL` add to total, `USAGE` to used, `VOID` takes from used."""
+
+    OPENING = "opening"
+    REFILL = "refill"
+    USAGE = "usage"
+    VOID = "void"
+    SETTINGS = "settings"
+
+
+class OverLimitPolicy(StrEnum):
+    """What the caller wants of a debit that the available credits do not cover."""
+
+    REJECT = "reject"
+    PARTIAL = "partial"
+    FORCE = "force"
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware moment in UTC: `timestamptz` on PostgreSQL, ISO 8601 text in UTC on SQLite, which has no such type."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC; SQLite's text has no room for an offset."""
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return aware UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value
+
+
+class JsonText(TypeDecorator[Any]):
+    """A JSON value as compact text with sorted keys, so that both databases keep and compare the same bytes."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002  # the signature is SQLAlchemy's
+        """Write the canonical text."""
+        return None if value is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002  # the signature is SQLAlchemy's
+        """Read it back."""
+        return None if value is None else orjson.loads(value)
+
+
+#: Text ordered by code point on both databases. SQLite does so by itself; PostgreSQL needs to be told.
+Name = Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+
+
+def _enum(members: type[StrEnum]) -> Enum:
+    """Return the column type of an enum: its values as short text, checked by the code that writes them."""
+    return Enum(
+        members,
+        native_enum=False,
+        create_constraint=False,
+        length=16,
+        values_callable=lambda enum: [member.value for member in enum],
+    )
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    },
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("org_id", Name, nullable=False),
+    Column("environment", _enum(Environment), nullable=False),
+    Column("name", Text),
+    Column("scopes", JsonText, nullable=False),
+    Column("workspace_ids", JsonText),
+    # SHA-256 of the whole key, in hexadecimal digits: the key itself is shown once and never stored.
+    Column("digest", Name, nullable=False, unique=True),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+    Column("created_at", Instant, nullable=False),
+)
+
+customers = Table(
+    "customers",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("org_id", Name, nullable=False),
+    Column("environment", _enum(Environment), nullable=False),
+    Column("email", Text, nullable=False),
+    Column("name", Text),
+    Column("external_id", Name),
+    Column("metadata", JsonText, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    # Serves the lookup by external id; where it is null, rows do not collide.
+    UniqueConstraint("org_id", "environment", "external_id"),
+    # Serves the list of customers, newest first.
+    Index(None, "org_id", "environment", "id"),
+)
+
+billing_meters = Table(
+    "billing_meters",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("org_id", Name, nullable=False),
+    Column("environment", _enum(Environment), nullable=False),
+    Column("workspace_id", Name, nullable=False),
+    Column("external_meter_id", Name, nullable=False),
+    Column("customer_id", Name, ForeignKey("customers.id")),
+    Column("timezone", Text, nullable=False),
+    Column("total_credits", BigInteger, nullable=False),
+    Column("used_credits", BigInteger, nullable=False),
+    Column("allow_overages", Boolean, nullable=False),
+    Column("spend_cap", BigInteger),
+    # The most that `used_credits` may become by REJECT and PARTIAL; null: no limit. Written whenever its inputs change
+    # and never computed in SQL, where the sum overflows on PostgreSQL and becomes a float on SQLite.
+    Column("limit_credits", BigInteger),
+    # The number of the meter's newest ledger entry.
+    Column("last_seq", BigInteger, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    # Serves the lookup by the caller's names.
+    UniqueConstraint("org_id", "environment", "workspace_id", "external_meter_id", name="billing_meters_names_key"),
+    # Serves the list of meters, newest first.
+    Index(None, "org_id", "environment", "id"),
+    # Serves a customer's meters, newest first.
+    Index(None, "customer_id", "id"),
+)
+
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("meter_id", Name, nullable=False),
+    Column("day", Date, nullable=False),
+    Column("usage_name", Name, nullable=False),
+    Column("total_usage", BigInteger, nullable=False),
+    # Serves a meter's days in their order.
+    PrimaryKeyConstraint("meter_id", "day", "usage_name"),
+    sqlite_with_rowid=False,
+    postgresql_partition_by="HASH (meter_id)",
+)
+
+ledger_entries = Table(
+    "ledger_entries",
+    metadata,
+    Column("meter_id", Name, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("kind", _enum(LedgerEntryKind), nullable=False),
+    # The caller's name of it: the event id of a USAGE, the idempotency key of a REFILL or VOID.
+    Column("key", Name),
+    Column("amount", BigInteger, nullable=False),
+    Column("total_credits_after", BigInteger, nullable=False),
+    Column("used_credits_after", BigInteger, nullable=False),
+    # The meter's limit at the decision; null: there was none.
+    Column("limit_credits", BigInteger),
+    Column("usage_name", Text),
+    Column("day", Date),
+    Column("requested_amount", BigInteger),
+    Column("policy", _enum(OverLimitPolicy)),
+    # Of a VOID: the `seq` of the usage that it takes back.
+    Column("voids_seq", BigInteger),
+    # The time as the caller sent it; null: none was sent, and it happened when it was recorded.
+    Column("sent_at", Instant),
+    Column("recorded_at", Instant, nullable=False),
+    Column("recorded_by", Text, nullable=False),
+    Column("reason", Text),
+    Column("metadata", JsonText, nullable=False),
+    # Serves a meter's ledger, and an entry by its id.
+    PrimaryKeyConstraint("meter_id", "seq"),
+    # What makes an event count once. Serves the search for what a key has already done.
+    UniqueConstraint("meter_id", "kind", "key"),
+    postgresql_partition_by="HASH (meter_id)",
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("org_id", Name, nullable=False),
+    Column("environment", _enum(Environment), nullable=False),
+    Column("operation", Name, nullable=False),
+    Column("key", Name, nullable=False),
+    # SHA-256 of the request's values, in hexadecimal digits.
+    Column("request_digest", Text, nullable=False),
+    # The id of what the request made.
+    Column("result_id", Name, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("org_id", "environment", "operation", "key"),
+)

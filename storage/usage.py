@@ -1,0 +1,76 @@
+"""Usage days: what each day used of a meter, by usage name."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import Date, Insert, Integer, Select, Text, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from storage.database import Reader, Writer, keys, keys_table
+from storage.tables import usage_days
+
+
+class UsageDayRow(NamedTuple):
+    """The credits that one usage name used of a meter on one day of the meter's zone."""
+
+    meter_id: str
+    day: date
+    usage_name: str
+    total_usage: int
+
+
+class UsageRange(NamedTuple):
+    """Inclusive days of one meter; of these usage names where any are given."""
+
+    meter_id: str
+    first: date
+    last: date
+
+
+_COLUMNS = [usage_days.c[name] for name in UsageDayRow._fields]
+
+
+@cache
+def _by_ranges(dialect: str) -> Select[Any]:
+    wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Date(), last=Date())
+    return select(wanted.c.place, *_COLUMNS).join(
+        wanted,
+        (usage_days.c.meter_id == wanted.c.meter_id) & usage_days.c.day.between(wanted.c.first, wanted.c.last),
+    )
+
+
+@cache
+def _add(dialect: str) -> Insert:
+    statement = (postgresql if dialect == "postgresql" else sqlite).insert(usage_days)
+    upsert: Insert = statement.on_conflict_do_update(
+        index_elements=list(usage_days.primary_key.columns),
+        set_={"total_usage": usage_days.c.total_usage + statement.excluded.total_usage},
+    )
+    return upsert
+
+
+async def by_ranges(
+    reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_rows: int
+) -> list[list[UsageDayRow]]:
+    """Return the days of each range, ordered by day and then by name; at most `most_rows` rows in all."""
+    statement = _by_ranges(reader.dialect).limit(most_rows)
+    if usage_names is not None:
+        statement = statement.where(usage_days.c.usage_name.in_(usage_names))
+    found: list[list[UsageDayRow]] = [[] for _ in ranges]
+    records = [(place, *wanted) for place, wanted in enumerate(ranges)]
+    for row in await reader.fetch(statement, keys(records)):
+        found[row.place].append(UsageDayRow._make(row[1:]))
+    for days in found:
+        days.sort()  # One meter's rows: by day, then by name, by code point as the databases do.
+    return found
+
+
+async def add(writer: Writer, usage: Mapping[tuple[str, date, str], int]) -> None:
+    """Add credits to the days (meter id, day, usage name) of meters that the transaction has locked."""
+    rows = [
+        {"meter_id": meter_id, "day": day, "usage_name": usage_name, "total_usage": credits_}
+        for (meter_id, day, usage_name), credits_ in sorted(usage.items())
+    ]
+    await writer.execute(_add(writer.dialect), rows)
