@@ -1,0 +1,123 @@
+"""API keys: making, revoking and recognizing them."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from resolvers.actor import Actor, Scope
+from resolvers.errors import InvalidInput, Unauthenticated
+from resolvers.values import NAME_LENGTH, check_text
+from storage import api_keys, ids
+from storage.api_keys import ApiKeyRow
+from storage.database import Database
+from storage.tables import Environment
+
+#: How long a key that was looked up is believed: a revocation holds within this time on every process.
+REMEMBERED = timedelta(seconds=5)
+
+#: The most keys that are remembered at once.
+MOST_REMEMBERED = 10_000
+
+_PREFIXES = {Environment.LIVE: "sk_live_", Environment.SANDBOX: "sk_test_"}
+_KEY = re.compile(r"sk_(live|test)_[A-Za-z0-9_-]{43}", re.ASCII)
+
+
+async def create_api_key(
+    database: Database,
+    *,
+    org_id: str,
+    environment: Environment,
+    scopes: Sequence[Scope] = tuple(Scope),
+    workspace_ids: Sequence[str] | None = None,
+    expires_at: datetime | None = None,
+    name: str | None = None,
+    now: datetime,
+) -> tuple[ApiKeyRow, str]:
+    """Make a key and return its row and the key itself, which is not stored and cannot be shown again.
+
+    Raises `InvalidInput`.
+    """
+    check_text("org", org_id, length=NAME_LENGTH)
+    for workspace_id in workspace_ids or ():
+        check_text("workspace", workspace_id, length=NAME_LENGTH)
+    if name is not None:
+        check_text("name", name, length=NAME_LENGTH)
+    if expires_at is not None and expires_at <= now:
+        raise InvalidInput("expires", "must lie ahead.")
+    key = _PREFIXES[environment] + secrets.token_urlsafe(32)
+    row = ApiKeyRow(
+        id=ids.new_id(ids.API_KEY),
+        org_id=org_id,
+        environment=environment,
+        name=name,
+        scopes=sorted(set(scopes)),
+        workspace_ids=sorted(set(workspace_ids)) if workspace_ids else None,
+        digest=_digest(key),
+        expires_at=expires_at,
+        revoked_at=None,
+        created_at=now,
+    )
+    await database.write(lambda writer: api_keys.insert_key(writer, row))
+    return row, key
+
+
+async def revoke_api_key(database: Database, key_id: str, *, now: datetime) -> ApiKeyRow | None:
+    """Revoke a key and return it, or None if there is none of this id. It stays revoked since the first time."""
+    await database.write(lambda writer: api_keys.revoke(writer, key_id, revoked_at=now))
+    async with database.read() as reader:
+        return await api_keys.by_id(reader, key_id)
+
+
+class ApiKeys:
+    """Recognizes keys, and remembers for a few seconds whose they are."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+        self._remembered: dict[str, tuple[datetime, ApiKeyRow, Actor]] = {}
+
+    async def actor_of(self, key: str) -> Actor:
+        """Return who holds the key.
+
+        Raises `Unauthenticated` for a key that is malformed, unknown, expired or revoked.
+        """
+        if _KEY.fullmatch(key) is None:
+            raise _unknown()
+        digest = _digest(key)
+        now = self._clock()
+        remembered = self._remembered.get(digest)
+        if remembered is None or now >= remembered[0]:
+            remembered = await self._look_up(digest, now)
+        _, row, actor = remembered
+        if row.expires_at is not None and now >= row.expires_at:
+            raise _unknown()
+        return actor
+
+    async def _look_up(self, digest: str, now: datetime) -> tuple[datetime, ApiKeyRow, Actor]:
+        self._remembered.pop(digest, None)
+        async with self._database.read() as reader:
+            row = await api_keys.by_digest(reader, digest)
+        if row is None or row.revoked_at is not None:
+            raise _unknown()
+        actor = Actor(
+            key_id=row.id,
+            org_id=row.org_id,
+            environment=row.environment,
+            scopes=frozenset(Scope(scope) for scope in row.scopes),
+            workspace_ids=tuple(row.workspace_ids) if row.workspace_ids is not None else None,
+        )
+        if len(self._remembered) >= MOST_REMEMBERED:
+            self._remembered.clear()
+        # From before the look-up on: what it found is at least as old.
+        remembered = self._remembered[digest] = (now + REMEMBERED, row, actor)
+        return remembered
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _unknown() -> Unauthenticated:
+    return Unauthenticated("The API key is missing, malformed, unknown, expired or revoked.")

@@ -1,0 +1,321 @@
+"""Billing meters: making, changing and refilling them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from resolvers import customers as customer_rules
+from resolvers import idempotency
+from resolvers.actor import Actor, Scope
+from resolvers.context import Context
+from resolvers.errors import (
+    AlreadyExists,
+    AmountOutOfRange,
+    BillingMeterNotFound,
+    IdempotencyConflict,
+    InvalidInput,
+)
+from resolvers.limits import limit_credits
+from resolvers.values import KEY_LENGTH, MAX_AMOUNT, NAME_LENGTH, check_text, check_timezone
+from storage import billing_meters, ids, ledger
+from storage.billing_meters import BillingMeterRow, MeterName
+from storage.database import Writer
+from storage.idempotency_keys import IdempotencyKeyRow
+from storage.ledger import LedgerEntryRow
+from storage.pages import Page
+from storage.tables import LedgerEntryKind
+
+_CREATE = "createBillingMeter"
+
+
+class MeterOutcome(NamedTuple):
+    """A meter after a mutation. `entry` None: nothing was recorded."""
+
+    billing_meter: BillingMeterRow
+    entry: LedgerEntryRow | None
+    replayed: bool
+
+
+def meter_name(actor: Actor, workspace_id: str, external_meter_id: str) -> MeterName:
+    """Return the full name of a meter that the actor names. The texts are already checked."""
+    return MeterName(actor.org_id, actor.environment, workspace_id, external_meter_id)
+
+
+def check_names(workspace_id: str, external_meter_id: str) -> None:
+    """Hold a caller's two names of a meter against their rule. Raises `InvalidInput`."""
+    check_text("workspaceId", workspace_id, length=NAME_LENGTH)
+    check_text("externalMeterId", external_meter_id, length=NAME_LENGTH)
+
+
+async def list_billing_meters(
+    context: Context,
+    page: Page,
+    *,
+    workspace_id: str | None = None,
+    customer_id: str | None = None,
+    available_below: int | None = None,
+) -> Sequence[BillingMeterRow]:
+    """Return a page of the meters that the actor may see, and one more row where there is one.
+
+    Raises `InvalidInput`, and `Forbidden` for a workspace that the key is not for.
+    """
+    if workspace_id is not None:
+        check_text("workspaceId", workspace_id, length=NAME_LENGTH)
+    actor = context.actor
+    actor.require(Scope.BILLING_READ)
+    if workspace_id is not None:
+        actor.require_workspace(workspace_id)
+    if available_below == 0 or (customer_id is not None and not ids.is_id(customer_id, ids.CUSTOMER)):
+        return []
+    async with context.database.read() as reader:
+        return await billing_meters.page(
+            reader,
+            page,
+            org_id=actor.org_id,
+            environment=actor.environment,
+            workspace_ids=actor.workspace_ids if workspace_id is None else (workspace_id,),
+            customer_id=customer_id,
+            available_below=available_below,
+        )
+
+
+async def create_billing_meter(
+    context: Context,
+    *,
+    workspace_id: str,
+    external_meter_id: str,
+    total_credits: int = 0,
+    allow_overages: bool = False,
+    spend_cap: int | None = None,
+    customer_id: str | None = None,
+    timezone: str = "UTC",
+    idempotency_key: str | None = None,
+) -> MeterOutcome:
+    """Make a meter with its opening entry.
+
+    Raises `InvalidInput`, `Forbidden`, `IdempotencyConflict`, `CustomerNotFound` and `AlreadyExists`, in this order.
+    """
+    check_names(workspace_id, external_meter_id)
+    check_timezone("timezone", timezone)
+    if idempotency_key is not None:
+        check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
+    actor = context.actor
+    actor.require(Scope.BILLING_WRITE)
+    actor.require_workspace(workspace_id)
+    name = meter_name(actor, workspace_id, external_meter_id)
+    now = context.clock()
+    request = {
+        "workspaceId": workspace_id,
+        "externalMeterId": external_meter_id,
+        "totalCredits": total_credits,
+        "allowOverages": allow_overages,
+        "spendCap": spend_cap,
+        "customerId": customer_id,
+        "timezone": timezone,
+    }
+
+    async def create(writer: Writer) -> MeterOutcome:
+        earlier = await idempotency.earlier(writer, actor, operation=_CREATE, key=idempotency_key)
+        if earlier is not None:
+            return await _replay_create(writer, actor, earlier, request)
+        if customer_id is not None:
+            await customer_rules.require_attachable(writer, actor, customer_id)
+        existing = await billing_meters.lock_by_name(writer, name)
+        if existing is not None:
+            raise AlreadyExists(
+                f"Billing meter {external_meter_id!r} exists already in workspace {workspace_id!r}.",
+                existing_id=existing.id,
+            )
+        meter = BillingMeterRow(
+            id=ids.new_id(ids.BILLING_METER),
+            **name._asdict(),
+            customer_id=customer_id,
+            timezone=timezone,
+            total_credits=total_credits,
+            used_credits=0,
+            allow_overages=allow_overages,
+            spend_cap=spend_cap,
+            limit_credits=limit_credits(total_credits, allow_overages=allow_overages, spend_cap=spend_cap),
+            last_seq=1,
+            created_at=now,
+            updated_at=now,
+        )
+        entry = _entry(context, meter, kind=LedgerEntryKind.OPENING, amount=total_credits)
+        await billing_meters.insert_meter(writer, meter)
+        await ledger.insert_entries(writer, [entry])
+        await idempotency.remember(
+            writer, actor, operation=_CREATE, key=idempotency_key, request=request, result_id=meter.id, now=now
+        )
+        return MeterOutcome(meter, entry, replayed=False)
+
+    outcome = await context.database.write(create)
+    context.loaders.clear()
+    return outcome
+
+
+async def _replay_create(
+    writer: Writer, actor: Actor, earlier: IdempotencyKeyRow, request: Mapping[str, Any]
+) -> MeterOutcome:
+    meter = (await billing_meters.lock(writer, [earlier.result_id]))[earlier.result_id]
+    (opening,) = (await ledger.by_ranges(writer, [(meter.id, 1, 1)]))[0]
+    if earlier.request_digest != idempotency.digest(request):
+        # Another workspace's entry is not shown to a key that is not for it.
+        raise IdempotencyConflict(earlier.key, entry=opening if actor.may_enter(meter.workspace_id) else None)
+    return MeterOutcome(meter, opening, replayed=True)
+
+
+async def update_billing_meter(
+    context: Context,
+    *,
+    workspace_id: str,
+    external_meter_id: str,
+    changes: Mapping[str, Any],
+    remove_spend_cap: bool = False,
+) -> MeterOutcome:
+    """Change a meter's `allow_overages`, `spend_cap` or `customer_id`; what `changes` leaves out stays.
+
+    A meter without its customer is made by a `customer_id` of None. What changes is recorded by one `SETTINGS` entry,
+    old and new; where nothing does, there is none. Lowering the limit always succeeds: it is the emergency stop.
+
+    Raises `InvalidInput`, `Forbidden`, `BillingMeterNotFound` and `CustomerNotFound`, in this order.
+    """
+    check_names(workspace_id, external_meter_id)
+    if changes.get("allow_overages", False) is None:
+        raise InvalidInput("allowOverages", "must not be null; leave it out to keep it.")
+    if changes.get("spend_cap", 0) is None:
+        raise InvalidInput("spendCap", "must not be null; removeSpendCap removes it.")
+    if remove_spend_cap and "spend_cap" in changes:
+        raise InvalidInput("removeSpendCap", "must not be true beside a spendCap.")
+    actor = context.actor
+    actor.require(Scope.BILLING_WRITE)
+    actor.require_workspace(workspace_id)
+    name = meter_name(actor, workspace_id, external_meter_id)
+    wanted = dict(changes) | ({"spend_cap": None} if remove_spend_cap else {})
+
+    async def change(writer: Writer) -> MeterOutcome:
+        meter = await billing_meters.lock_by_name(writer, name)
+        if meter is None:
+            raise BillingMeterNotFound(workspace_id, external_meter_id)
+        changed = {field: value for field, value in wanted.items() if getattr(meter, field) != value}
+        if not changed:
+            return MeterOutcome(meter, None, replayed=False)
+        if changed.get("customer_id") is not None:
+            await customer_rules.require_attachable(writer, actor, changed["customer_id"])
+        after = meter._replace(**changed, last_seq=meter.last_seq + 1, updated_at=context.clock())
+        after = after._replace(
+            limit_credits=limit_credits(
+                after.total_credits, allow_overages=after.allow_overages, spend_cap=after.spend_cap
+            ),
+        )
+        entry = _entry(context, after, kind=LedgerEntryKind.SETTINGS, amount=0)._replace(
+            metadata={
+                _SETTINGS[field]: [_setting(getattr(meter, field)), _setting(value)] for field, value in changed.items()
+            },
+        )
+        await billing_meters.update_meters(writer, [after])
+        await ledger.insert_entries(writer, [entry])
+        return MeterOutcome(after, entry, replayed=False)
+
+    outcome = await context.database.write(change)
+    context.loaders.clear()
+    return outcome
+
+
+async def refill_billing_meter(
+    context: Context,
+    *,
+    workspace_id: str,
+    external_meter_id: str,
+    refill: int | None,
+    idempotency_key: str | None = None,
+) -> MeterOutcome:
+    """Add credits to a meter's total; without a `refill`, return the meter unchanged.
+
+    Under an idempotency key the first refill is replayed, for ever.
+
+    Raises `InvalidInput`, `Forbidden`, `BillingMeterNotFound`, `IdempotencyConflict` and `AmountOutOfRange`, in this
+    order.
+    """
+    check_names(workspace_id, external_meter_id)
+    if idempotency_key is not None:
+        check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
+        if refill is None:
+            raise InvalidInput("refill", "must be given with an idempotencyKey.")
+    if refill == 0:
+        raise InvalidInput("refill", "must be greater than 0.")
+    actor = context.actor
+    actor.require(Scope.BILLING_WRITE)
+    actor.require_workspace(workspace_id)
+    name = meter_name(actor, workspace_id, external_meter_id)
+
+    async def add(writer: Writer) -> MeterOutcome:
+        meter = await billing_meters.lock_by_name(writer, name)
+        if meter is None:
+            raise BillingMeterNotFound(workspace_id, external_meter_id)
+        if refill is None:
+            return MeterOutcome(meter, None, replayed=False)
+        earlier = await _earlier_refill(writer, meter, idempotency_key, refill)
+        if earlier is not None:
+            return MeterOutcome(meter, earlier, replayed=True)
+        total_credits = meter.total_credits + refill
+        if total_credits > MAX_AMOUNT:
+            raise AmountOutOfRange("total")
+        after = meter._replace(
+            total_credits=total_credits,
+            limit_credits=limit_credits(total_credits, allow_overages=meter.allow_overages, spend_cap=meter.spend_cap),
+            last_seq=meter.last_seq + 1,
+            updated_at=context.clock(),
+        )
+        entry = _entry(context, after, kind=LedgerEntryKind.REFILL, amount=refill)._replace(key=idempotency_key)
+        await billing_meters.update_meters(writer, [after])
+        await ledger.insert_entries(writer, [entry])
+        return MeterOutcome(after, entry, replayed=False)
+
+    outcome = await context.database.write(add)
+    context.loaders.clear()
+    return outcome
+
+
+async def _earlier_refill(
+    writer: Writer, meter: BillingMeterRow, key: str | None, refill: int
+) -> LedgerEntryRow | None:
+    """Return the refill that the key has already made. Raises `IdempotencyConflict` when it was another amount."""
+    if key is None:
+        return None
+    named = (meter.id, LedgerEntryKind.REFILL, key)
+    earlier = (await ledger.by_keys(writer, [named])).get(named)
+    if earlier is not None and earlier.amount != refill:
+        raise IdempotencyConflict(key, entry=earlier)
+    return earlier
+
+
+#: What a `SETTINGS` entry calls each setting: as the API does.
+_SETTINGS = {"allow_overages": "allowOverages", "spend_cap": "spendCap", "customer_id": "customerId"}
+
+
+def _setting(value: bool | int | str | None) -> bool | str | None:  # noqa: FBT001  # A value to write, not a switch.
+    """Return the setting as JSON tells it: an amount as a decimal string, as everywhere."""
+    return str(value) if type(value) is int else value  # type: ignore[return-value]  # bool is the only other int.
+
+
+def _entry(context: Context, meter: BillingMeterRow, *, kind: LedgerEntryKind, amount: int) -> LedgerEntryRow:
+    """Return the newest entry of the meter, which is given as it is after it."""
+    return LedgerEntryRow(
+        meter_id=meter.id,
+        seq=meter.last_seq,
+        kind=kind,
+        key=None,
+        amount=amount,
+        total_credits_after=meter.total_credits,
+        used_credits_after=meter.used_credits,
+        limit_credits=meter.limit_credits,
+        usage_name=None,
+        day=None,
+        requested_amount=None,
+        policy=None,
+        voids_seq=None,
+        sent_at=None,
+        recorded_at=meter.updated_at,
+        recorded_by=context.actor.key_id,
+        reason=None,
+        metadata={},
+    )

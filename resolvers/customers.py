@@ -1,0 +1,182 @@
+"""Customers: making and changing them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from resolvers import idempotency
+from resolvers.actor import Actor, Scope
+from resolvers.context import Context
+from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
+from resolvers.values import KEY_LENGTH, NAME_LENGTH, check_email, check_metadata, check_text
+from storage import customers, ids
+from storage.customers import CustomerRow
+from storage.database import Reader, Writer
+from storage.pages import Page
+
+_CREATE = "createCustomer"
+
+
+class CustomerOutcome(NamedTuple):
+    """A customer after a mutation."""
+
+    customer: CustomerRow
+    replayed: bool
+
+
+async def list_customers(context: Context, page: Page) -> Sequence[CustomerRow]:
+    """Return a page of the customers that the actor may see, and one more row where there is one.
+
+    Raises `Forbidden`.
+    """
+    actor = context.actor
+    actor.require(Scope.BILLING_READ)
+    async with context.database.read() as reader:
+        return await customers.page(
+            reader,
+            page,
+            org_id=actor.org_id,
+            environment=actor.environment,
+            workspace_ids=actor.workspace_ids,
+        )
+
+
+async def create_customer(
+    context: Context,
+    *,
+    email: str,
+    name: str | None = None,
+    external_id: str | None = None,
+    metadata: object = None,
+    idempotency_key: str | None = None,
+) -> CustomerOutcome:
+    """Make a customer. A replay answers the customer as it is now.
+
+    Raises `InvalidInput`, `Forbidden`, `IdempotencyConflict` and `AlreadyExists`, in this order.
+    """
+    values = {
+        "email": email,
+        "name": name,
+        "external_id": external_id,
+        "metadata": {} if metadata is None else metadata,
+    }
+    _check(values)
+    if idempotency_key is not None:
+        check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
+    actor = context.actor
+    actor.require(Scope.BILLING_WRITE)
+    now = context.clock()
+
+    async def create(writer: Writer) -> CustomerOutcome:
+        earlier = await idempotency.earlier(writer, actor, operation=_CREATE, key=idempotency_key)
+        if earlier is not None:
+            if earlier.request_digest != idempotency.digest(values):
+                raise IdempotencyConflict(earlier.key)
+            # Without its workspaces: a limited key may repeat its create before the customer has a meter.
+            found = await _of_tenant(writer, actor, earlier.result_id)
+            return CustomerOutcome(found[earlier.result_id], replayed=True)
+        await _require_free(writer, actor, external_id)
+        row = CustomerRow(
+            id=ids.new_id(ids.CUSTOMER),
+            org_id=actor.org_id,
+            environment=actor.environment,
+            **values,  # type: ignore[arg-type]  # Checked above, name by name.
+            created_at=now,
+            updated_at=now,
+        )
+        await customers.insert_customer(writer, row)
+        await idempotency.remember(
+            writer, actor, operation=_CREATE, key=idempotency_key, request=values, result_id=row.id, now=now
+        )
+        return CustomerOutcome(row, replayed=False)
+
+    outcome = await context.database.write(create)
+    context.loaders.clear()
+    return outcome
+
+
+async def update_customer(context: Context, *, customer_id: str, changes: Mapping[str, Any]) -> CustomerRow:
+    """Change a customer's `email`, `name`, `external_id` or `metadata`; what `changes` leaves out stays.
+
+    None clears `name` and `external_id`; `metadata` is replaced whole.
+
+    Raises `InvalidInput`, `Forbidden`, `CustomerNotFound` and `AlreadyExists`, in this order.
+    """
+    for field in ("email", "metadata"):
+        if field in changes and changes[field] is None:
+            raise InvalidInput(field, "must not be null; leave it out to keep it.")
+    _check(changes)
+    actor = context.actor
+    actor.require(Scope.BILLING_WRITE)
+    if not ids.is_id(customer_id, ids.CUSTOMER):
+        raise CustomerNotFound
+
+    async def change(writer: Writer) -> CustomerRow:
+        row = await customers.lock(
+            writer,
+            customer_id,
+            org_id=actor.org_id,
+            environment=actor.environment,
+            workspace_ids=actor.workspace_ids,
+        )
+        if row is None:
+            raise CustomerNotFound
+        after = row._replace(**changes)
+        if after == row:
+            return row
+        if after.external_id != row.external_id:
+            await _require_free(writer, actor, after.external_id)
+        after = after._replace(updated_at=context.clock())
+        await customers.update_customer(writer, after)
+        return after
+
+    changed = await context.database.write(change)
+    context.loaders.clear()
+    return changed
+
+
+async def require_attachable(reader: Reader, actor: Actor, customer_id: str) -> None:
+    """Raise `CustomerNotFound` unless the actor may give one of its meters to the customer.
+
+    A key limited to workspaces may name the customers that it sees, and those that have no meter yet: it is by its
+    first meter that a customer comes into a workspace.
+    """
+    if not ids.is_id(customer_id, ids.CUSTOMER) or customer_id not in await _of_tenant(reader, actor, customer_id):
+        raise CustomerNotFound
+    if actor.workspace_ids is None or not await customers.has_meters(reader, customer_id):
+        return
+    seen = await customers.by_ids(
+        reader,
+        [customer_id],
+        org_id=actor.org_id,
+        environment=actor.environment,
+        workspace_ids=actor.workspace_ids,
+    )
+    if not seen:
+        raise CustomerNotFound
+
+
+async def _of_tenant(reader: Reader, actor: Actor, customer_id: str) -> dict[str, CustomerRow]:
+    return await customers.by_ids(reader, [customer_id], org_id=actor.org_id, environment=actor.environment)
+
+
+async def _require_free(reader: Reader, actor: Actor, external_id: str | None) -> None:
+    if external_id is None:
+        return
+    found = await customers.by_external_ids(reader, [external_id], org_id=actor.org_id, environment=actor.environment)
+    if external_id in found:
+        raise AlreadyExists(
+            f"There is already a customer of external id {external_id!r}.", existing_id=found[external_id].id
+        )
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Hold the given values of a customer against their rules. Raises `InvalidInput`."""
+    if (email := values.get("email")) is not None:
+        check_text("email", email, length=NAME_LENGTH)
+        check_email("email", email)
+    if (name := values.get("name")) is not None:
+        check_text("name", name, length=NAME_LENGTH)
+    if (external_id := values.get("external_id")) is not None:
+        check_text("externalId", external_id, length=NAME_LENGTH)
+    if (metadata := values.get("metadata")) is not None:
+        check_metadata("metadata", metadata)

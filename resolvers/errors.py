@@ -1,0 +1,159 @@
+"""Everything that can be wrong with a request, as one tree.
+
+BillingError
+├── Refusal: the domain says no; a member of the mutation's union
+│   ├── InvalidInput
+│   ├── CustomerNotFound
+│   ├── BillingMeterNotFound
+│   ├── AlreadyExists
+│   ├── IdempotencyConflict
+│   ├── InsufficientCredits
+│   ├── SpendCapExceeded
+│   └── AmountOutOfRange
+└── Fault: the request itself is at fault, or cannot be served now; a top-level error
+    ├── Unauthenticated
+    ├── Forbidden
+    ├── BadUserInput
+    ├── LimitExceeded
+    └── Unavailable
+
+Where several apply, the first of these is told: malformed, no permission, not found, replay or conflict, time window,
+limit. How each is shown to a client is decided elsewhere: in `schema/errors.py` for GraphQL.
+"""
+
+from typing import ClassVar
+
+from storage.billing_meters import BillingMeterRow
+from storage.database import Outcome
+from storage.ledger import LedgerEntryRow
+
+
+class BillingError(Exception):
+    """A request that was not carried out. `message` is for the caller; it names the field and the rule."""
+
+    code: ClassVar[str]
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class Refusal(BillingError):
+    """The domain refuses; nothing was changed."""
+
+
+class InvalidInput(Refusal):
+    """A value breaks a rule. `field` is the path to it below the input, as the API spells it."""
+
+    code = "INVALID_INPUT"
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field} {rule}")
+        self.field = field
+
+
+class CustomerNotFound(Refusal):
+    """No customer of this id that the caller may see."""
+
+    code = "CUSTOMER_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("There is no customer of this id.")
+
+
+class BillingMeterNotFound(Refusal):
+    """No billing meter of these names."""
+
+    code = "BILLING_METER_NOT_FOUND"
+
+    def __init__(self, workspace_id: str, external_meter_id: str) -> None:
+        super().__init__(f"There is no billing meter {external_meter_id!r} in workspace {workspace_id!r}.")
+
+
+class AlreadyExists(Refusal):
+    """Something else already has the name. `existing_id` is its id."""
+
+    code = "ALREADY_EXISTS"
+
+    def __init__(self, message: str, *, existing_id: str) -> None:
+        super().__init__(message)
+        self.existing_id = existing_id
+
+
+class IdempotencyConflict(Refusal):
+    """The event id or idempotency key was used before, for something else. `entry` is what it recorded on a meter."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+
+    def __init__(self, key: str, *, entry: LedgerEntryRow | None = None) -> None:
+        super().__init__(f"{key!r} was used before with other values.")
+        self.entry = entry
+
+
+class LimitRefusal(Refusal):
+    """The credits do not cover the debit. `available` is what they would have covered, at the decision."""
+
+    def __init__(self, amount: int, *, available: int, billing_meter: BillingMeterRow) -> None:
+        super().__init__(f"{amount} credits are asked for and {available} are available.")
+        self.available = available
+        self.billing_meter = billing_meter
+
+
+class InsufficientCredits(LimitRefusal):
+    """The prepaid credits do not cover the debit, and the meter allows no overages."""
+
+    code = "INSUFFICIENT_CREDITS"
+
+
+class SpendCapExceeded(LimitRefusal):
+    """The debit would pass the meter's spend cap on overages."""
+
+    code = "SPEND_CAP_EXCEEDED"
+
+
+class AmountOutOfRange(Refusal):
+    """A meter's total or used credits would pass 2**63 - 1."""
+
+    code = "AMOUNT_OUT_OF_RANGE"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The meter's {what} credits would pass 9223372036854775807, the greatest amount.")
+
+
+class Fault(BillingError):
+    """The request cannot be served as it is, or not now."""
+
+
+class Unauthenticated(Fault):
+    """No key, or one that is unknown, expired or revoked."""
+
+    code = "UNAUTHENTICATED"
+
+
+class Forbidden(Fault):
+    """The key may not do this."""
+
+    code = "FORBIDDEN"
+
+
+class BadUserInput(Fault):
+    """A malformed value where there is no refusal to return."""
+
+    code = "BAD_USER_INPUT"
+
+
+class LimitExceeded(Fault):
+    """The request asks for more than one request may have."""
+
+    code = "LIMIT_EXCEEDED"
+
+
+class Unavailable(Fault):
+    """The database is out of reach, or the queue of writes is full. `outcome` tells what became of a write."""
+
+    code = "UNAVAILABLE"
+
+    def __init__(self, outcome: Outcome) -> None:
+        what = "Nothing was written." if outcome is Outcome.NOT_WRITTEN else "Whether it was written is not known."
+        super().__init__(f"The service is unavailable for the moment. {what} Repeat the request with the same id.")
+        self.outcome = outcome

@@ -1,0 +1,185 @@
+"""The loaders: one an edge. Each gathers the keys that a request's fields ask for into one statement.
+
+A loader belongs to one request, so it sees one actor's rows: another tenant's are missing like rows that do not exist.
+"""
+
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from datetime import date
+from typing import NamedTuple, TypeVar
+
+from strawberry.dataloader import DataLoader
+
+from resolvers.actor import Actor
+from resolvers.errors import LimitExceeded
+from storage import billing_meters, customers, ids, ledger, usage
+from storage.billing_meters import BillingMeterRow
+from storage.customers import CustomerRow
+from storage.database import Database
+from storage.ledger import LedgerEntryRow
+from storage.pages import Page
+from storage.usage import UsageDayRow, UsageRange
+
+#: The most usage days that one meter's field may answer.
+MOST_USAGE_DAYS = 10_000
+
+#: The most usage days that the meters of one request may answer together, by one statement.
+MOST_USAGE_DAYS_TOGETHER = 200_000
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+G = TypeVar("G", bound=Hashable)
+
+
+class MetersOfCustomer(NamedTuple):
+    """The key of a page of a customer's meters."""
+
+    customer_id: str
+    page: Page
+
+
+class UsageOfMeter(NamedTuple):
+    """The key of a meter's usage days: inclusive days, and the names asked for, or all."""
+
+    meter_id: str
+    first: date
+    last: date
+    usage_names: tuple[str, ...] | None
+
+
+class EntriesOfMeter(NamedTuple):
+    """The key of a stretch of a meter's ledger, both ends inclusive."""
+
+    meter_id: str
+    first_seq: int
+    last_seq: int
+
+
+class Loaders:
+    """The loaders of one request."""
+
+    def __init__(self, database: Database, actor: Actor) -> None:
+        self._database = database
+        self._actor = actor
+        self.customer_by_id = DataLoader(self._customers_by_ids)
+        self.customer_by_external_id = DataLoader(self._customers_by_external_ids)
+        self.billing_meter_by_id = DataLoader(self._billing_meters_by_ids)
+        self.billing_meter_by_names = DataLoader(self._billing_meters_by_names)
+        self.billing_meters_of_customer = DataLoader(self._billing_meters_of_customers)
+        self.usage_of_meter = DataLoader(self._usage_of_meters)
+        self.ledger_entry_by_id = DataLoader(self._ledger_entries_by_ids)
+        self.entries_of_meter = DataLoader(self._entries_of_meters)
+
+    def clear(self) -> None:
+        """Forget what was read, because something was written."""
+        for loader in vars(self).values():
+            if isinstance(loader, DataLoader):
+                loader.clear_all()
+
+    async def _customers_by_ids(self, keys: list[str]) -> list[CustomerRow | None]:
+        wanted = [key for key in keys if ids.is_id(key, ids.CUSTOMER)]
+        if not wanted:
+            return [None] * len(keys)
+        async with self._database.read() as reader:
+            found = await customers.by_ids(
+                reader,
+                wanted,
+                org_id=self._actor.org_id,
+                environment=self._actor.environment,
+                workspace_ids=self._actor.workspace_ids,
+            )
+        return [found.get(key) for key in keys]
+
+    async def _customers_by_external_ids(self, keys: list[str]) -> list[CustomerRow | None]:
+        async with self._database.read() as reader:
+            found = await customers.by_external_ids(
+                reader,
+                keys,
+                org_id=self._actor.org_id,
+                environment=self._actor.environment,
+                workspace_ids=self._actor.workspace_ids,
+            )
+        return [found.get(key) for key in keys]
+
+    async def _billing_meters_by_ids(self, keys: list[str]) -> list[BillingMeterRow | None]:
+        wanted = [key for key in keys if ids.is_id(key, ids.BILLING_METER)]
+        if not wanted:
+            return [None] * len(keys)
+        async with self._database.read() as reader:
+            found = await billing_meters.by_ids(
+                reader,
+                wanted,
+                org_id=self._actor.org_id,
+                environment=self._actor.environment,
+                workspace_ids=self._actor.workspace_ids,
+            )
+        return [found.get(key) for key in keys]
+
+    async def _billing_meters_by_names(self, keys: list[tuple[str, str]]) -> list[BillingMeterRow | None]:
+        async with self._database.read() as reader:
+            found = await billing_meters.by_names(
+                reader, keys, org_id=self._actor.org_id, environment=self._actor.environment
+            )
+        return [found.get(key) for key in keys]
+
+    async def _billing_meters_of_customers(self, keys: list[MetersOfCustomer]) -> list[list[BillingMeterRow]]:
+        async def load(page: Page, some: Sequence[MetersOfCustomer]) -> Sequence[list[BillingMeterRow]]:
+            customer_ids = [key.customer_id for key in some]
+            async with self._database.read() as reader:
+                found = await billing_meters.pages_by_customers(
+                    reader, customer_ids, page, workspace_ids=self._actor.workspace_ids
+                )
+            return [found[customer_id] for customer_id in customer_ids]
+
+        return await _by_group(keys, lambda key: key.page, load)
+
+    async def _usage_of_meters(self, keys: list[UsageOfMeter]) -> list[list[UsageDayRow] | LimitExceeded]:
+        async def load(
+            usage_names: tuple[str, ...] | None, some: Sequence[UsageOfMeter]
+        ) -> Sequence[list[UsageDayRow] | LimitExceeded]:
+            most_rows = min((MOST_USAGE_DAYS + 1) * len(some), MOST_USAGE_DAYS_TOGETHER)
+            ranges = [UsageRange(key.meter_id, key.first, key.last) for key in some]
+            async with self._database.read() as reader:
+                found = await usage.by_ranges(reader, ranges, usage_names=usage_names, most_rows=most_rows)
+            if sum(map(len, found)) == most_rows:
+                # Which meters' days were cut off is not known, so none may be taken for whole.
+                return [_too_many_days()] * len(some)
+            return [days if len(days) <= MOST_USAGE_DAYS else _too_many_days() for days in found]
+
+        return await _by_group(keys, lambda key: key.usage_names, load)
+
+    async def _ledger_entries_by_ids(self, keys: list[tuple[str, int]]) -> list[LedgerEntryRow | None]:
+        async with self._database.read() as reader:
+            found = await ledger.by_ids(
+                reader,
+                keys,
+                org_id=self._actor.org_id,
+                environment=self._actor.environment,
+                workspace_ids=self._actor.workspace_ids,
+            )
+        return [found.get(key) for key in keys]
+
+    async def _entries_of_meters(self, keys: list[EntriesOfMeter]) -> list[list[LedgerEntryRow]]:
+        async with self._database.read() as reader:
+            return await ledger.by_ranges(reader, keys)
+
+
+def _too_many_days() -> LimitExceeded:
+    return LimitExceeded(
+        f"usage answers at most {MOST_USAGE_DAYS} usage days a meter and {MOST_USAGE_DAYS_TOGETHER} a request; "
+        "ask for fewer days or names."
+    )
+
+
+async def _by_group(
+    keys: Sequence[K],
+    group_of: Callable[[K], G],
+    load: Callable[[G, Sequence[K]], Awaitable[Sequence[V]]],
+) -> list[V]:
+    """Load the keys group by group, as most requests have one, and return the values in the order of the keys."""
+    groups: dict[G, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(group_of(key), []).append(place)
+    values: dict[int, V] = {}
+    for group, places in groups.items():
+        values.update(zip(places, await load(group, [keys[place] for place in places]), strict=True))
+    return [values[place] for place in range(len(keys))]

@@ -1,0 +1,198 @@
+"""The write side of the loaders: concurrent debits of all requests are decided in groups, one transaction a group.
+
+While one group commits, the next one gathers; there is no timer, so a lone event never waits. A group is decided in
+this order: lock its meters, look up the event ids already known, decide each event in order of arrival, then one update
+of the meters, one upsert of the usage days, one insert of the entries. Looking up before the lock would let two
+processes both find nothing, and one group would die of the ledger's unique key. Every caller gets its own answer after
+the commit.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+
+from resolvers.errors import BillingError, BillingMeterNotFound, LimitRefusal, Refusal, Unavailable
+from resolvers.usage import UsageEvent, UsageOutcome, decide
+from storage import billing_meters, ledger, usage
+from storage.billing_meters import BillingMeterRow, MeterName
+from storage.database import Database, DatabaseUnavailable, Outcome, Writer
+from storage.ledger import LedgerEntryRow
+from storage.tables import LedgerEntryKind
+
+_log = logging.getLogger(__name__)
+
+#: The most events that one transaction decides; one submission may be larger, and then has it alone.
+MOST_IN_GROUP = 1_000
+
+#: The most events that may wait; beyond them a caller is told to come again.
+MOST_WAITING = 20_000
+
+#: The most names whose ids are remembered.
+MOST_NAMES = 100_000
+
+Result = UsageOutcome | Refusal
+
+
+@dataclass(slots=True, eq=False)
+class _Submission:
+    events: Sequence[UsageEvent]
+    answer: asyncio.Future[list[Result]]
+
+
+@dataclass(slots=True)
+class _Decided:
+    """What a group comes to: a result an event, and what is to be written."""
+
+    meters: dict[str, BillingMeterRow]
+    results: list[Result] = field(default_factory=list)
+    entries: list[LedgerEntryRow] = field(default_factory=list)
+    days: dict[tuple[str, date, str], int] = field(default_factory=dict)
+
+
+class UsageWriter:
+    """Decides debits on one database, for all requests of the process."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+        self._queue: deque[_Submission] = deque()
+        self._waiting = 0
+        self._running: asyncio.Task[None] | None = None
+        self._closed = False
+        # A meter's names and id never change, so what is remembered of them cannot become wrong.
+        self._ids: dict[MeterName, str] = {}
+
+    async def record(self, events: Sequence[UsageEvent]) -> list[Result]:
+        """Record the events in one transaction, in their order, and return the result of each once it is committed.
+
+        A refused event is a `Refusal` among the results, and leaves the others alone.
+
+        Raises `Unavailable`: `NOT_WRITTEN` when the queue is full or closed or the database is out of reach; `UNKNOWN`
+        when the answer to COMMIT was lost.
+        """
+        if self._closed or self._waiting + len(events) > MOST_WAITING:
+            raise Unavailable(Outcome.NOT_WRITTEN)
+        submission = _Submission(events, asyncio.get_running_loop().create_future())
+        self._queue.append(submission)
+        self._waiting += len(events)
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        return await submission.answer
+
+    async def close(self) -> None:
+        """Refuse what comes from now on, and finish what is queued."""
+        self._closed = True
+        if self._running is not None:
+            await self._running
+
+    async def _run(self) -> None:
+        try:
+            while self._queue:
+                await self._answer(self._next_group())
+        finally:
+            self._running = None
+
+    def _next_group(self) -> list[_Submission]:
+        group = [self._queue.popleft()]
+        size = len(group[0].events)
+        while self._queue and size + len(self._queue[0].events) <= MOST_IN_GROUP:
+            group.append(self._queue.popleft())
+            size += len(group[-1].events)
+        self._waiting -= size
+        return group
+
+    async def _answer(self, group: Sequence[_Submission]) -> None:
+        """Decide the group and give each submission its answer, or the reason why there is none."""
+        try:
+            results = iter(await self._record([event for submission in group for event in submission.events]))
+        except DatabaseUnavailable as error:
+            _log.warning("A group of usage events was not recorded: %s", error.__cause__)
+            for submission in group:
+                _fail(submission, Unavailable(error.outcome))
+        except Exception as error:  # noqa: BLE001  # Whatever it is, the callers must be told.
+            if len(group) == 1:
+                _fail(group[0], error)
+                return
+            # One of them is at fault, by a bug; it must not take the others with it.
+            _log.exception("A group of usage events failed; each submission is tried alone")
+            for submission in group:
+                await self._answer([submission])
+        else:
+            for submission in group:
+                answer = [next(results) for _ in submission.events]
+                if not submission.answer.done():
+                    submission.answer.set_result(answer)
+
+    async def _record(self, events: Sequence[UsageEvent]) -> list[Result]:
+        await self._find_ids({event.meter for event in events})
+        decided = await self._database.write(lambda writer: self._decide(writer, events))
+        return [_as_of_now(result, decided.meters) for result in decided.results]
+
+    async def _find_ids(self, names: Iterable[MeterName]) -> None:
+        unknown = [name for name in names if name not in self._ids]
+        if not unknown:
+            return
+        async with self._database.read() as reader:
+            found = await billing_meters.ids_by_names(reader, unknown)
+        if len(self._ids) + len(found) > MOST_NAMES:
+            self._ids.clear()
+        self._ids.update(found)
+
+    async def _decide(self, writer: Writer, events: Sequence[UsageEvent]) -> _Decided:
+        """Decide the events and write what they come to, starting from the rows: it may run again after a rollback."""
+        meter_ids = [self._ids.get(event.meter) for event in events]
+        locked = await billing_meters.lock(writer, sorted({meter_id for meter_id in meter_ids if meter_id is not None}))
+        known = await ledger.by_keys(
+            writer,
+            [
+                (meter_id, LedgerEntryKind.USAGE, event.event_id)
+                for meter_id, event in zip(meter_ids, events, strict=True)
+                if meter_id is not None
+            ],
+        )
+        now = self._clock()
+        decided = _Decided(locked)
+        for meter_id, event in zip(meter_ids, events, strict=True):
+            meter = locked.get(meter_id) if meter_id is not None else None
+            if meter is None:
+                decided.results.append(BillingMeterNotFound(event.meter.workspace_id, event.meter.external_meter_id))
+                continue
+            key = (meter.id, LedgerEntryKind.USAGE, event.event_id)
+            try:
+                outcome = decide(meter, event, known.get(key), now=now)
+            except Refusal as refusal:
+                decided.results.append(refusal)
+                continue
+            decided.results.append(outcome)
+            if outcome.entry is not None and not outcome.replayed:
+                entry = outcome.entry
+                locked[meter.id] = outcome.billing_meter
+                known[key] = entry
+                decided.entries.append(entry)
+                assert entry.day is not None  # noqa: S101  # A USAGE entry has its day and name.
+                assert entry.usage_name is not None  # noqa: S101
+                day = (meter.id, entry.day, entry.usage_name)
+                decided.days[day] = decided.days.get(day, 0) + entry.amount
+        if decided.entries:
+            changed = {entry.meter_id for entry in decided.entries}
+            await billing_meters.update_meters(writer, [locked[meter_id] for meter_id in sorted(changed)])
+            await usage.add(writer, decided.days)
+            await ledger.insert_entries(writer, decided.entries)
+        return decided
+
+
+def _as_of_now(result: Result, meters: dict[str, BillingMeterRow]) -> Result:
+    """Return the result with its meter as it is after the group's commit."""
+    if isinstance(result, UsageOutcome):
+        return result._replace(billing_meter=meters[result.billing_meter.id])
+    if isinstance(result, LimitRefusal):
+        result.billing_meter = meters[result.billing_meter.id]
+    return result
+
+
+def _fail(submission: _Submission, error: BillingError | Exception) -> None:
+    if not submission.answer.done():
+        submission.answer.set_exception(error)

@@ -1,0 +1,157 @@
+"""What counts as a well-formed value: amounts, times, days, names, emails, zones and metadata.
+
+The `parse_` functions read what arrives on the wire and raise `ValueError` with a message for the caller. The `check_`
+functions hold a value of a named field against its rule and raise `InvalidInput`.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import orjson
+from email_validator import EmailNotValidError, validate_email
+
+from resolvers.errors import InvalidInput
+
+#: The greatest amount of credits: what a signed 64-bit integer holds.
+MAX_AMOUNT = 2**63 - 1
+
+NAME_LENGTH = 256
+KEY_LENGTH = 255
+USAGE_NAME_LENGTH = 128
+
+#: The most that a metadata object may take as compact JSON, in bytes.
+METADATA_BYTES = 16 * 1024
+
+_DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_INSTANT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
+    re.ASCII,
+)
+_REFUSED_CHARACTERS = re.compile("[\x00\ud800-\udfff]")
+
+
+def parse_amount(value: object) -> int:
+    """Return the amount that a string of ASCII digits or an integer stands for.
+
+    Raises `ValueError` for anything else: signs, fractions, exponents, booleans, other scripts' digits, more than 2**63
+    - 1.
+    """
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        amount = int(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        amount = value
+    else:
+        amount = -1
+    if not 0 <= amount <= MAX_AMOUNT:
+        raise ValueError(
+            f"An amount is a whole number from 0 to {MAX_AMOUNT}, as an integer or a string of ASCII digits."
+        )
+    return amount
+
+
+def parse_day(value: object) -> date:
+    """Return the day that a string `YYYY-MM-DD` stands for. Raises `ValueError` for anything else."""
+    if isinstance(value, str) and _DAY.fullmatch(value):
+        try:
+            return date.fromisoformat(value)
+        except ValueError:
+            pass  # The message below tells more than the library's.
+    raise ValueError("A date is a day of the calendar, written YYYY-MM-DD.")
+
+
+def parse_instant(value: object) -> datetime:
+    """Return, in UTC, the moment that an RFC 3339 string with an offset and at most 6 decimals stands for.
+
+    Raises `ValueError` for anything else: a time without an offset, a week date, a leap second, a seventh decimal.
+    """
+    if isinstance(value, str) and _INSTANT.fullmatch(value):
+        try:
+            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+        except (ValueError, OverflowError):
+            pass  # The message below tells more than the library's.
+    raise ValueError(
+        "A time is written as in RFC 3339, with an offset and at most 6 decimals: 2026-01-31T09:30:00.25Z."
+    )
+
+
+def check_text(field: str, value: str, *, length: int) -> None:
+    """Hold a text against its rule: 1 to `length` characters, no NUL and no lone surrogate.
+
+    Raises `InvalidInput`.
+    """
+    if not 1 <= len(value) <= length:
+        raise InvalidInput(field, f"must have 1 to {length} characters; it has {len(value)}.")
+    if _REFUSED_CHARACTERS.search(value):
+        raise InvalidInput(field, "must not contain NUL or lone surrogates.")
+
+
+def check_email(field: str, value: str) -> None:
+    """Hold an email address against the standards' syntax, without asking the network. Raises `InvalidInput`."""
+    try:
+        validate_email(value, check_deliverability=False)
+    except EmailNotValidError as error:
+        raise InvalidInput(field, f"must be a valid email address: {error}") from None
+
+
+def check_timezone(field: str, value: str) -> None:
+    """Hold the name of a zone against the IANA's list. Raises `InvalidInput`."""
+    if value not in _zone_names():
+        raise InvalidInput(field, "must be a zone of the IANA time zone database, like Europe/Zurich.")
+
+
+def check_metadata(field: str, value: object) -> dict[str, Any]:
+    """Return the metadata: an object of at most 16 KiB as compact JSON. Raises `InvalidInput`."""
+    if not isinstance(value, dict):
+        raise InvalidInput(field, "must be a JSON object.")
+    waiting: list[Any] = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += part.keys()
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+        else:
+            _check_leaf(field, part)
+    try:
+        size = len(orjson.dumps(value))
+    except orjson.JSONEncodeError:
+        raise InvalidInput(field, "must not be nested deeper than 250 levels.") from None
+    if size > METADATA_BYTES:
+        raise InvalidInput(field, f"must take at most {METADATA_BYTES} bytes as compact JSON; it takes {size}.")
+    return value
+
+
+def _check_leaf(field: str, leaf: object) -> None:
+    if isinstance(leaf, str) and _REFUSED_CHARACTERS.search(leaf):
+        raise InvalidInput(field, "must not contain NUL or lone surrogates.")
+    if isinstance(leaf, int) and not -(2**63) <= leaf < 2**64:
+        raise InvalidInput(field, "must not contain integers of more than 64 bits; write them as strings.")
+    if isinstance(leaf, float) and not math.isfinite(leaf):
+        raise InvalidInput(field, "must not contain numbers that are not finite.")
+
+
+def check_usage_names(field: str, values: Sequence[str]) -> None:
+    """Hold the names of a query's usage against their rule: 100 at most, each a usage name. Raises `InvalidInput`."""
+    if not 1 <= len(values) <= 100:  # noqa: PLR2004  # The rule's own numbers, told in the message.
+        raise InvalidInput(field, f"must have 1 to 100 items; it has {len(values)}.")
+    for value in values:
+        check_text(field, value, length=USAGE_NAME_LENGTH)
+
+
+def day_of(instant: datetime, timezone: str) -> date:
+    """Return the day of the moment in the zone."""
+    return instant.astimezone(ZoneInfo(timezone)).date()
+
+
+@cache
+def _zone_names() -> frozenset[str]:
+    # The list that comes with the pinned database; the machine's own may hold names of the machine, like `localtime`.
+    return frozenset(files("tzdata").joinpath("zones").read_text(encoding="utf-8").split())
