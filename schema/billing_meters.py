@@ -1,0 +1,362 @@
+"""Billing meters: reading, making, changing and refilling them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import strawberry
+
+from resolvers import billing_meters
+from resolvers.billing_meters import MeterOutcome, check_names
+from resolvers.limits import available_credits, overage_credits
+from schema.connections import After, Arguments, Before, Connection, First, Last, connection_of, page_arguments
+from schema.errors import (
+    AlreadyExists,
+    AmountOutOfRange,
+    BillingMeterNotFound,
+    CustomerNotFound,
+    IdempotencyConflict,
+    InvalidInput,
+)
+from schema.info import Info, changes_of, given
+from schema.ledger import LedgerEntry, ledger_page
+from schema.node import Node
+from schema.scalars import BigInt
+from schema.usage import FillZeros, From, Names, To, UsageDay, usage_of
+from storage import ids
+from storage.billing_meters import BillingMeterRow
+
+if TYPE_CHECKING:
+    from schema.customers import Customer
+
+_CustomerType = Annotated["Customer", strawberry.lazy("schema.customers")]
+
+
+def _amount(value: int | None) -> BigInt | None:
+    return BigInt(value) if value is not None else None
+
+
+@strawberry.type(description="One pool of prepaid credits, named by its workspace and the caller's own name of it.")
+class BillingMeter(Node):
+    """See `storage.billing_meters.BillingMeterRow`."""
+
+    row: strawberry.Private[BillingMeterRow]
+    workspace_id: str = strawberry.field(description="The product area that the meter belongs to, named by the caller.")
+    external_meter_id: str = strawberry.field(description="The caller's name of the meter, unique in its workspace.")
+    timezone: str = strawberry.field(
+        description="The IANA time zone that the meter's days are counted in; it never changes."
+    )
+    total_credits: BigInt = strawberry.field(description="The credits granted so far.")
+    used_credits: BigInt = strawberry.field(description="The credits used so far.")
+    overage_credits: BigInt = strawberry.field(description="The credits used beyond the total; 0 where there are none.")
+    available_credits: BigInt | None = strawberry.field(
+        description=(
+            "The credits that a debit may still take, overage up to the spend cap included; null: there is no limit."
+        )
+    )
+    allow_overages: bool = strawberry.field(description="Whether more may be used than the total.")
+    spend_cap: BigInt | None = strawberry.field(
+        description="The most overage allowed, in credits; null: no cap. It has no effect while overages are off."
+    )
+    created_at: datetime = strawberry.field(description="When the meter was made.")
+    updated_at: datetime = strawberry.field(description="When the meter last changed, also by usage.")
+
+    @classmethod
+    def of(cls, row: BillingMeterRow) -> "BillingMeter":
+        """Return the row as clients see it."""
+        return cls(
+            id=strawberry.ID(row.id),
+            row=row,
+            workspace_id=row.workspace_id,
+            external_meter_id=row.external_meter_id,
+            timezone=row.timezone,
+            total_credits=BigInt(row.total_credits),
+            used_credits=BigInt(row.used_credits),
+            overage_credits=BigInt(overage_credits(row.total_credits, row.used_credits)),
+            available_credits=_amount(available_credits(row.limit_credits, row.used_credits)),
+            allow_overages=row.allow_overages,
+            spend_cap=_amount(row.spend_cap),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+    @strawberry.field(
+        description="The customer who pays for the meter; null: none is named, or none that the key may see."
+    )
+    async def customer(self, info: Info) -> _CustomerType | None:
+        """Return the meter's customer."""
+        from schema.customers import Customer  # noqa: PLC0415  # The two types refer to each other.
+
+        loaders = info.context.reading
+        if self.row.customer_id is None:
+            return None
+        row = await loaders.customer_by_id.load(self.row.customer_id)
+        return Customer.of(row) if row is not None else None
+
+    @strawberry.field(
+        description="The meter's usage days, ordered by day and then by name: at most 366 days and 10,000 rows."
+    )
+    async def usage(
+        self,
+        info: Info,
+        from_: From = strawberry.UNSET,
+        to: To = strawberry.UNSET,
+        names: Names = strawberry.UNSET,
+        fill_zeros: FillZeros = False,  # noqa: FBT002  # The field's own default.
+    ) -> list[UsageDay]:
+        """Return the meter's usage days."""
+        return await usage_of(info, self.row, from_, to, names, fill_zeros=fill_zeros)
+
+    @strawberry.field(description="The meter's ledger, newest first.")
+    async def ledger(
+        self,
+        info: Info,
+        first: First = strawberry.UNSET,
+        after: After = strawberry.UNSET,
+        last: Last = strawberry.UNSET,
+        before: Before = strawberry.UNSET,
+    ) -> Connection[LedgerEntry]:
+        """Return a page of the meter's ledger."""
+        return await ledger_page(info, self.row, page_arguments(ids.LEDGER_ENTRY, first, after, last, before))
+
+
+@strawberry.input(description="Which billing meters to list; what is left out does not restrict them.")
+class BillingMeterFilter:
+    """The filters of the list of meters."""
+
+    workspace_id: str | None = strawberry.field(default=strawberry.UNSET, description="Only meters of this workspace.")
+    customer_id: strawberry.ID | None = strawberry.field(
+        default=strawberry.UNSET, description="Only meters of the customer of this id."
+    )
+    available_below: BigInt | None = strawberry.field(
+        default=strawberry.UNSET, description="Only meters with a limit and fewer available credits than this."
+    )
+
+
+@strawberry.type
+class BillingMeterQuery:
+    """The queries of billing meters."""
+
+    @strawberry.field(description="The billing meter of these names; null: there is none.")
+    async def billing_meter(
+        self,
+        info: Info,
+        workspace_id: Annotated[str, strawberry.argument(description="The meter's workspace.")],
+        external_meter_id: Annotated[str, strawberry.argument(description="The caller's name of the meter.")],
+    ) -> BillingMeter | None:
+        """Return the meter of these names."""
+        check_names(workspace_id, external_meter_id)
+        loaders = info.context.reading
+        info.context.actor.require_workspace(workspace_id)
+        row = await loaders.billing_meter_by_names.load((workspace_id, external_meter_id))
+        return BillingMeter.of(row) if row is not None else None
+
+    @strawberry.field(description="The billing meters, newest first.")
+    async def billing_meters(
+        self,
+        info: Info,
+        first: First = strawberry.UNSET,
+        after: After = strawberry.UNSET,
+        last: Last = strawberry.UNSET,
+        before: Before = strawberry.UNSET,
+        filter: Annotated[
+            BillingMeterFilter | None, strawberry.argument(description="Which meters to list; left out: all.")
+        ] = strawberry.UNSET,
+    ) -> Connection[BillingMeter]:
+        """Return a page of the meters."""
+        arguments = page_arguments(ids.BILLING_METER, first, after, last, before)
+        wanted = given(filter) or BillingMeterFilter()
+        rows = await billing_meters.list_billing_meters(
+            info.context,
+            arguments.page,
+            workspace_id=given(wanted.workspace_id),
+            customer_id=given(wanted.customer_id),
+            available_below=given(wanted.available_below),
+        )
+        return meters_connection(arguments, rows)
+
+
+def meters_connection(arguments: Arguments, rows: Sequence[BillingMeterRow]) -> Connection[BillingMeter]:
+    """Return a page of meters, read with one more row than it has."""
+    return connection_of(arguments, rows, node_of=BillingMeter.of, id_of=lambda row: row.id)
+
+
+@strawberry.input(description="A new billing meter.")
+class CreateBillingMeterInput:
+    """The fields of a new meter."""
+
+    workspace_id: str = strawberry.field(description="The product area that it belongs to, 1 to 256 characters.")
+    external_meter_id: str = strawberry.field(
+        description="The caller's name of it in the workspace, 1 to 256 characters."
+    )
+    total_credits: BigInt = strawberry.field(default=BigInt(0), description="The credits granted from the start.")
+    allow_overages: bool = strawberry.field(default=False, description="Whether more may be used than the total.")
+    spend_cap: BigInt | None = strawberry.field(
+        default=strawberry.UNSET, description="The most overage allowed, in credits; left out or null: no cap."
+    )
+    customer_id: strawberry.ID | None = strawberry.field(
+        default=strawberry.UNSET, description="The id of the customer who pays; left out or null: none."
+    )
+    timezone: str = strawberry.field(
+        default="UTC", description="The IANA time zone that its days are counted in; it cannot be changed later."
+    )
+    idempotency_key: str | None = strawberry.field(
+        default=strawberry.UNSET,
+        description="The caller's name of this request, 1 to 255 characters: repeating it answers the meter it made.",
+    )
+
+
+@strawberry.input(description="A change of a billing meter; what is left out stays.")
+class UpdateBillingMeterInput:
+    """The fields of a meter that can be changed."""
+
+    workspace_id: str = strawberry.field(description="The meter's workspace.")
+    external_meter_id: str = strawberry.field(description="The caller's name of the meter.")
+    allow_overages: strawberry.Maybe[bool | None] = strawberry.field(
+        default=None, description="Whether more may be used than the total; null is refused."
+    )
+    spend_cap: strawberry.Maybe[BigInt | None] = strawberry.field(
+        default=None,
+        description="The most overage allowed, in credits; null is refused, so that a lost value never lifts the cap.",
+    )
+    customer_id: strawberry.Maybe[strawberry.ID | None] = strawberry.field(
+        default=None, description="The id of the customer who pays; null: nobody any longer."
+    )
+    remove_spend_cap: bool = strawberry.field(default=False, description="Whether to remove the spend cap.")
+
+
+@strawberry.input(description="A refill of a billing meter.")
+class RefillBillingMeterInput:
+    """The fields of a refill."""
+
+    workspace_id: str = strawberry.field(description="The meter's workspace.")
+    external_meter_id: str = strawberry.field(description="The caller's name of the meter.")
+    refill: BigInt | None = strawberry.field(
+        default=strawberry.UNSET,
+        description="The credits to add to the total, more than 0; left out or null: the meter comes back unchanged.",
+    )
+    idempotency_key: str | None = strawberry.field(
+        default=strawberry.UNSET,
+        description="The caller's name of this refill, 1 to 255 characters: repeating it replays the first result.",
+    )
+
+
+@strawberry.type(description="A billing meter was made.")
+class CreateBillingMeterSuccess:
+    """See `resolvers.billing_meters.MeterOutcome`."""
+
+    billing_meter: BillingMeter = strawberry.field(description="The meter, as it is now.")
+    replayed: bool = strawberry.field(description="Whether an earlier request under the same key had made it.")
+
+    @classmethod
+    def of(cls, outcome: MeterOutcome) -> "CreateBillingMeterSuccess":
+        """Return the outcome as clients see it."""
+        return cls(billing_meter=BillingMeter.of(outcome.billing_meter), replayed=outcome.replayed)
+
+
+@strawberry.type(description="A billing meter was changed, or already was as wanted.")
+class UpdateBillingMeterSuccess:
+    """See `resolvers.billing_meters.MeterOutcome`."""
+
+    billing_meter: BillingMeter = strawberry.field(description="The meter, as it is now.")
+
+
+@strawberry.type(description="A billing meter was refilled.")
+class RefillBillingMeterSuccess:
+    """See `resolvers.billing_meters.MeterOutcome`."""
+
+    billing_meter: BillingMeter = strawberry.field(
+        description="The meter, as it is now; the entry tells the totals right after this refill."
+    )
+    entry: LedgerEntry | None = strawberry.field(description="The ledger entry; null: no refill was asked for.")
+    replayed: bool = strawberry.field(
+        description="Whether an earlier request under the same key had made the refill, so that nothing changed."
+    )
+
+    @classmethod
+    def of(cls, outcome: MeterOutcome) -> "RefillBillingMeterSuccess":
+        """Return the outcome as clients see it."""
+        return cls(
+            billing_meter=BillingMeter.of(outcome.billing_meter),
+            entry=LedgerEntry.of(outcome.entry) if outcome.entry is not None else None,
+            replayed=outcome.replayed,
+        )
+
+
+CreateBillingMeterResult = Annotated[
+    CreateBillingMeterSuccess | InvalidInput | CustomerNotFound | AlreadyExists | IdempotencyConflict,
+    strawberry.union("CreateBillingMeterResult", description="The new billing meter, or why there is none."),
+]
+UpdateBillingMeterResult = Annotated[
+    UpdateBillingMeterSuccess | InvalidInput | BillingMeterNotFound | CustomerNotFound,
+    strawberry.union("UpdateBillingMeterResult", description="The changed billing meter, or why it was not changed."),
+]
+RefillBillingMeterResult = Annotated[
+    RefillBillingMeterSuccess | InvalidInput | BillingMeterNotFound | IdempotencyConflict | AmountOutOfRange,
+    strawberry.union("RefillBillingMeterResult", description="The refilled billing meter, or why it was not refilled."),
+]
+
+
+@strawberry.type
+class BillingMeterMutation:
+    """The mutations of billing meters."""
+
+    @strawberry.mutation(description="Makes a billing meter. Needs `billing:write`.")
+    async def create_billing_meter(
+        self,
+        info: Info,
+        input: Annotated[CreateBillingMeterInput, strawberry.argument(description="The new meter.")],
+    ) -> CreateBillingMeterResult | None:
+        """Make the meter."""
+        outcome = await billing_meters.create_billing_meter(
+            info.context,
+            workspace_id=input.workspace_id,
+            external_meter_id=input.external_meter_id,
+            total_credits=input.total_credits,
+            allow_overages=input.allow_overages,
+            spend_cap=given(input.spend_cap),
+            customer_id=given(input.customer_id),
+            timezone=input.timezone,
+            idempotency_key=given(input.idempotency_key),
+        )
+        return CreateBillingMeterSuccess.of(outcome)
+
+    @strawberry.mutation(
+        description=(
+            "Changes a billing meter's overage switch, spend cap or customer. Lowering the limit always succeeds."
+            " Needs "
+            "`billing:write`."
+        )
+    )
+    async def update_billing_meter(
+        self,
+        info: Info,
+        input: Annotated[UpdateBillingMeterInput, strawberry.argument(description="The change.")],
+    ) -> UpdateBillingMeterResult | None:
+        """Change the meter."""
+        outcome = await billing_meters.update_billing_meter(
+            info.context,
+            workspace_id=input.workspace_id,
+            external_meter_id=input.external_meter_id,
+            changes=changes_of(input, "allow_overages", "spend_cap", "customer_id"),
+            remove_spend_cap=input.remove_spend_cap,
+        )
+        return UpdateBillingMeterSuccess(billing_meter=BillingMeter.of(outcome.billing_meter))
+
+    @strawberry.mutation(
+        description="Adds credits to a billing meter's total; it never resets anything. Needs `billing:write`."
+    )
+    async def refill_billing_meter(
+        self,
+        info: Info,
+        input: Annotated[RefillBillingMeterInput, strawberry.argument(description="The refill.")],
+    ) -> RefillBillingMeterResult | None:
+        """Refill the meter."""
+        outcome = await billing_meters.refill_billing_meter(
+            info.context,
+            workspace_id=input.workspace_id,
+            external_meter_id=input.external_meter_id,
+            refill=given(input.refill),
+            idempotency_key=given(input.idempotency_key),
+        )
+        return RefillBillingMeterSuccess.of(outcome)

@@ -1,0 +1,208 @@
+"""Customers: reading, making and changing them."""
+
+from datetime import datetime
+from typing import Annotated
+
+import strawberry
+from strawberry.scalars import JSON
+
+from resolvers import customers
+from resolvers.loaders import MetersOfCustomer
+from resolvers.values import NAME_LENGTH, check_text
+from schema.billing_meters import BillingMeter, meters_connection
+from schema.connections import After, Before, Connection, First, Last, connection_of, page_arguments
+from schema.enums import Environment
+from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
+from schema.info import Info, changes_of, given
+from schema.node import Node
+from storage import ids
+from storage.customers import CustomerRow
+
+
+@strawberry.type(description="The person or organization who pays.")
+class Customer(Node):
+    """See `storage.customers.CustomerRow`."""
+
+    org_id: strawberry.ID = strawberry.field(description="The organization that the customer belongs to.")
+    email: str = strawberry.field(description="The email address, as it was given.")
+    name: str | None = strawberry.field(description="The name for people to read.")
+    external_id: str | None = strawberry.field(
+        description="The caller's name of the customer, unique in the organization and environment."
+    )
+    metadata: JSON = strawberry.field(description="What the caller keeps with the customer: a JSON object.")
+    environment: Environment = strawberry.field(description="The world that the customer belongs to.")
+    created_at: datetime = strawberry.field(description="When the customer was made.")
+    updated_at: datetime = strawberry.field(description="When the customer last changed.")
+
+    @classmethod
+    def of(cls, row: CustomerRow) -> "Customer":
+        """Return the row as clients see it."""
+        return cls(
+            id=strawberry.ID(row.id),
+            org_id=strawberry.ID(row.org_id),
+            email=row.email,
+            name=row.name,
+            external_id=row.external_id,
+            metadata=JSON(row.metadata),
+            environment=Environment(row.environment),
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
+    @strawberry.field(description="The billing meters that the customer pays for, newest first.")
+    async def billing_meters(
+        self,
+        info: Info,
+        first: First = strawberry.UNSET,
+        after: After = strawberry.UNSET,
+        last: Last = strawberry.UNSET,
+        before: Before = strawberry.UNSET,
+    ) -> Connection[BillingMeter]:
+        """Return a page of the customer's meters."""
+        arguments = page_arguments(ids.BILLING_METER, first, after, last, before)
+        loaders = info.context.reading
+        rows = await loaders.billing_meters_of_customer.load(MetersOfCustomer(self.id, arguments.page))
+        return meters_connection(arguments, rows)
+
+
+@strawberry.type
+class CustomerQuery:
+    """The queries of customers."""
+
+    @strawberry.field(description="The customer of this id; null: there is none.")
+    async def customer(
+        self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The customer's id.")]
+    ) -> Customer | None:
+        """Return the customer of this id."""
+        row = await info.context.reading.customer_by_id.load(id)
+        return Customer.of(row) if row is not None else None
+
+    @strawberry.field(description="The customer of this external id; null: there is none.")
+    async def customer_by_external_id(
+        self,
+        info: Info,
+        external_id: Annotated[str, strawberry.argument(description="The caller's name of the customer.")],
+    ) -> Customer | None:
+        """Return the customer of this external id."""
+        check_text("externalId", external_id, length=NAME_LENGTH)
+        row = await info.context.reading.customer_by_external_id.load(external_id)
+        return Customer.of(row) if row is not None else None
+
+    @strawberry.field(description="The customers, newest first.")
+    async def customers(
+        self,
+        info: Info,
+        first: First = strawberry.UNSET,
+        after: After = strawberry.UNSET,
+        last: Last = strawberry.UNSET,
+        before: Before = strawberry.UNSET,
+    ) -> Connection[Customer]:
+        """Return a page of the customers."""
+        arguments = page_arguments(ids.CUSTOMER, first, after, last, before)
+        rows = await customers.list_customers(info.context, arguments.page)
+        return connection_of(arguments, rows, node_of=Customer.of, id_of=lambda row: row.id)
+
+
+@strawberry.input(description="A new customer.")
+class CreateCustomerInput:
+    """The fields of a new customer."""
+
+    email: str = strawberry.field(description="A valid email address.")
+    name: str | None = strawberry.field(
+        default=strawberry.UNSET, description="The name for people to read, 1 to 256 characters."
+    )
+    external_id: str | None = strawberry.field(
+        default=strawberry.UNSET,
+        description=(
+            "The caller's name of the customer, 1 to 256 characters, unique in the organization and environment."
+        ),
+    )
+    metadata: JSON | None = strawberry.field(
+        default=strawberry.UNSET, description="A JSON object of at most 16 KiB; left out or null: an empty one."
+    )
+    idempotency_key: str | None = strawberry.field(
+        default=strawberry.UNSET,
+        description=(
+            "The caller's name of this request, 1 to 255 characters: repeating it answers the customer it made."
+        ),
+    )
+
+
+@strawberry.input(description="A change of a customer; what is left out stays.")
+class UpdateCustomerInput:
+    """The fields of a customer that can be changed."""
+
+    id: strawberry.ID = strawberry.field(description="The customer's id.")
+    email: strawberry.Maybe[str | None] = strawberry.field(
+        default=None, description="A valid email address; null is refused."
+    )
+    name: strawberry.Maybe[str | None] = strawberry.field(
+        default=None, description="The name for people to read, 1 to 256 characters; null clears it."
+    )
+    external_id: strawberry.Maybe[str | None] = strawberry.field(
+        default=None, description="The caller's name of the customer, 1 to 256 characters; null clears it."
+    )
+    metadata: strawberry.Maybe[JSON | None] = strawberry.field(
+        default=None, description="A JSON object of at most 16 KiB that replaces the whole of it; null is refused."
+    )
+
+
+@strawberry.type(description="A customer was made.")
+class CreateCustomerSuccess:
+    """See `resolvers.customers.CustomerOutcome`."""
+
+    customer: Customer = strawberry.field(description="The customer, as it is now.")
+    replayed: bool = strawberry.field(description="Whether an earlier request under the same key had made it.")
+
+
+@strawberry.type(description="A customer was changed, or already was as wanted.")
+class UpdateCustomerSuccess:
+    """See `resolvers.customers.update_customer`."""
+
+    customer: Customer = strawberry.field(description="The customer, as it is now.")
+
+
+CreateCustomerResult = Annotated[
+    CreateCustomerSuccess | InvalidInput | AlreadyExists | IdempotencyConflict,
+    strawberry.union("CreateCustomerResult", description="The new customer, or why there is none."),
+]
+UpdateCustomerResult = Annotated[
+    UpdateCustomerSuccess | InvalidInput | CustomerNotFound | AlreadyExists,
+    strawberry.union("UpdateCustomerResult", description="The changed customer, or why it was not changed."),
+]
+
+
+@strawberry.type
+class CustomerMutation:
+    """The mutations of customers."""
+
+    @strawberry.mutation(description="Makes a customer. Needs `billing:write`.")
+    async def create_customer(
+        self,
+        info: Info,
+        input: Annotated[CreateCustomerInput, strawberry.argument(description="The new customer.")],
+    ) -> CreateCustomerResult | None:
+        """Make the customer."""
+        outcome = await customers.create_customer(
+            info.context,
+            email=input.email,
+            name=given(input.name),
+            external_id=given(input.external_id),
+            metadata=given(input.metadata),
+            idempotency_key=given(input.idempotency_key),
+        )
+        return CreateCustomerSuccess(customer=Customer.of(outcome.customer), replayed=outcome.replayed)
+
+    @strawberry.mutation(description="Changes a customer. Needs `billing:write`.")
+    async def update_customer(
+        self,
+        info: Info,
+        input: Annotated[UpdateCustomerInput, strawberry.argument(description="The change.")],
+    ) -> UpdateCustomerResult | None:
+        """Change the customer."""
+        row = await customers.update_customer(
+            info.context,
+            customer_id=input.id,
+            changes=changes_of(input, "email", "name", "external_id", "metadata"),
+        )
+        return UpdateCustomerSuccess(customer=Customer.of(row))

@@ -1,0 +1,86 @@
+"""The members of the result unions that tell of a refusal.
+
+Which domain error becomes which of them stands in `schema/refusals.py`; what becomes of faults, in `schema/faults.py`.
+"""
+
+from typing import TYPE_CHECKING, Annotated
+
+import strawberry
+
+from schema.enums import ErrorCode
+from schema.scalars import BigInt
+
+if TYPE_CHECKING:
+    from schema.billing_meters import BillingMeter
+    from schema.ledger import LedgerEntry
+
+_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
+_EntryType = Annotated["LedgerEntry", strawberry.lazy("schema.ledger")]
+
+
+@strawberry.interface(
+    description=(
+        "A mutation that the domain refused; nothing was changed. New kinds may be added: handle this interface."
+    )
+)
+class UserError:
+    """What every refusal tells."""
+
+    code: ErrorCode = strawberry.field(description="The rule that refused it, for programs.")
+    message: str = strawberry.field(description="What is wrong, for people.")
+
+
+@strawberry.type(description="A value of the input breaks a rule.")
+class InvalidInput(UserError):
+    """See `resolvers.errors.InvalidInput`."""
+
+    field: list[str] = strawberry.field(description='The path to the value, like `["input", "spendCap"]`.')
+
+
+@strawberry.type(description="There is no customer of this id.")
+class CustomerNotFound(UserError):
+    """See `resolvers.errors.CustomerNotFound`."""
+
+
+@strawberry.type(description="There is no billing meter of these names.")
+class BillingMeterNotFound(UserError):
+    """See `resolvers.errors.BillingMeterNotFound`."""
+
+
+@strawberry.type(description="Something else already has this name.")
+class AlreadyExists(UserError):
+    """See `resolvers.errors.AlreadyExists`."""
+
+    existing_id: strawberry.ID = strawberry.field(description="The id of what has it.")
+
+
+@strawberry.type(description="The event id or idempotency key was used before with other values.")
+class IdempotencyConflict(UserError):
+    """See `resolvers.errors.IdempotencyConflict`."""
+
+    entry: _EntryType | None = strawberry.field(
+        description="The ledger entry that the first use made; null: it made none, or one that the key may not see."
+    )
+
+
+@strawberry.type(description="The prepaid credits do not cover the debit, and the meter allows no overages.")
+class InsufficientCredits(UserError):
+    """See `resolvers.errors.InsufficientCredits`."""
+
+    available: BigInt = strawberry.field(description="The credits that were available at the decision.")
+    billing_meter: _MeterType = strawberry.field(description="The meter, as it is now.")
+
+
+@strawberry.type(description="The debit would pass the meter's spend cap on overages.")
+class SpendCapExceeded(UserError):
+    """See `resolvers.errors.SpendCapExceeded`."""
+
+    available: BigInt = strawberry.field(
+        description="The credits that were available at the decision, overage included."
+    )
+    billing_meter: _MeterType = strawberry.field(description="The meter, as it is now.")
+
+
+@strawberry.type(description="The meter's total or used credits would pass 9223372036854775807.")
+class AmountOutOfRange(UserError):
+    """See `resolvers.errors.AmountOutOfRange`."""

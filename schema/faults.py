@@ -1,0 +1,90 @@
+"""The top-level errors: faults of the request with their code, and bugs, of which only a request id is told."""
+
+import logging
+from typing import Any
+
+from graphql import ArgumentNode, GraphQLError, GraphQLSyntaxError, ObjectFieldNode, Visitor, parse, visit
+
+from resolvers.errors import Fault, InvalidInput, Unavailable
+from storage.database import DatabaseUnavailable
+
+_log = logging.getLogger(__name__)
+
+
+def of_document(error: GraphQLError) -> dict[str, Any]:
+    """Return what is wrong with a document: its syntax, a literal that a scalar refused, or a rule of validation."""
+    if isinstance(error, GraphQLSyntaxError):
+        return _shown(error, error.message, code="GRAPHQL_PARSE_FAILED")
+    if error.extensions and error.extensions.get("code") == "BAD_USER_INPUT":
+        # The scalar's error tells the rule; which argument breaks it is told here.
+        return _shown(error, f"{_argument_of(error)}: {error.message}", code="BAD_USER_INPUT")
+    return _shown(error, error.message, code="GRAPHQL_VALIDATION_FAILED")
+
+
+def of_choice(operation_name: str | None) -> dict[str, Any]:
+    """Return that the document has no operation of this name, or several and none is named."""
+    message = (
+        "The document has not exactly one operation: operationName must name one."
+        if operation_name is None
+        else f"The document has no operation {operation_name!r}."
+    )
+    return {"message": message, "extensions": {"code": "BAD_USER_INPUT"}}
+
+
+def of_variables(error: GraphQLError) -> dict[str, Any]:
+    """Return what is wrong with a variable's value; the message names it."""
+    return _shown(error, error.message, code="BAD_USER_INPUT")
+
+
+def of_field(error: GraphQLError, *, request_id: str) -> dict[str, Any]:
+    """Return what went wrong in a field.
+
+    A bug is logged with its traceback under the request's id, and told by that id alone.
+    """
+    cause = error.original_error
+    if isinstance(cause, DatabaseUnavailable):
+        _log.warning("Request %s met an unavailable database: %r", request_id, cause.__cause__)
+        cause = Unavailable(cause.outcome)
+    if isinstance(cause, Unavailable):
+        return _shown(error, cause.message, code=cause.code, outcome=cause.outcome.value)
+    if isinstance(cause, Fault):
+        return _shown(error, cause.message, code=cause.code)
+    if isinstance(cause, InvalidInput) or _is_of_arguments(error):
+        # A query has no union to return it in.
+        return _shown(error, cause.message if isinstance(cause, InvalidInput) else error.message, code="BAD_USER_INPUT")
+    _log.error("Request %s failed", request_id, exc_info=cause or error)
+    return _shown(error, "Internal server error.", code="INTERNAL_SERVER_ERROR", requestId=request_id)
+
+
+def _is_of_arguments(error: GraphQLError) -> bool:
+    """Whether graphql-core itself refused the field's arguments, as when a variable that it needs was not given."""
+    cause = error.original_error or error
+    return isinstance(cause, GraphQLError) and cause.original_error is None and cause.message.startswith("Argument ")
+
+
+def _shown(error: GraphQLError, message: str, **extensions: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {"message": message}
+    if error.locations is not None:
+        shown["locations"] = [location.formatted for location in error.locations]
+    if error.path is not None:
+        shown["path"] = error.path
+    shown["extensions"] = extensions
+    return shown
+
+
+def _argument_of(error: GraphQLError) -> str:
+    """Return the dotted name of the argument in which the error lies, like `input.amount`."""
+    names: list[str] = []
+    assert error.nodes is not None  # noqa: S101  # The scalars raise it with the literal's node.
+    assert error.source is not None  # noqa: S101
+    node = error.nodes[0]
+
+    class Enclosing(Visitor):
+        def enter(self, outer: object, *_: object) -> None:
+            if not isinstance(outer, ArgumentNode | ObjectFieldNode) or outer.loc is None or node.loc is None:
+                return
+            if outer.loc.start <= node.loc.start and node.loc.end <= outer.loc.end:
+                names.append(outer.name.value)
+
+    visit(parse(error.source), Enclosing())
+    return ".".join(names)

@@ -1,0 +1,134 @@
+"""The ledger of a meter, as clients see it."""
+
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import strawberry
+from strawberry.scalars import JSON
+
+from resolvers.errors import BadUserInput
+from resolvers.loaders import EntriesOfMeter
+from schema.connections import Arguments, Connection, connection_of
+from schema.enums import LedgerEntryKind, OverLimitPolicy
+from schema.info import Info
+from schema.node import Node
+from schema.scalars import BigInt
+from storage import ids
+from storage.billing_meters import BillingMeterRow
+from storage.ledger import LedgerEntryRow
+
+if TYPE_CHECKING:
+    from schema.billing_meters import BillingMeter
+
+_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
+
+
+@strawberry.type(description="One decision about a meter. Entries are only ever added, and never changed.")
+class LedgerEntry(Node):
+    """See `storage.ledger.LedgerEntryRow`."""
+
+    row: strawberry.Private[LedgerEntryRow]
+    kind: LedgerEntryKind = strawberry.field(description="What the entry did.")
+    amount: BigInt = strawberry.field(
+        description=(
+            "The credits moved, never negative: `OPENING` and `REFILL` add them to the total, `USAGE` to the "
+            "used, `VOID` takes "
+            "them from the used; of `SETTINGS` it is 0."
+        )
+    )
+    total_credits_after: BigInt = strawberry.field(description="The meter's total credits right after the entry.")
+    used_credits_after: BigInt = strawberry.field(description="The meter's used credits right after the entry.")
+    key: str | None = strawberry.field(
+        description="The caller's name of it: the event id of a `USAGE`, the idempotency key of a `REFILL` or `VOID`."
+    )
+    usage_name: str | None = strawberry.field(
+        description="Of a `USAGE` or `VOID`: the usage name that it counts under."
+    )
+    day: date | None = strawberry.field(
+        description="Of a `USAGE` or `VOID`: the day of the meter's zone that it counts on."
+    )
+    requested_amount: BigInt | None = strawberry.field(
+        description="Of a `USAGE`: the credits that were asked for; the policy `PARTIAL` may have accepted fewer."
+    )
+    policy: OverLimitPolicy | None = strawberry.field(description="Of a `USAGE`: the policy that was asked for.")
+    occurred_at: datetime = strawberry.field(
+        description="When it happened: as the caller said, else when it was recorded."
+    )
+    recorded_at: datetime = strawberry.field(description="When it was decided.")
+    recorded_by: str = strawberry.field(description="The id of the key that recorded it.")
+    reason: str | None = strawberry.field(description="Of a `VOID`: why, in the words of whoever asked for it.")
+    metadata: JSON = strawberry.field(
+        description=(
+            "Of a `USAGE`: what the caller attached. Of `SETTINGS`: each changed setting with its old and its new"
+            " value, like "
+            '`{"spendCap": [null, "500"]}`.'
+        )
+    )
+
+    @classmethod
+    def of(cls, row: LedgerEntryRow) -> "LedgerEntry":
+        """Return the row as clients see it."""
+        return cls(
+            id=strawberry.ID(ids.entry_id(row.meter_id, row.seq)),
+            row=row,
+            kind=LedgerEntryKind(row.kind),
+            amount=BigInt(row.amount),
+            total_credits_after=BigInt(row.total_credits_after),
+            used_credits_after=BigInt(row.used_credits_after),
+            key=row.key,
+            usage_name=row.usage_name,
+            day=row.day,
+            requested_amount=BigInt(row.requested_amount) if row.requested_amount is not None else None,
+            policy=OverLimitPolicy(row.policy) if row.policy is not None else None,
+            occurred_at=row.occurred_at,
+            recorded_at=row.recorded_at,
+            recorded_by=row.recorded_by,
+            reason=row.reason,
+            metadata=JSON(row.metadata),
+        )
+
+    @strawberry.field(description="The meter whose ledger it is in.")
+    async def billing_meter(self, info: Info) -> _MeterType:
+        """Return the entry's meter."""
+        from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
+
+        row = await info.context.reading.billing_meter_by_id.load(self.row.meter_id)
+        assert row is not None  # noqa: S101  # Whoever sees the entry sees its meter; a meter is never deleted.
+        return BillingMeter.of(row)
+
+    @strawberry.field(description="Of a `VOID`: the usage that it takes back.")
+    async def voids(self, info: Info) -> "LedgerEntry | None":
+        """Return the entry that this one voids."""
+        loaders = info.context.reading
+        if self.row.voids_seq is None:
+            return None
+        row = await loaders.ledger_entry_by_id.load((self.row.meter_id, self.row.voids_seq))
+        return LedgerEntry.of(row) if row is not None else None
+
+
+async def ledger_page(info: Info, meter: BillingMeterRow, arguments: Arguments) -> Connection[LedgerEntry]:
+    """Return a page of the meter's ledger, newest first.
+
+    Entries are numbered without a gap, so the page is a range of numbers, wherever it lies. Raises `BadUserInput` for a
+    cursor of another meter's ledger.
+    """
+    newest = _seq(arguments.after, meter) - 1 if arguments.after is not None else meter.last_seq
+    oldest = _seq(arguments.before, meter) + 1 if arguments.before is not None else 1
+    if arguments.backward:
+        newest = min(newest, oldest + arguments.limit)
+    else:
+        oldest = max(oldest, newest - arguments.limit)
+    rows = await info.context.reading.entries_of_meter.load(EntriesOfMeter(meter.id, oldest, newest))
+    return connection_of(
+        arguments,
+        rows[::-1] if arguments.backward else rows,
+        node_of=LedgerEntry.of,
+        id_of=lambda row: ids.entry_id(row.meter_id, row.seq),
+    )
+
+
+def _seq(cursor_id: str, meter: BillingMeterRow) -> int:
+    meter_id, seq = ids.parse_entry_id(cursor_id) or ("", 0)
+    if meter_id != meter.id:
+        raise BadUserInput("after and before must be cursors of this meter's ledger.")
+    return seq

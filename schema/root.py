@@ -1,0 +1,87 @@
+"""The schema: every feature's queries and mutations in one."""
+
+import asyncio
+from typing import Annotated
+
+import strawberry
+from strawberry.schema.config import StrawberryConfig
+
+from resolvers.errors import LimitExceeded
+from resolvers.loaders import Loaders
+from schema.billing_meters import BillingMeter, BillingMeterMutation, BillingMeterQuery
+from schema.customers import Customer, CustomerMutation, CustomerQuery
+from schema.errors import UserError
+from schema.info import Info
+from schema.ledger import LedgerEntry
+from schema.node import Node
+from schema.refusals import EXCEPTION_HANDLERS
+from schema.scalars import SCALARS
+from schema.usage import UsageMutation, UsageQuery
+from schema.viewer import ViewerQuery
+from storage import ids
+
+#: The most objects that `nodes` fetches at once.
+MOST_NODES = 100
+
+
+@strawberry.type
+class NodeQuery:
+    """The queries of objects by their ids alone."""
+
+    @strawberry.field(description="The object of this id; null: there is none.")
+    async def node(
+        self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The object's id.")]
+    ) -> Node | None:
+        """Return the object of this id."""
+        return await _node(info.context.reading, id)
+
+    @strawberry.field(
+        description="The objects of these ids, 100 at most, in their order; null for each that there is not."
+    )
+    async def nodes(
+        self,
+        info: Info,
+        ids: Annotated[list[strawberry.ID], strawberry.argument(description="The objects' ids.")],
+    ) -> list[Node | None]:
+        """Return the objects of these ids."""
+        loaders = info.context.reading
+        if len(ids) > MOST_NODES:
+            raise LimitExceeded(f"ids must have at most {MOST_NODES} items; it has {len(ids)}.")
+        return await asyncio.gather(*[_node(loaders, id_) for id_ in ids])
+
+
+async def _node(loaders: Loaders, id_: str) -> Node | None:
+    if id_.startswith(ids.CUSTOMER):
+        customer = await loaders.customer_by_id.load(id_)
+        return Customer.of(customer) if customer is not None else None
+    if id_.startswith(ids.BILLING_METER):
+        meter = await loaders.billing_meter_by_id.load(id_)
+        return BillingMeter.of(meter) if meter is not None else None
+    place = ids.parse_entry_id(id_)
+    entry = await loaders.ledger_entry_by_id.load(place) if place is not None else None
+    return LedgerEntry.of(entry) if entry is not None else None
+
+
+@strawberry.type(description="What can be read. Everything needs the scope `billing:read`.")
+class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery):
+    """The root of queries."""
+
+
+@strawberry.type(
+    description=(
+        "What can be changed. Every field answers a union: its success, or a refusal by the domain. A field "
+        "is null only beside "
+        "a top-level error, so that one field's fault never hides what another has committed."
+    )
+)
+class Mutation(CustomerMutation, BillingMeterMutation, UsageMutation):
+    """The root of mutations."""
+
+
+schema = strawberry.Schema(
+    query=Query,
+    mutation=Mutation,
+    types=[UserError],
+    config=StrawberryConfig(scalar_map=SCALARS),
+    exception_handlers=EXCEPTION_HANDLERS,
+)

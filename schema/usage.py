@@ -1,0 +1,225 @@
+"""Usage: its days, and recording it."""
+
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import strawberry
+from strawberry.scalars import JSON
+
+from resolvers.loaders import UsageOfMeter
+from resolvers.record_usage import record_usage
+from resolvers.usage import UsageOutcome, usage_days, with_zeros
+from resolvers.values import check_usage_names, day_of
+from schema.enums import OverLimitPolicy
+from schema.errors import (
+    AmountOutOfRange,
+    BillingMeterNotFound,
+    IdempotencyConflict,
+    InsufficientCredits,
+    InvalidInput,
+    SpendCapExceeded,
+)
+from schema.info import Info, given
+from schema.ledger import LedgerEntry
+from schema.scalars import BigInt
+from storage.billing_meters import BillingMeterRow
+from storage.tables import OverLimitPolicy as Policy
+from storage.usage import UsageDayRow
+
+if TYPE_CHECKING:
+    from schema.billing_meters import BillingMeter
+
+_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
+
+From: TypeAlias = Annotated[
+    date | None,
+    strawberry.argument(name="from", description="The first day, inclusive; left out: 29 days before the last."),
+]
+To: TypeAlias = Annotated[
+    date | None,
+    strawberry.argument(name="to", description="The last day, inclusive; left out: today in the meter's time zone."),
+]
+Names: TypeAlias = Annotated[
+    list[str] | None, strawberry.argument(description="Only these usage names, 1 to 100; left out: all.")
+]
+FillZeros: TypeAlias = Annotated[
+    bool,
+    strawberry.argument(
+        description="Also answer days without usage, as 0, for the names asked for, else for those seen in the range."
+    ),
+]
+
+
+@strawberry.type(description="The credits that one usage name used of a meter on one day of the meter's time zone.")
+class UsageDay:
+    """See `storage.usage.UsageDayRow`. The names are those of the domain's REST API."""
+
+    billing_id: strawberry.ID = strawberry.field(description="The id of the billing meter.")
+    day: date = strawberry.field(description="The day, in the meter's time zone.")
+    total_billing_usage: BigInt = strawberry.field(description="The credits used on that day.")
+    billing_usage_name: str = strawberry.field(description="The usage name that they were recorded under.")
+
+    @classmethod
+    def of(cls, row: UsageDayRow) -> "UsageDay":
+        """Return the row as clients see it."""
+        return cls(
+            billing_id=strawberry.ID(row.meter_id),
+            day=row.day,
+            total_billing_usage=BigInt(row.total_usage),
+            billing_usage_name=row.usage_name,
+        )
+
+
+async def usage_of(
+    info: Info,
+    meter: BillingMeterRow,
+    first: date | None,
+    last: date | None,
+    names: list[str] | None,
+    *,
+    fill_zeros: bool,
+) -> list[UsageDay]:
+    """Return the meter's usage days, ordered by day and then by name.
+
+    Raises `InvalidInput` or `BadUserInput` for malformed arguments, and `LimitExceeded` for more than 10,000 days.
+    """
+    names = given(names)
+    if names is not None:
+        check_usage_names("names", names)
+    loaders = info.context.reading
+    first, last = usage_days(given(first), given(last), today=day_of(info.context.clock(), meter.timezone))
+    usage_names = tuple(sorted(set(names))) if names is not None else None
+    rows = await loaders.usage_of_meter.load(UsageOfMeter(meter.id, first, last, usage_names))
+    if fill_zeros:
+        rows = with_zeros(rows, meter_id=meter.id, first=first, last=last, usage_names=usage_names)
+    return [UsageDay.of(row) for row in rows]
+
+
+@strawberry.type
+class UsageQuery:
+    """The queries of usage."""
+
+    @strawberry.field(
+        description=(
+            "The usage days of a billing meter, ordered by day and then by name: at most 366 days and 10,000 "
+            "rows. Null: there "
+            "is no such meter."
+        )
+    )
+    async def usage(
+        self,
+        info: Info,
+        billing_id: Annotated[strawberry.ID, strawberry.argument(description="The id of the billing meter.")],
+        from_: From = strawberry.UNSET,
+        to: To = strawberry.UNSET,
+        names: Names = strawberry.UNSET,
+        fill_zeros: FillZeros = False,  # noqa: FBT002  # The field's own default.
+    ) -> list[UsageDay] | None:
+        """Return the usage days of the meter of this id."""
+        row = await info.context.reading.billing_meter_by_id.load(billing_id)
+        return await usage_of(info, row, from_, to, names, fill_zeros=fill_zeros) if row is not None else None
+
+
+@strawberry.input(description="One usage event: a debit of a meter, named by the caller, counted once for ever.")
+class RecordUsageInput:
+    """The fields of a usage event."""
+
+    workspace_id: str = strawberry.field(description="The meter's workspace, 1 to 256 characters.")
+    external_meter_id: str = strawberry.field(description="The caller's name of the meter, 1 to 256 characters.")
+    event_id: str = strawberry.field(
+        description=(
+            "The caller's name of the event on this meter, 1 to 255 characters. Repeating it replays the first result."
+        )
+    )
+    amount: BigInt = strawberry.field(
+        description="The credits to use. 0 is a check: it ignores the event id and writes nothing."
+    )
+    usage_name: str = strawberry.field(
+        default="default", description="What was used, 1 to 128 characters; the days are told apart by it."
+    )
+    occurred_at: datetime | None = strawberry.field(
+        default=strawberry.UNSET,
+        description=(
+            "When it was used; left out: now. At most 5 minutes ahead and 35 days back; older ones need the scope"
+            " `usage:correct`."
+        ),
+    )
+    policy: OverLimitPolicy = strawberry.field(
+        default=OverLimitPolicy.REJECT, description="What is wanted when the available credits do not cover the amount."
+    )
+    metadata: JSON | None = strawberry.field(
+        default=strawberry.UNSET, description="A JSON object of at most 16 KiB, kept on the ledger entry."
+    )
+
+
+@strawberry.type(description="An accepted debit.")
+class RecordUsageSuccess:
+    """See `resolvers.usage.UsageOutcome`."""
+
+    billing_meter: _MeterType = strawberry.field(
+        description=(
+            "The meter as it is now, which may be after further events; the entry tells the totals right after "
+            "this one."
+        )
+    )
+    accepted: BigInt = strawberry.field(description="The credits that were used.")
+    refused: BigInt = strawberry.field(description="The credits that the policy `PARTIAL` did not accept.")
+    over_limit: bool = strawberry.field(description="Whether more is used than the meter's limit, after this event.")
+    entry: LedgerEntry | None = strawberry.field(description="The ledger entry; null: the amount was 0.")
+    replayed: bool = strawberry.field(
+        description="Whether the event had been recorded before, so that this is its first result and nothing changed."
+    )
+
+    @classmethod
+    def of(cls, outcome: UsageOutcome) -> "RecordUsageSuccess":
+        """Return the outcome as clients see it."""
+        from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
+
+        return cls(
+            billing_meter=BillingMeter.of(outcome.billing_meter),
+            accepted=BigInt(outcome.accepted),
+            refused=BigInt(outcome.refused),
+            over_limit=outcome.over_limit,
+            entry=LedgerEntry.of(outcome.entry) if outcome.entry is not None else None,
+            replayed=outcome.replayed,
+        )
+
+
+RecordUsageResult = Annotated[
+    RecordUsageSuccess
+    | InvalidInput
+    | BillingMeterNotFound
+    | IdempotencyConflict
+    | InsufficientCredits
+    | SpendCapExceeded
+    | AmountOutOfRange,
+    strawberry.union("RecordUsageResult", description="The recorded usage, or why it was refused."),
+]
+
+
+@strawberry.type
+class UsageMutation:
+    """The mutations of usage."""
+
+    @strawberry.mutation(
+        description=(
+            "Records a usage event against a meter, exactly once, and tells whether the credits cover it. Needs "
+            "`usage:write`."
+        )
+    )
+    async def record_usage(
+        self, info: Info, input: Annotated[RecordUsageInput, strawberry.argument(description="The usage event.")]
+    ) -> RecordUsageResult | None:
+        """Record the event."""
+        outcome = await record_usage(
+            info.context,
+            workspace_id=input.workspace_id,
+            external_meter_id=input.external_meter_id,
+            event_id=input.event_id,
+            amount=input.amount,
+            usage_name=input.usage_name,
+            occurred_at=given(input.occurred_at),
+            policy=Policy[input.policy.name],
+            metadata=given(input.metadata),
+        )
+        return RecordUsageSuccess.of(outcome)
