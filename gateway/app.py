@@ -1,0 +1,109 @@
+"""The application: routes, the answers to what goes wrong before GraphQL, and what lives as long as the process."""
+
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from gateway.auth import authenticate
+from gateway.graphql import HTTPProblem, graphql, problem_response
+from gateway.services import Services
+from gateway.settings import Settings
+from resolvers.context import Clock, utc_now
+from resolvers.errors import Unauthenticated, Unavailable
+from schema.root import schema
+from storage import migrations
+from storage.database import DatabaseUnavailable
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
+    """Return the application. Its database is opened when it starts and closed when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        services = Services(settings, clock)
+        app.state.services = services
+        try:
+            yield
+        finally:
+            await services.close()
+
+    return Starlette(
+        routes=[
+            Route("/graphql", graphql, methods=["GET", "POST"]),
+            Route("/schema.graphql", schema_graphql),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+        ],
+        exception_handlers={
+            HTTPProblem: problem_response,  # type: ignore[dict-item]  # Starlette types a handler by `Exception` alone.
+            HTTPException: _http_exception,  # type: ignore[dict-item]
+            Unauthenticated: _unauthenticated,  # type: ignore[dict-item]
+            DatabaseUnavailable: _unavailable,  # type: ignore[dict-item]
+            Exception: _bug,
+        },
+        lifespan=lifespan,
+    )
+
+
+def app_from_environment() -> Starlette:
+    """Return the application that the environment's settings make, for a server that starts it by name."""
+    return create_app(Settings.read())
+
+
+async def healthz(_request: Request) -> Response:
+    """Tell that the process runs."""
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """Tell whether requests can be served: the database answers and has the schema that this code was written for."""
+    services: Services = request.app.state.services
+    try:
+        is_current = await migrations.is_current(services.database)
+    except DatabaseUnavailable:
+        return JSONResponse({"status": "unavailable", "reason": "The database cannot be reached."}, 503)
+    if not is_current:
+        return JSONResponse(
+            {"status": "unavailable", "reason": "The database has another schema: run `tollgate migrate`."}, 503
+        )
+    return JSONResponse({"status": "ready"})
+
+
+async def schema_graphql(request: Request) -> Response:
+    """Answer the schema in GraphQL's definition language, to whoever holds a key."""
+    services: Services = request.app.state.services
+    await authenticate(request, services.api_keys)
+    return PlainTextResponse(schema.as_str())
+
+
+def _unauthenticated(request: Request, error: Unauthenticated) -> Response:
+    problem = HTTPProblem(401, error.message, code=error.code, headers={"www-authenticate": "Bearer"})
+    return problem_response(request, problem)
+
+
+def _unavailable(request: Request, error: DatabaseUnavailable) -> Response:
+    _log.warning("The database is unavailable: %r", error.__cause__)
+    fault = Unavailable(error.outcome)
+    return problem_response(request, HTTPProblem(503, fault.message, code=fault.code, headers={"retry-after": "1"}))
+
+
+def _http_exception(request: Request, error: HTTPException) -> Response:
+    problem = HTTPProblem(error.status_code, error.detail, headers=dict(error.headers or {}))
+    return problem_response(request, problem)
+
+
+def _bug(request: Request, error: Exception) -> Response:
+    request_id = secrets.token_hex(8)
+    _log.error("Request %s failed", request_id, exc_info=error)
+    return problem_response(
+        request, HTTPProblem(500, f"Internal server error; its id is {request_id}.", code="INTERNAL_SERVER_ERROR")
+    )

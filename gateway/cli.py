@@ -1,0 +1,407 @@
+"""The `tollgate` command.
+
+Results go to standard output, all else to standard error. Exit codes: 0 done; 1 not done, or something was refused; 2
+the command line itself is wrong.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from gateway.services import Services
+from gateway.settings import BadSetting, Settings, variable_of
+from resolvers.actor import Scope
+from resolvers.errors import BillingError
+from storage.database import DatabaseUnavailable
+from storage.tables import Environment, OverLimitPolicy
+
+app = typer.Typer(
+    name="tollgate",
+    help="A self-hosted GraphQL gateway for billing: customers, prepaid-credit meters and the usage of each day.",
+    epilog="Settings come from TOLLGATE_… variables (docs/settings.md); an option wins over its variable.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+schema_app = typer.Typer(help="Export the GraphQL schema, or check it against an older one.", no_args_is_help=True)
+keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app.add_typer(schema_app, name="schema")
+app.add_typer(keys_app, name="keys")
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+T = TypeVar("T")
+
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+class ImportPolicy(StrEnum):
+    """The policies as the command line spells them."""
+
+    REJECT = "reject"
+    PARTIAL = "partial"
+    FORCE = "force"
+
+
+Org = Annotated[str, typer.Option(help="The organization that it is for.")]
+EnvironmentOption = Annotated[Environment, typer.Option(help="The world that it is for.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def fail(message: str, *, code: int = 1) -> NoReturn:
+    """End the command with a message on standard error."""
+    err.print(f"[bold red]Error:[/] {message}", highlight=False)
+    raise typer.Exit(code)
+
+
+def read_settings() -> Settings:
+    """Return the environment's settings, or end the command and name the one that is wrong."""
+    try:
+        return Settings.read()
+    except BadSetting as error:
+        fail(str(error), code=2)
+
+
+def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = None) -> T:
+    """Run the work with the services on an up-to-date database, and return what it returns."""
+
+    async def with_services() -> T:
+        services = Services(settings or read_settings())
+        try:
+            await _bring_up_to_date(services)
+            return await work(services)
+        finally:
+            await services.close()
+
+    try:
+        return asyncio.run(with_services())
+    except DatabaseUnavailable as error:
+        fail(f"The database is unavailable: {error.__cause__}")
+    except BillingError as error:
+        fail(error.message)
+
+
+async def _bring_up_to_date(services: Services) -> None:
+    from storage import migrations
+
+    if services.database.dialect == "sqlite":
+        await migrations.upgrade(services.database)
+    elif not await migrations.is_current(services.database):
+        fail("The database has another schema than this release needs. Run `tollgate migrate` first.")
+
+
+@app.command(epilog="Example: tollgate serve --port 8080 --workers 2")
+def serve(
+    host: Annotated[str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on.", show_default="8000")] = None,
+    workers: Annotated[int | None, typer.Option(help="How many processes serve.", show_default="1")] = None,
+    demo: Annotated[bool, typer.Option(help="Seed a demo organization first, and print its key.")] = False,
+    reload: Annotated[bool, typer.Option(help="Restart when the code changes, for development.")] = False,
+) -> None:
+    """Serve the gateway. On SQLite the database is made, and migrated, if need be."""
+    import uvicorn
+
+    for name, value in (("host", host), ("port", port), ("workers", workers)):
+        if value is not None:
+            # The serving processes read the environment for themselves.
+            os.environ[variable_of(name)] = str(value)
+    settings = read_settings()
+    if demo and settings.host not in _LOOPBACK:
+        fail(f"--demo listens on loopback alone, not on {settings.host}.", code=2)
+    _require_free_port(settings.host, settings.port)
+    _log_to_standard_error(settings)
+    key = run(_seed_demo, settings) if demo else run(_nothing, settings)
+    out.print(f"Tollgate serves at [bold]http://{settings.host}:{settings.port}/graphql[/]", highlight=False)
+    if key is not None:
+        out.print(f"Demo key: [bold]{key}[/]", highlight=False)
+        err.print(f"(also in the file {settings.demo_key_file}, which only you can read)", highlight=False)
+    uvicorn.run(
+        "gateway.app:app_from_environment",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        reload=reload,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        server_header=False,
+        log_level=settings.log_level,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=10,
+    )
+
+
+def _log_to_standard_error(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s: %(name)s: %(message)s"
+    )
+    # Which plugins Alembic loads, and that it looked at the schema, is told to nobody's use.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+async def _nothing(_services: Services) -> None:
+    """Only bring the database up to date."""
+
+
+async def _seed_demo(services: Services) -> str:
+    from gateway.demo import seed
+
+    with err.status("Seeding the demo organization…"):
+        return await seed(services)
+
+
+def _require_free_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            fail(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another one with --port.")
+
+
+@app.command(epilog="Example: TOLLGATE_DATABASE_URL=postgresql+asyncpg://tollgate@db/tollgate tollgate migrate")
+def migrate() -> None:
+    """Bring the database to this release's schema. Running it again changes nothing."""
+    from storage import migrations
+
+    async def upgrade() -> None:
+        services = Services(read_settings())
+        try:
+            await migrations.upgrade(services.database)
+        finally:
+            await services.close()
+
+    try:
+        asyncio.run(upgrade())
+    except DatabaseUnavailable as error:
+        fail(f"The database is unavailable: {error.__cause__}")
+    err.print("The database is up to date.")
+
+
+@app.command(epilog="Example: tollgate demo")
+def demo() -> None:
+    """Seed the demo organization, with two months of usage, and print its sandbox key."""
+    settings = read_settings()
+    key = run(_seed_demo, settings)
+    out.print(key, highlight=False)
+    err.print(f"(also in the file {settings.demo_key_file}, which only you can read)", highlight=False)
+
+
+@schema_app.command("export", epilog="Example: tollgate schema export -o schema.graphql")
+def schema_export(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write; standard output by default.")
+    ] = None,
+) -> None:
+    """Write the schema in GraphQL's definition language."""
+    from schema.root import schema
+
+    text = schema.as_str() + "\n"
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+@schema_app.command("check", epilog="Example: tollgate schema check released.graphql")
+def schema_check(
+    old: Annotated[Path, typer.Argument(help="The older schema.", exists=True, dir_okay=False, metavar="OLD.graphql")],
+) -> None:
+    """Tell what changed since an older schema: breaking, dangerous or safe. Exit code 1 if anything breaks clients."""
+    from graphql import GraphQLError
+
+    from schema.changes import changes_since
+
+    try:
+        changes = changes_since(old.read_text(encoding="utf-8"))
+    except (GraphQLError, TypeError, UnicodeDecodeError) as error:
+        fail(f"{old} is not a GraphQL schema: {error}")
+    for change in changes:
+        out.print(f"{change.severity}: {change.description}", highlight=False, markup=False)
+    if not changes:
+        err.print("Nothing changed.")
+    if any(change.severity == "breaking" for change in changes):
+        raise typer.Exit(1)
+
+
+@keys_app.command(
+    "create", epilog="Example: tollgate keys create --org acme --environment live --scope usage:write --expires 90d"
+)
+def keys_create(
+    org: Org,
+    environment: EnvironmentOption,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What the key allows; may be repeated. None: everything.")
+    ] = None,
+    workspace: Annotated[list[str] | None, typer.Option(help="Limit the key to a workspace; may be repeated.")] = None,
+    expires: Annotated[str | None, typer.Option(help="When the key ends: 12h, 30d, 8w. Never by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="What it is for, for people.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it. It is shown this once and not stored."""
+    from resolvers.api_keys import create_api_key
+
+    lifetime = _lifetime(expires) if expires is not None else None
+
+    async def create(services: Services) -> tuple[Any, str]:
+        now = services.clock()
+        return await create_api_key(
+            services.database,
+            org_id=org,
+            environment=environment,
+            scopes=scope or tuple(Scope),
+            workspace_ids=workspace,
+            expires_at=now + lifetime if lifetime is not None else None,
+            name=name,
+            now=now,
+        )
+
+    row, key = run(create)
+    if as_json:
+        _print_json({"id": row.id, "key": key, "org": row.org_id, "environment": row.environment, "scopes": row.scopes})
+    else:
+        out.print(key, highlight=False)
+        err.print(f"Its id is {row.id}. It cannot be shown again.", highlight=False)
+
+
+@keys_app.command("list", epilog="Example: tollgate keys list --json")
+def keys_list(as_json: AsJson = False) -> None:
+    """List all keys, without the keys themselves."""
+    from storage import api_keys
+
+    async def rows(services: Services) -> Any:
+        async with services.database.read() as reader:
+            return await api_keys.all_keys(reader)
+
+    keys = run(rows)
+    if as_json:
+        _print_json(
+            {
+                "keys": [
+                    {
+                        "id": row.id,
+                        "org": row.org_id,
+                        "environment": row.environment,
+                        "name": row.name,
+                        "scopes": row.scopes,
+                        "workspaces": row.workspace_ids,
+                        "createdAt": row.created_at.isoformat(),
+                        "expiresAt": row.expires_at.isoformat() if row.expires_at else None,
+                        "revokedAt": row.revoked_at.isoformat() if row.revoked_at else None,
+                    }
+                    for row in keys
+                ],
+            },
+        )
+        return
+    table = Table(
+        # The id is what `keys revoke` takes: it is shown whole on any terminal.
+        Column("id", no_wrap=True),
+        *("organization", "environment", "name", "scopes", "workspaces", "expires", "revoked"),
+    )
+    for row in keys:
+        table.add_row(
+            row.id,
+            row.org_id,
+            row.environment,
+            row.name or "",
+            " ".join(row.scopes),
+            " ".join(row.workspace_ids) if row.workspace_ids else "all",
+            f"{row.expires_at:%Y-%m-%d %H:%M}" if row.expires_at else "never",
+            f"{row.revoked_at:%Y-%m-%d %H:%M}" if row.revoked_at else "",
+        )
+    out.print(table)
+
+
+@keys_app.command("revoke", epilog="Example: tollgate keys revoke key_019a…")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.", metavar="KEY_ID")],
+) -> None:
+    """Revoke a key: within 5 seconds no gateway accepts it any more."""
+    from resolvers.api_keys import revoke_api_key
+
+    row = run(lambda services: revoke_api_key(services.database, key_id, now=services.clock()))
+    if row is None:
+        fail(f"There is no key {key_id}.")
+    err.print(f"{row.id} is revoked.", highlight=False)
+
+
+@app.command("import", epilog="Example: tollgate import usage.jsonl.gz --org acme --environment live --create-meters")
+def import_(
+    file: Annotated[
+        str, typer.Argument(help="JSON Lines of RecordUsageInput, plain or .gz; - for standard input.", metavar="FILE")
+    ],
+    org: Org,
+    environment: EnvironmentOption,
+    policy: Annotated[ImportPolicy, typer.Option(help="The policy of lines that name none.")] = ImportPolicy.REJECT,
+    backfill: Annotated[bool, typer.Option(help="Accept events older than 35 days.")] = False,
+    create_meters: Annotated[bool, typer.Option(help="Make missing meters, with 0 credits and overages on.")] = False,
+    rejects: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the lines that were not accepted.", show_default="FILE.rejects.jsonl here"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record a file of usage events. Run it again to resume: what was recorded is replayed and changes nothing.
+
+    Exit code 1 if any line was refused, conflicting or invalid; those are written to the rejects file with their
+    reasons.
+    """
+    from gateway.usage_import import Import, open_lines
+
+    name = "standard-input" if file == "-" else Path(file).name
+    rejects = rejects or Path(f"{name}.rejects.jsonl")
+    try:
+        lines = open_lines(file)
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}")
+    usage_import = Import(
+        org_id=org,
+        environment=environment,
+        policy=OverLimitPolicy(policy.value),
+        backfill=backfill,
+        create_meters=create_meters,
+        rejects=rejects,
+    )
+    with lines:
+        counts = run(lambda services: usage_import.run(services, lines, err))
+    if as_json:
+        _print_json(counts.as_json())
+    else:
+        table = Table(*counts.as_json())
+        table.add_row(*[f"{count:,}" for count in counts.as_json().values()])
+        out.print(table)
+    if counts.rejected:
+        err.print(f"{counts.rejected:,} lines were not accepted; {rejects} tells which and why.", highlight=False)
+    if usage_import.failure is not None:
+        err.print(f"[bold red]Error:[/] {usage_import.failure}", highlight=False)
+    if counts.rejected or usage_import.failure is not None:
+        raise typer.Exit(1)
+
+
+def _lifetime(text: str) -> timedelta:
+    match = re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", text, re.ASCII)
+    if match is None:
+        fail("--expires must be a number of hours, days or weeks: 12h, 30d, 8w.", code=2)
+    return int(match[1]) * {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}[match[2]]
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")

@@ -1,0 +1,108 @@
+"""The settings: the sole reader of the environment.
+
+Every setting is one variable `TOLLGATE_…`, described in `docs/settings.md`. An unknown or bad one is refused by its
+name.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+PREFIX = "TOLLGATE_"
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+
+
+class BadSetting(Exception):
+    """A setting that is unknown, or whose value breaks its rule; the message begins with its name."""
+
+
+def _database_url(text: str) -> str:
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        url = None
+    if url is None or url.drivername not in _DRIVERS:
+        raise ValueError("must be a URL sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/NAME")
+    url = url.set(drivername=_DRIVERS[url.drivername])
+    if url.drivername == "sqlite+aiosqlite" and url.database in {None, "", ":memory:"}:
+        raise ValueError("must name a file: SQLite in memory would be one database a connection, and gone with it")
+    return url.render_as_string(hide_password=False)
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def _setting(default: Any, read: Callable[[str], Any]) -> Any:
+    return field(default=default, metadata={"read": read})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set. The name of a setting is that of its field, in capitals and after `TOLLGATE_`."""
+
+    database_url: str = _setting("sqlite+aiosqlite:///./tollgate.db", _database_url)
+    host: str = _setting("127.0.0.1", _not_empty)
+    port: int = _setting(8000, _whole_number(1, 65_535))
+    workers: int = _setting(1, _whole_number(1, 64))
+    pool_size: int = _setting(8, _whole_number(2, 1_000))
+    wait_seconds: int = _setting(10, _whole_number(1, 300))
+    max_body_bytes: int = _setting(1_048_576, _whole_number(1_024, 104_857_600))
+    demo_key_file: str = _setting("tollgate-demo.key", _not_empty)
+    log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"))
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":
+        """Return the settings that the environment makes, the process's own by default. Raises `BadSetting`."""
+        environment = os.environ if environment is None else environment
+        readers = {variable_of(each.name): each for each in fields(cls)}
+        values = {}
+        for variable, text in environment.items():
+            if not variable.startswith(PREFIX):
+                continue
+            if variable not in readers:
+                close = difflib.get_close_matches(variable, readers, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise BadSetting(f"{variable} is not a setting{hint}")
+            try:
+                values[readers[variable].name] = readers[variable].metadata["read"](text)
+            except ValueError as error:
+                raise BadSetting(f"{variable} {error}") from None
+        return cls(**values)
+
+
+def variable_of(name: str) -> str:
+    """Return the environment's name of a setting."""
+    return PREFIX + name.upper()

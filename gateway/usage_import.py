@@ -1,0 +1,294 @@
+"""Importing usage events from JSON Lines: each line is a `RecordUsageInput`, recorded as if it had been sent.
+
+Lines are recorded in file order, a group at a time, by the same writer and rules as requests are. A bad line never
+stops the rest. Nothing of the progress is kept but the events themselves, so an import is resumed by running it again.
+"""
+
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from gateway.services import Services
+from resolvers.actor import Actor, Scope
+from resolvers.billing_meters import create_billing_meter
+from resolvers.context import Context
+from resolvers.errors import (
+    AlreadyExists,
+    BillingMeterNotFound,
+    IdempotencyConflict,
+    InvalidInput,
+    Refusal,
+    Unavailable,
+)
+from resolvers.usage import UsageEvent, UsageOutcome, usage_event
+from resolvers.values import parse_amount, parse_instant
+from storage.database import DatabaseUnavailable
+from storage.tables import Environment, OverLimitPolicy
+
+#: How many lines are recorded by one transaction.
+GROUP = 1_000
+
+#: The longest line that can hold an event, in bytes: 16 KiB of metadata and the names, escaped.
+LONGEST_LINE = 256 * 1024
+
+#: What the ledger names as the author of what an import records.
+RECORDED_BY = "tollgate-import"
+
+
+class Lines(AbstractContextManager["Lines"]):
+    """The lines of a file, plain or compressed, and how far into it they are."""
+
+    def __init__(self, raw: IO[bytes], *, compressed: bool, size: int | None) -> None:
+        self._raw = raw
+        self._stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if compressed else raw  # type: ignore[assignment]
+        #: The file's size in bytes, or None for a stream.
+        self.size = size
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Return each line without its end; of one too long, its beginning, one byte longer than allowed."""
+        while line := self._stream.readline(LONGEST_LINE + 1):
+            yield line.rstrip(b"\r\n")
+            while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+                line = self._stream.readline(LONGEST_LINE + 1)
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the file are read."""
+        return self._raw.tell() if self.size is not None else 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stream.close()
+        self._raw.close()
+
+
+def open_lines(file: str) -> Lines:
+    """Open a file, or `-` for standard input. Raises `OSError`."""
+    if file == "-":
+        stream = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
+        return Lines(stream, compressed=stream.peek(2)[:2] == b"\x1f\x8b", size=None)
+    path = Path(file)
+    raw = path.open("rb")
+    return Lines(raw, compressed=file.endswith(".gz"), size=path.stat().st_size)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the lines; all but `read` add up to it."""
+
+    read: int = 0
+    accepted: int = 0
+    partial: int = 0
+    replayed: int = 0
+    conflicts: int = 0
+    refused: int = 0
+    invalid: int = 0
+
+    @property
+    def rejected(self) -> int:
+        """How many lines were not accepted."""
+        return self.conflicts + self.refused + self.invalid
+
+    def as_json(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
+class _Line:
+    number: int
+    text: bytes
+    event: UsageEvent
+
+
+@dataclass(slots=True, kw_only=True)
+class Import:
+    """One run of an import. `failure` tells, afterwards, why it stopped before the end of the file, if it did."""
+
+    org_id: str
+    environment: Environment
+    policy: OverLimitPolicy
+    backfill: bool
+    create_meters: bool
+    rejects: Path
+    failure: str | None = None
+    counts: Counts = field(default_factory=Counts)
+    _rejects_file: IO[bytes] | None = None
+
+    async def run(self, services: Services, lines: Lines, console: Console) -> Counts:
+        """Record all lines and return what became of them."""
+        actor = Actor(RECORDED_BY, self.org_id, self.environment, frozenset(Scope))
+        context = Context(actor, services.database, services.usage_writer, services.clock)
+        group: list[_Line] = []
+        try:
+            with Progress(*_COLUMNS, console=console, transient=True) as progress:
+                task = progress.add_task("Importing", total=lines.size, lines=0)
+                for number, text in self._readable(lines):
+                    event = self._event(actor, number, text)
+                    if event is not None:
+                        group.append(_Line(number, text, event))
+                    if len(group) >= GROUP:
+                        await self._record(context, group)
+                        group = []
+                        progress.update(task, completed=lines.position, lines=self.counts.read)
+                if group:
+                    await self._record(context, group)
+        except (Unavailable, DatabaseUnavailable) as error:
+            self.counts.read -= len(group)
+            reason = (
+                error.message if isinstance(error, Unavailable) else f"The database is unavailable: {error.__cause__}."
+            )
+            self.failure = f"{reason} Run the import again to resume it."
+        finally:
+            if self._rejects_file is not None:
+                self._rejects_file.close()
+        return self.counts
+
+    def _readable(self, lines: Lines) -> Iterator[tuple[int, bytes]]:
+        """Return the lines that are not empty with their numbers, up to where the file can be read."""
+        try:
+            for number, text in enumerate(lines, start=1):
+                if text.strip():
+                    self.counts.read += 1
+                    yield number, text
+        except (OSError, EOFError, zlib.error) as error:
+            self.failure = f"The file cannot be read beyond its first {self.counts.read:,} lines: {error}"
+
+    def _event(self, actor: Actor, number: int, text: bytes) -> UsageEvent | None:
+        """Return the event of the line, or None when the line is no event, which is noted."""
+        try:
+            return _parse(actor, text, self.policy)._replace(may_backfill=self.backfill)
+        except InvalidInput as refusal:
+            self.counts.invalid += 1
+            self._reject(number, text, refusal)
+            return None
+
+    async def _record(self, context: Context, group: Sequence[_Line]) -> None:
+        results = await context.usage_writer.record([line.event for line in group])
+        missing = [
+            line for line, result in zip(group, results, strict=True) if isinstance(result, BillingMeterNotFound)
+        ]
+        if missing and self.create_meters:
+            await self._create_meters(context, missing)
+            again = iter(await context.usage_writer.record([line.event for line in missing]))
+            results = [next(again) if isinstance(result, BillingMeterNotFound) else result for result in results]
+        for line, result in zip(group, results, strict=True):
+            self._count(line, result)
+
+    async def _create_meters(self, context: Context, lines: Sequence[_Line]) -> None:
+        for meter in dict.fromkeys(line.event.meter for line in lines):
+            with suppress(AlreadyExists):  # Somebody else has just made it, which is as good.
+                await create_billing_meter(
+                    context,
+                    workspace_id=meter.workspace_id,
+                    external_meter_id=meter.external_meter_id,
+                    allow_overages=True,
+                )
+
+    def _count(self, line: _Line, result: UsageOutcome | Refusal) -> None:
+        if isinstance(result, UsageOutcome):
+            if result.replayed:
+                self.counts.replayed += 1
+            elif result.refused:
+                self.counts.partial += 1
+            else:
+                self.counts.accepted += 1
+            return
+        if isinstance(result, IdempotencyConflict):
+            self.counts.conflicts += 1
+        elif isinstance(result, InvalidInput):
+            self.counts.invalid += 1
+        else:
+            self.counts.refused += 1
+        self._reject(line.number, line.text, result)
+
+    def _reject(self, number: int, text: bytes, refusal: Refusal) -> None:
+        """Note a line that was not accepted: its number, the reason, and the line itself, so that it can be mended."""
+        if self._rejects_file is None:
+            self._rejects_file = self.rejects.open("wb")
+        rejected = {
+            "line": number,
+            "code": refusal.code,
+            "message": refusal.message,
+            "input": text[:LONGEST_LINE].decode(errors="replace"),
+        }
+        self._rejects_file.write(orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageEvent:
+    """Return the event of one line. Raises `InvalidInput`, whose field is `line` when the line is no object at all."""
+    if len(text) > LONGEST_LINE:
+        raise InvalidInput("line", f"must have at most {LONGEST_LINE} bytes.")
+    try:
+        fields = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput("line", f"must be JSON in UTF-8: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidInput("line", "must be a JSON object.")
+    for name in _REQUIRED:
+        if fields.get(name) is None:
+            raise InvalidInput(name, "is required.")
+    values: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name not in _FIELDS:
+            raise InvalidInput(name, "is not a field of RecordUsageInput.")
+        if value is None:
+            continue
+        argument, read = _FIELDS[name]
+        try:
+            values[argument] = read(value)
+        except ValueError as error:
+            raise InvalidInput(name, f"is refused: {error}") from None
+    values.setdefault("policy", default_policy)
+    return usage_event(actor, **values)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("It must be a string.")  # noqa: TRY004  # As the other readers do.
+    return value
+
+
+def _policy(value: object) -> OverLimitPolicy:
+    try:
+        return OverLimitPolicy[_text(value)]
+    except KeyError:
+        raise ValueError(f"It must be one of {', '.join(OverLimitPolicy.__members__)}.") from None
+
+
+def _as_it_is(value: object) -> object:
+    return value
+
+
+#: The fields of a line: the argument that each becomes, and how it is read.
+_FIELDS: dict[str, tuple[str, Callable[[object], object]]] = {
+    "workspaceId": ("workspace_id", _text),
+    "externalMeterId": ("external_meter_id", _text),
+    "eventId": ("event_id", _text),
+    "amount": ("amount", parse_amount),
+    "usageName": ("usage_name", _text),
+    "occurredAt": ("occurred_at", parse_instant),
+    "policy": ("policy", _policy),
+    "metadata": ("metadata", _as_it_is),
+}
+_REQUIRED = ("workspaceId", "externalMeterId", "eventId", "amount")
+
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TaskProgressColumn(),
+    TextColumn("{task.fields[lines]:,} lines"),
+    TimeElapsedColumn(),
+)
