@@ -1,0 +1,361 @@
+"""The documentation cannot lag behind the code: what it shows is run here, and what it lists is compared."""
+
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import typer.main
+from graphql import GraphQLSchema, parse, validate
+
+from gateway.cli import app
+from gateway.settings import BadSetting, Settings, variable_of
+from schema.root import schema
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+GUIDE = ROOT / "docs" / "guide.md"
+SETTINGS = ROOT / "docs" / "settings.md"
+
+#: Every page that is ours, as a path from the top.
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for place in ROOT.iterdir()
+    if not place.name.startswith(".")
+    for page in ([place] if place.suffix == ".md" else place.rglob("*.md"))
+    if "node_modules" not in page.parts
+)
+
+#: What the commands of the README name, and what a test puts in its place.
+ADDRESS = "http://127.0.0.1:8000"
+KEY = "$(cat tollgate-demo.key)"
+
+
+class Block(NamedTuple):
+    """A fenced block: its language and its text."""
+
+    language: str
+    text: str
+
+
+def blocks_of(page: Path) -> list[Block]:
+    return [
+        Block(*found)
+        for found in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    ]
+
+
+def examples_of(page: Path, command: str) -> list[tuple[str, Any]]:
+    """Return the shell blocks that hold the command, each with the JSON of the block after it, its answer."""
+    blocks = blocks_of(page)
+    found = []
+    for block, answer in pairwise(blocks):
+        if block.language == "sh" and command in block.text:
+            assert answer.language == "json", f"no answer is shown to: {block.text}"
+            found.append((block.text, json.loads(answer.text)))
+    return found
+
+
+class Demo(NamedTuple):
+    """A running `tollgate serve --demo`: its folder, its address, and what it printed until it served."""
+
+    folder: Path
+    address: str
+
+    def printed(self) -> str:
+        return (self.folder / "out").read_text() + (self.folder / "err").read_text()
+
+    def key(self) -> str:
+        return (self.folder / "tollgate-demo.key").read_text().strip()
+
+    def curl(self, command: str) -> Any:
+        """Send what the curl command would send, to this server and with its key, and return the answer's JSON."""
+        sent = command.replace("\\\n", " ").replace(KEY, self.key()).replace(ADDRESS, self.address)
+        program, *arguments = shlex.split(sent)
+        assert program == "curl"
+        url, body, headers = "", "", {}
+        while arguments:
+            argument = arguments.pop(0)
+            if argument == "-H":
+                name, _, value = arguments.pop(0).partition(": ")
+                headers[name] = value
+            elif argument == "-d":
+                body = arguments.pop(0)
+            elif argument != "-s":
+                assert argument.startswith(self.address), f"{argument} is no option that this test knows"
+                url = argument
+        response = httpx.post(url, content=body, headers=headers)
+        assert response.status_code == 200
+        return response.json()
+
+    def shell(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run the script as it stands, in the server's folder."""
+        return subprocess.run(
+            ["/bin/sh", "-e", "-c", script],
+            cwd=self.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+def environment() -> dict[str, str]:
+    """Return the environment without anything that sets Tollgate."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+
+
+@contextmanager
+def served_demo(folder: Path) -> Iterator[Demo]:
+    """Serve the demo from the folder, which looks like a checkout's to the commands of the README."""
+    commands = folder / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    (commands / "tollgate").symlink_to(Path(sys.executable).with_name("tollgate"))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    demo = Demo(folder, f"http://127.0.0.1:{port}")
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        server = subprocess.Popen(
+            [commands / "tollgate", "serve", "--demo", "--port", str(port)],
+            cwd=folder,
+            env=environment(),
+            stdout=out,
+            stderr=err,
+        )
+        try:
+            wait_until_ready(demo, server)
+            yield demo
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def wait_until_ready(demo: Demo, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.poll() is None, demo.printed()
+        try:
+            httpx.get(f"{demo.address}/readyz").raise_for_status()
+        except httpx.HTTPError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail(f"The demo is not ready: {demo.printed()}")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """The demo as the README's reader has it, which has not been asked anything."""
+    with served_demo(tmp_path_factory.mktemp("readme")) as demo:
+        yield demo
+
+
+def test_the_demo_prints_what_the_readme_shows(demo: Demo) -> None:
+    (shown,) = [block.text for block in blocks_of(README) if block.language == "text"]
+    printed = demo.printed().replace(demo.address, ADDRESS).replace(demo.key(), "sk_test_…")
+    assert printed.startswith(shown)
+    assert (demo.folder / "tollgate-demo.key").stat().st_mode & 0o777 == 0o600
+    assert (demo.folder / "tollgate.db").exists()
+
+
+def test_the_readmes_commands_answer_what_it_shows_and_repeat_it(demo: Demo) -> None:
+    asked = examples_of(README, "curl ")
+    assert [list(answer["data"]) for _, answer in asked] == [
+        ["customerByExternalId"],
+        ["createBillingMeter"],
+        ["recordUsage"],
+        ["recordUsage"],
+    ]
+    assert [demo.curl(command) for command, _ in asked] == [answer for _, answer in asked]
+    # What had made or recorded something says so, and answers the same.
+    again = [json.loads(json.dumps(answer).replace('"replayed": false', '"replayed": true')) for _, answer in asked]
+    assert [demo.curl(command) for command, _ in asked] == again
+    assert str(again).count("'replayed': True") == 2
+
+
+def test_the_readmes_import_counts_what_it_shows_and_replays_it(demo: Demo) -> None:
+    ((script, counts),) = examples_of(README, "tollgate import")
+    done = demo.shell(script)
+    assert (json.loads(done.stdout), done.returncode) == (counts, 0), done.stderr
+    again = demo.shell(script)
+    assert json.loads(again.stdout) == counts | {"accepted": 0, "replayed": counts["accepted"]}
+    assert again.returncode == 0
+
+
+def test_the_guides_graphql_is_answered_without_an_error(demo: Demo) -> None:
+    operations = [block.text for block in blocks_of(GUIDE) if block.language == "graphql"]
+    assert len(operations) == 3
+    for operation in operations:
+        response = httpx.post(
+            f"{demo.address}/graphql", json={"query": operation}, headers={"authorization": f"Bearer {demo.key()}"}
+        )
+        body = response.json()
+        assert "errors" not in body, body
+        assert "UserError" not in operation or "code" not in json.dumps(body), body
+
+
+def test_the_rejects_file_becomes_lines_to_import_as_the_guide_says(demo: Demo) -> None:
+    line = '{"workspaceId": "readme", "externalMeterId": "nowhere", "eventId": "line-1", "amount": "10"}'
+    importing = ".venv/bin/tollgate import usage.jsonl --org demo --environment sandbox"
+    done = demo.shell(f"printf '%s\\n' '{line}' '[]' > usage.jsonl; {importing} --json")
+    assert done.returncode == 1
+    counts = json.loads(done.stdout)
+    assert (counts["read"], counts["refused"], counts["invalid"]) == (2, 1, 1)
+    rejects = (demo.folder / "usage.jsonl.rejects.jsonl").read_text().splitlines()
+    assert {rejected["line"]: rejected["input"] for rejected in map(json.loads, rejects)} == {1: line, 2: "[]"}
+    assert {frozenset(json.loads(rejected)) for rejected in rejects} == {
+        frozenset({"line", "code", "message", "input"})
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_graphql_in_the_documentation_fits_the_schema(page: str) -> None:
+    core: GraphQLSchema = schema._schema
+    for block in blocks_of(ROOT / page):
+        if block.language == "graphql":
+            assert validate(core, parse(block.text)) == []
+
+
+def settings_table() -> dict[str, tuple[str, str]]:
+    """Return the default and the values of each setting as the page tells them."""
+    rows = re.findall(r"^\| `(TOLLGATE_\w+)` \| `(.+?)` \| (.+?) \| .+ \|$", SETTINGS.read_text("utf-8"), re.MULTILINE)
+    assert len({name for name, _, _ in rows}) == len(rows)
+    return {name: (default, values) for name, default, values in rows}
+
+
+def test_every_setting_is_documented_with_its_default_and_no_other() -> None:
+    documented = {name: default for name, (default, _) in settings_table().items()}
+    assert documented == {variable_of(each.name): str(each.default) for each in fields(Settings)}
+
+
+@pytest.mark.parametrize("variable", settings_table())
+def test_a_setting_takes_the_values_that_are_documented(variable: str) -> None:
+    default, values = settings_table()[variable]
+    name = next(each.name for each in fields(Settings) if variable_of(each.name) == variable)
+    assert getattr(Settings.read({variable: default}), name) == getattr(Settings(), name)
+    bounds = re.fullmatch(r"([0-9]+) to ([0-9]+)", values)
+    if bounds is not None:
+        least, most = map(int, bounds.groups())
+        assert [getattr(Settings.read({variable: str(value)}), name) for value in (least, most)] == [least, most]
+        refused = [str(least - 1), str(most + 1)]
+    else:
+        for choice in re.findall(r"`(.+?)`", values):
+            assert getattr(Settings.read({variable: choice}), name) == choice
+        refused = [""]
+    for value in refused:
+        with pytest.raises(BadSetting, match=f"^{variable} must "):
+            Settings.read({variable: value})
+
+
+@pytest.mark.parametrize(
+    "url", re.findall(r"^\| .+ \| `((?:sqlite|postgresql).+)` \|$", SETTINGS.read_text("utf-8"), re.MULTILINE)
+)
+def test_a_documented_database_url_is_accepted(url: str) -> None:
+    assert Settings.read({"TOLLGATE_DATABASE_URL": url}).database_url == url
+
+
+def test_an_option_wins_over_its_variable(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [Path(sys.executable).with_name("tollgate"), "serve", "--port", port],
+            cwd=tmp_path,
+            env=environment() | {"TOLLGATE_PORT": "9000"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    # The port that it could not have is the option's.
+    assert done.stderr.startswith(f"Error: Cannot listen on 127.0.0.1:{port}")
+
+
+def commands_of(command: Any, *path: str) -> dict[tuple[str, ...], Any]:
+    """Return the command's innermost commands by their names."""
+    inner: Mapping[str, Any] = getattr(command, "commands", {})
+    if not inner:
+        return {path: command}
+    found: dict[tuple[str, ...], Any] = {}
+    for name, each in inner.items():
+        found |= commands_of(each, *path, name)
+    return found
+
+
+COMMANDS = commands_of(typer.main.get_command(app))
+
+
+def test_every_command_is_mentioned() -> None:
+    text = README.read_text("utf-8") + GUIDE.read_text("utf-8")
+    assert [path for path in COMMANDS if f"`tollgate {' '.join(path)}`" not in text] == []
+
+
+def command_lines() -> list[str]:
+    """Return what follows `tollgate` in each command line of the documentation, in blocks and in the text."""
+    texts = [(ROOT / page).read_text("utf-8") for page in PAGES]
+    found = [line for text in texts for line in re.findall(r"^(?:\S+/)?tollgate (.+)$", text, re.MULTILINE)]
+    found += [line for text in texts for line in re.findall(r"`tollgate ([^`]+)`", text)]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_a_command_line_names_commands_and_options_that_exist(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    path = next((path for path in COMMANDS if words[: len(path)] == list(path)), None)
+    if path is None:
+        assert words == ["--help"]
+        return
+    options = {name for parameter in COMMANDS[path].params for name in parameter.opts} | {"--help"}
+    assert [word for word in words if word.startswith("-") and len(word) > 1 and word not in options] == []
+
+
+def test_every_make_target_that_is_shown_exists() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    texts = [(ROOT / page).read_text("utf-8") for page in PAGES]
+    shown = {target for text in texts for target in re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)}
+    assert {"run", "test"} <= shown
+    assert shown <= set(targets)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_to_a_file(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (ROOT / page).read_text("utf-8"))
+    relative = [target for target in targets if "://" not in target]
+    assert [target for target in relative if not (ROOT / page).parent.joinpath(target).exists()] == []
+
+
+def test_every_decision_is_in_the_index_in_order() -> None:
+    folder = ROOT / "docs" / "decisions"
+    pages = sorted(page.name for page in folder.glob("[0-9]*.md"))
+    assert re.findall(r"^\| \[[0-9]{4}\]\((.+?)\)", (folder / "README.md").read_text("utf-8"), re.MULTILINE) == pages
+    for number, name in enumerate(pages, start=1):
+        lines = (folder / name).read_text("utf-8").splitlines()
+        assert lines[0].startswith(f"# {number:04}: ")
+        assert re.fullmatch(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}, \w+.*", lines[2])
+        headings = [line for line in lines if line.startswith("## ")]
+        assert headings == ["## Context", "## Decision", "## Consequences", "## Alternatives"]
+
+
+#: What is nobody's business but of the machine, the tracker or the registry that it comes from.
+FOREIGN = re.compile(
+    r"(?<![\w.~/])/(?:home|root|Users|mnt|opt|tmp|work)/"  # a folder of somebody's machine
+    r"|\b(?:pypi|pythonhosted|npmjs)\b|/simple/"  # a registry
+    r"|(?<!\w)#[0-9]+\b"  # an issue
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_documentation_speaks_of_the_project_alone(page: str) -> None:
+    assert FOREIGN.findall((ROOT / page).read_text("utf-8")) == []
