@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -56,7 +57,18 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
 
 def app_from_environment() -> Starlette:
     """Return the application that the environment's settings make, for a server that starts it by name."""
-    return create_app(Settings.read())
+    settings = Settings.read()
+    log_to_standard_error(settings)
+    return create_app(settings)
+
+
+def log_to_standard_error(settings: Settings) -> None:
+    """Send the process's log to standard error."""
+    level = settings.log_level.upper()
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(name)s: %(message)s")
+    # These tell of every statement and of every plugin they load, to nobody's use.
+    for name in ("aiosqlite", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 async def healthz(_request: Request) -> Response:
@@ -93,7 +105,10 @@ def _unauthenticated(request: Request, error: Unauthenticated) -> Response:
 def _unavailable(request: Request, error: DatabaseUnavailable) -> Response:
     _log.warning("The database is unavailable: %r", error.__cause__)
     fault = Unavailable(error.outcome)
-    return problem_response(request, HTTPProblem(503, fault.message, code=fault.code, headers={"retry-after": "1"}))
+    problem = HTTPProblem(
+        503, fault.message, code=fault.code, headers={"retry-after": "1"}, outcome=fault.outcome.value
+    )
+    return problem_response(request, problem)
 
 
 def _http_exception(request: Request, error: HTTPException) -> Response:

@@ -6,7 +6,6 @@ the command line itself is wrong.
 
 import asyncio
 import json
-import logging
 import os
 import re
 import socket
@@ -14,6 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -47,6 +47,8 @@ err = Console(stderr=True, soft_wrap=True)
 
 T = TypeVar("T")
 
+_STANDARD_ERROR = {"class": "logging.StreamHandler", "formatter": "default", "stream": "ext://sys.stderr"}
+
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -67,6 +69,11 @@ def fail(message: str, *, code: int = 1) -> NoReturn:
     """End the command with a message on standard error."""
     err.print(f"[bold red]Error:[/] {message}", highlight=False)
     raise typer.Exit(code)
+
+
+def cause_of(error: DatabaseUnavailable) -> object:
+    """Return what the driver said, without what SQLAlchemy adds for developers."""
+    return getattr(error.__cause__, "orig", None) or error.__cause__
 
 
 def read_settings() -> Settings:
@@ -91,7 +98,7 @@ def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = No
     try:
         return asyncio.run(with_services())
     except DatabaseUnavailable as error:
-        fail(f"The database is unavailable: {error.__cause__}")
+        fail(f"The database is unavailable: {cause_of(error)}")
     except BillingError as error:
         fail(error.message)
 
@@ -102,19 +109,41 @@ async def _bring_up_to_date(services: Services) -> None:
     if services.database.dialect == "sqlite":
         await migrations.upgrade(services.database)
     elif not await migrations.is_current(services.database):
-        fail("The database has another schema than this release needs. Run `tollgate migrate` first.")
+        fail("The database's schema is not this release's. Run `tollgate migrate` first.")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        out.print(version("tollgate"), highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options that go before a command."""
 
 
 @app.command(epilog="Example: tollgate serve --port 8080 --workers 2")
 def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(help="The port to listen on.", show_default="8000")] = None,
-    workers: Annotated[int | None, typer.Option(help="How many processes serve.", show_default="1")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="The port to listen on.", show_default="8000")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="How many processes serve.", show_default="1")
+    ] = None,
     demo: Annotated[bool, typer.Option(help="Seed a demo organization first, and print its key.")] = False,
     reload: Annotated[bool, typer.Option(help="Restart when the code changes, for development.")] = False,
 ) -> None:
     """Serve the gateway. On SQLite the database is made, and migrated, if need be."""
     import uvicorn
+    from uvicorn.config import LOGGING_CONFIG
+
+    from gateway.app import log_to_standard_error
 
     for name, value in (("host", host), ("port", port), ("workers", workers)):
         if value is not None:
@@ -124,7 +153,7 @@ def serve(
     if demo and settings.host not in _LOOPBACK:
         fail(f"--demo listens on loopback alone, not on {settings.host}.", code=2)
     _require_free_port(settings.host, settings.port)
-    _log_to_standard_error(settings)
+    log_to_standard_error(settings)
     key = run(_seed_demo, settings) if demo else run(_nothing, settings)
     out.print(f"Tollgate serves at [bold]http://{settings.host}:{settings.port}/graphql[/]", highlight=False)
     if key is not None:
@@ -141,18 +170,12 @@ def serve(
         http="httptools",
         lifespan="on",
         server_header=False,
+        # Standard output is for results; uvicorn sends its access log there.
+        log_config=LOGGING_CONFIG | {"handlers": dict.fromkeys(LOGGING_CONFIG["handlers"], _STANDARD_ERROR)},
         log_level=settings.log_level,
         access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=8,
     )
-
-
-def _log_to_standard_error(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s: %(name)s: %(message)s"
-    )
-    # Which plugins Alembic loads, and that it looked at the schema, is told to nobody's use.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 async def _nothing(_services: Services) -> None:
@@ -191,7 +214,7 @@ def migrate() -> None:
     try:
         asyncio.run(upgrade())
     except DatabaseUnavailable as error:
-        fail(f"The database is unavailable: {error.__cause__}")
+        fail(f"The database is unavailable: {cause_of(error)}")
     err.print("The database is up to date.")
 
 
@@ -389,7 +412,9 @@ def import_(
         table.add_row(*[f"{count:,}" for count in counts.as_json().values()])
         out.print(table)
     if counts.rejected:
-        err.print(f"{counts.rejected:,} lines were not accepted; {rejects} tells which and why.", highlight=False)
+        err.print(f"Not accepted: {counts.rejected:,}. Which and why is in {rejects}.", highlight=False)
+    if usage_import.met_old_events:
+        err.print("Events older than 35 days are accepted with --backfill.", highlight=False)
     if usage_import.failure is not None:
         err.print(f"[bold red]Error:[/] {usage_import.failure}", highlight=False)
     if counts.rejected or usage_import.failure is not None:

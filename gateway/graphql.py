@@ -25,12 +25,18 @@ class HTTPProblem(Exception):
     """A request that is answered by a status before it comes to GraphQL."""
 
     def __init__(
-        self, status: int, message: str, *, code: str = "BAD_USER_INPUT", headers: dict[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str = "BAD_USER_INPUT",
+        headers: dict[str, str] | None = None,
+        **extensions: str,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
-        self.code = code
+        self.extensions = {"code": code} | extensions
         self.headers = headers
 
 
@@ -54,7 +60,7 @@ async def graphql(request: Request) -> Response:
 
 def problem_response(_request: Request, problem: HTTPProblem) -> Response:
     """Answer a request that never came to GraphQL, in GraphQL's form all the same."""
-    body = {"errors": [{"message": problem.message, "extensions": {"code": problem.code}}]}
+    body = {"errors": [{"message": problem.message, "extensions": problem.extensions}]}
     return Response(orjson.dumps(body), problem.status, problem.headers, media_type=JSON)
 
 

@@ -36,6 +36,9 @@ def _database_url(text: str) -> str:
     if url is None or url.drivername not in _DRIVERS:
         raise ValueError("must be a URL sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/NAME")
     url = url.set(drivername=_DRIVERS[url.drivername])
+    if "sslmode" in url.query:
+        # As libpq and hosting providers name it; the driver's own name is shorter.
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
     if url.drivername == "sqlite+aiosqlite" and url.database in {None, "", ":memory:"}:
         raise ValueError("must name a file: SQLite in memory would be one database a connection, and gone with it")
     return url.render_as_string(hide_password=False)

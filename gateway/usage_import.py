@@ -124,16 +124,19 @@ class Import:
     create_meters: bool
     rejects: Path
     failure: str | None = None
+    #: Whether an event was refused for its age, which `backfill` would have let pass.
+    met_old_events: bool = False
     counts: Counts = field(default_factory=Counts)
-    _rejects_file: IO[bytes] | None = None
+    _rejected: list[tuple[int, bytes]] = field(default_factory=list)
 
     async def run(self, services: Services, lines: Lines, console: Console) -> Counts:
         """Record all lines and return what became of them."""
         actor = Actor(RECORDED_BY, self.org_id, self.environment, frozenset(Scope))
         context = Context(actor, services.database, services.usage_writer, services.clock)
         group: list[_Line] = []
+        self.rejects.unlink(missing_ok=True)  # An earlier run's.
         try:
-            with Progress(*_COLUMNS, console=console, transient=True) as progress:
+            with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:
                 task = progress.add_task("Importing", total=lines.size, lines=0)
                 for number, text in self._readable(lines):
                     event = self._event(actor, number, text)
@@ -141,6 +144,7 @@ class Import:
                         group.append(_Line(number, text, event))
                     if len(group) >= GROUP:
                         await self._record(context, group)
+                        self._write_rejects()
                         group = []
                         progress.update(task, completed=lines.position, lines=self.counts.read)
                 if group:
@@ -151,9 +155,7 @@ class Import:
                 error.message if isinstance(error, Unavailable) else f"The database is unavailable: {error.__cause__}."
             )
             self.failure = f"{reason} Run the import again to resume it."
-        finally:
-            if self._rejects_file is not None:
-                self._rejects_file.close()
+        self._write_rejects()
         return self.counts
 
     def _readable(self, lines: Lines) -> Iterator[tuple[int, bytes]]:
@@ -210,21 +212,27 @@ class Import:
             self.counts.conflicts += 1
         elif isinstance(result, InvalidInput):
             self.counts.invalid += 1
+            self.met_old_events |= not self.backfill and result.field == "occurredAt"
         else:
             self.counts.refused += 1
         self._reject(line.number, line.text, result)
 
     def _reject(self, number: int, text: bytes, refusal: Refusal) -> None:
         """Note a line that was not accepted: its number, the reason, and the line itself, so that it can be mended."""
-        if self._rejects_file is None:
-            self._rejects_file = self.rejects.open("wb")
         rejected = {
             "line": number,
             "code": refusal.code,
             "message": refusal.message,
             "input": text[:LONGEST_LINE].decode(errors="replace"),
         }
-        self._rejects_file.write(orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE))
+        self._rejected.append((number, orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE)))
+
+    def _write_rejects(self) -> None:
+        """Add what was rejected since the last time to the rejects file, in the order of the lines."""
+        if self._rejected:
+            with self.rejects.open("ab") as file:
+                file.writelines(text for _, text in sorted(self._rejected))
+            self._rejected = []
 
 
 def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageEvent:
