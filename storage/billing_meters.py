@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, Text, bindparam, func, insert, select, update
+from sqlalchemy import Select, Text, Update, func, insert, select, update
 
 from storage.database import Reader, Writer, keys, keys_table
 from storage.pages import Page, between, page_order, page_statement
@@ -55,11 +56,18 @@ _CHANGING = (
     "updated_at",
 )
 
-_UPDATE = (
-    update(billing_meters)
-    .where(billing_meters.c.id == bindparam("meter_id"))
-    .values({name: bindparam(name) for name in _CHANGING})
-)
+_changing = attrgetter(*_CHANGING)
+
+
+@cache
+def _update(dialect: str) -> Update:
+    columns = {name: billing_meters.c[name].type for name in _CHANGING}
+    changed = keys_table(dialect, id=Text(), **columns)
+    return (
+        update(billing_meters)
+        .where(billing_meters.c.id == changed.c.id)
+        .values({name: changed.c[name] for name in _CHANGING})
+    )
 
 
 def _tenant(
@@ -200,5 +208,4 @@ async def insert_meter(writer: Writer, row: BillingMeterRow) -> None:
 
 async def update_meters(writer: Writer, rows: Sequence[BillingMeterRow]) -> None:
     """Write what may change of the meters, which the transaction has locked."""
-    changed = [{"meter_id": row.id} | {name: getattr(row, name) for name in _CHANGING} for row in rows]
-    await writer.execute(_UPDATE, changed)
+    await writer.execute(_update(writer.dialect), keys((row.id, *_changing(row)) for row in rows))

@@ -5,22 +5,28 @@ transaction in a task of its own: it is committed or rolled back as a whole, wha
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
+from functools import cache
 from typing import Any, TypeVar
 
+import asyncpg
 import orjson
 from sqlalchemy import (
     Connection,
     Executable,
     FromClause,
+    Insert,
     Row,
+    Table,
     Text,
     bindparam,
     cast,
     event,
     func,
+    insert,
     literal_column,
     make_url,
     select,
@@ -35,11 +41,13 @@ from sqlalchemy.types import TypeEngine
 #: How often a transaction is tried that lost a race, or its connection before COMMIT was sent.
 ATTEMPTS = 4
 
+#: How long the second attempt waits; each later one waits twice as long as the one before.
+PAUSE_SECONDS = 0.05
+
 #: PostgreSQL's codes for a deadlock and for a serialization failure: the transaction was rolled back and may be run
 #: again.
 _LOST_RACE = frozenset({"40001", "40P01"})
-
-Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+_UNIQUE_VIOLATION = "23505"
 
 T = TypeVar("T")
 
@@ -88,9 +96,30 @@ class Reader:
 class Writer(Reader):
     """Runs any statement, inside a transaction that `Database.write` ends."""
 
-    async def execute(self, statement: Executable, parameters: Parameters | None = None) -> None:
-        """Run the statement, once for each of the given parameter sets."""
+    async def execute(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> None:
+        """Run the statement."""
         await self._connection.execute(statement, parameters)
+
+    async def insert_rows(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
+        """Add rows, whose values are in the order of the table's columns, by one statement.
+
+        The values are plain ones or what JSON has a form for; a JSON column's is given as its text. On PostgreSQL the
+        rows are one parameter. SQLite takes longer to take JSON apart than to insert it, so its driver is given the
+        rows themselves.
+        """
+        if self.dialect == "postgresql":
+            await self.execute(_insert_rows(table), keys(rows))
+            return
+        statement = _insert_row(table)
+        sync_connection = self._connection.sync_connection
+        assert sync_connection is not None  # noqa: S101  # The transaction has begun.
+        for listener in sync_connection.dispatch.before_cursor_execute:
+            listener(sync_connection, None, statement, rows, None, True)  # noqa: FBT003  # SQLAlchemy's signature.
+        driver = (await self._connection.get_raw_connection()).driver_connection
+        assert driver is not None  # noqa: S101  # Likewise.
+        # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
+        cursor = await driver.executemany(statement, orjson.loads(keys(rows)["keys"]))
+        await cursor.close()
 
 
 class Database:
@@ -130,17 +159,40 @@ class Database:
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
             raise
 
-    async def write(self, work: Callable[[Writer], Awaitable[T]]) -> T:
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Reader]:
+        """Open a connection on which every statement sees what was committed when the first one started.
+
+        It may stay open for long; each of its statements may take as long as it needs.
+
+        Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
+        """
+        try:
+            async with self._readers.connect() as connection:
+                for statement in _SNAPSHOT[self.dialect]:
+                    await connection.exec_driver_sql(statement)
+                try:
+                    yield Reader(connection)
+                finally:
+                    await connection.exec_driver_sql("ROLLBACK")
+        except _UNAVAILABLE as error:
+            if _is_unavailable(error):
+                raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
+            raise
+
+    async def write(self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool = False) -> T:
         """Run `work` in one transaction and return what it returns, once that is committed.
 
         The transaction runs in a task of its own: when the caller is cancelled, it is still finished. `work` may be run
         again, after everything it did was rolled back, when it lost a race with another transaction or lost its
-        connection before COMMIT was sent; so it does nothing but SQL, and looks before it inserts.
+        connection before COMMIT was sent; so it does nothing but SQL, and looks before it inserts. Where it
+        `is_repeatable`, because it looks for what an earlier run has written, it is also run again when the answer to
+        COMMIT was lost.
 
         Raises `DatabaseUnavailable`, with outcome `UNKNOWN` where the answer to COMMIT was lost, and whatever `work`
         raises.
         """
-        task = asyncio.create_task(self._write(work))
+        task = asyncio.create_task(self._write(work, is_repeatable=is_repeatable))
         self._writes.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
@@ -150,9 +202,12 @@ class Database:
         if not task.cancelled():
             task.exception()  # Marks it as seen: the caller that would have been told may be gone.
 
-    async def _write(self, work: Callable[[Writer], Awaitable[T]]) -> T:
+    async def _write(self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool) -> T:
+        is_unknown = False
         for attempt in range(1, ATTEMPTS + 1):
             committing = False
+            if attempt > 1:
+                await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 2))
             try:
                 async with self._writers.connect() as connection:
                     transaction = await connection.begin()
@@ -165,10 +220,12 @@ class Database:
                     await transaction.commit()
                     return result
             except _UNAVAILABLE as error:
-                if committing and not _is_refused(error):
-                    raise DatabaseUnavailable(Outcome.UNKNOWN) from error
-                if attempt < ATTEMPTS and (_lost_race(error) or _is_disconnected(error)):
+                is_unknown = is_unknown or (committing and not _is_refused(error))
+                may_repeat = is_repeatable if is_unknown else _lost_race(error) or _is_disconnected(error)
+                if may_repeat and attempt < ATTEMPTS:
                     continue
+                if is_unknown:
+                    raise DatabaseUnavailable(Outcome.UNKNOWN) from error
                 if _is_unavailable(error):
                     raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
                 raise
@@ -194,10 +251,10 @@ class Database:
 
 
 def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
-    """Return a table of the records that the parameter `keys` holds, with these columns, to be joined with.
+    """Return a table of the records that the parameter `keys` holds, with these columns: to join with, or to write.
 
-    However many records there are, it is one parameter and one text of the statement, which the database prepares once.
-    `keys()` makes the parameter.
+    However many records there are, it is one parameter and one text of the statement, which the database prepares once
+    and which costs SQLAlchemy and the driver nothing a record. `keys()` makes the parameter.
     """
     parameter = bindparam("keys", type_=Text)
     if dialect == "postgresql":
@@ -215,9 +272,21 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
     ).subquery("keys")
 
 
-def keys(records: Sequence[Sequence[Any]]) -> dict[str, str]:
-    """Return the parameter of a statement made with `keys_table`."""
+def keys(records: Iterable[Iterable[Any]]) -> dict[str, str]:
+    """Return the parameter of a statement made with `keys_table`, whose records have the values of its columns."""
     return {"keys": orjson.dumps([list(record) for record in records]).decode()}
+
+
+@cache
+def _insert_rows(table: Table) -> Insert:
+    rows = keys_table("postgresql", **{column.name: column.type for column in table.c})
+    return insert(table).from_select(table.c.keys(), select(*rows.c))
+
+
+@cache
+def _insert_row(table: Table) -> str:
+    places = ", ".join("?" for _ in table.c)
+    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) VALUES ({places})"  # noqa: S608  # Our own names.
 
 
 def _begin_immediate(connection: Connection) -> None:
@@ -271,8 +340,19 @@ def _postgresql_engine(url: str, *, pool_size: int, wait_seconds: float) -> Asyn
     )
 
 
-#: What the pool, the drivers and the network raise. A refused connection arrives as it is, unwrapped.
-_UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError)
+#: How a snapshot begins.
+_SNAPSHOT = {
+    "sqlite": ["BEGIN"],
+    "postgresql": [
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        "SET LOCAL statement_timeout = 0",
+        "SET LOCAL idle_in_transaction_session_timeout = 0",
+    ],
+}
+
+#: What the pool, the drivers and the network raise. A refused connection arrives as it is, unwrapped, and so does what
+#: goes wrong in a statement that the driver is given directly.
+_UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 #: PostgreSQL's classes of errors that say nothing of the statement: insufficient resources, operator intervention (also
 #: a statement's timeout), system error, and object not in prerequisite state (also a lock's timeout).
@@ -280,30 +360,42 @@ _PASSING_CLASSES = frozenset({"53", "55", "57", "58"})
 
 
 def _sqlstate(error: BaseException) -> str:
-    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    return getattr(_of_driver(error), "sqlstate", None) or ""
+
+
+def _of_driver(error: BaseException) -> BaseException:
+    """Return the driver's own error, where SQLAlchemy has wrapped it."""
+    return (error.orig or error) if isinstance(error, DBAPIError) else error
 
 
 def _is_disconnected(error: BaseException) -> bool:
     if isinstance(error, DBAPIError):
         return error.connection_invalidated
-    return isinstance(error, OSError) and not isinstance(error, TimeoutError)
+    if isinstance(error, asyncpg.InterfaceError):
+        return True
+    return _sqlstate(error)[:2] == "08" or (isinstance(error, OSError) and not isinstance(error, TimeoutError))
 
 
 def _is_refused(error: BaseException) -> bool:
     """Whether the database itself answered with this error, so that the transaction is known to be rolled back."""
-    return isinstance(error, DBAPIError) and not error.connection_invalidated
+    if isinstance(error, sqlite3.Error):
+        return True
+    return isinstance(error, DBAPIError | asyncpg.PostgresError) and not _is_disconnected(error)
 
 
 def _is_unavailable(error: BaseException) -> bool:
-    if not isinstance(error, DBAPIError):
-        return True
     return (
-        isinstance(error, OperationalError | InterfaceError)
-        or error.connection_invalidated
+        isinstance(error, PoolTimeoutError | OSError | OperationalError | InterfaceError | sqlite3.OperationalError)
+        or _is_disconnected(error)
         or _sqlstate(error)[:2] in _PASSING_CLASSES
         or _sqlstate(error) in _LOST_RACE
     )
 
 
 def _lost_race(error: BaseException) -> bool:
-    return isinstance(error, IntegrityError) or _sqlstate(error) in _LOST_RACE
+    """Whether another transaction came first: to a unique name, or to a lock."""
+    return (
+        isinstance(error, IntegrityError | sqlite3.IntegrityError)
+        or _sqlstate(error) == _UNIQUE_VIOLATION
+        or _sqlstate(error) in _LOST_RACE
+    )

@@ -5,10 +5,10 @@ from datetime import date, datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Integer, Select, Text, insert, select
+from sqlalchemy import BigInteger, Integer, Select, Text, bindparam, func, select
 
 from storage.database import Reader, Writer, keys, keys_table
-from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy, billing_meters, ledger_entries
+from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy, billing_meters, json_text, ledger_entries
 
 
 class LedgerEntryRow(NamedTuple):
@@ -63,11 +63,11 @@ def _by_ranges(dialect: str) -> Select[Any]:
 
 @cache
 def _by_keys(dialect: str) -> Select[Any]:
-    wanted = keys_table(dialect, meter_id=Text(), kind=Text(), key=Text())
+    wanted = keys_table(dialect, meter_id=Text(), key=Text())
     return select(*_COLUMNS).join(
         wanted,
         (ledger_entries.c.meter_id == wanted.c.meter_id)
-        & (ledger_entries.c.kind == wanted.c.kind)
+        & (ledger_entries.c.kind == bindparam("kind", type_=ledger_entries.c.kind.type))
         & (ledger_entries.c.key == wanted.c.key),
     )
 
@@ -106,16 +106,26 @@ async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> l
 
 
 async def by_keys(
-    reader: Reader, wanted: Sequence[tuple[str, LedgerEntryKind, str]]
-) -> dict[tuple[str, LedgerEntryKind, str], LedgerEntryRow]:
-    """Return the entries already recorded under these (meter id, kind, key), by them.
+    reader: Reader, kind: LedgerEntryKind, wanted: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], LedgerEntryRow]:
+    """Return the entries of the kind that are already recorded under these (meter id, key), by them.
 
     Whose the meters are is the caller's to check.
     """
-    rows = await reader.fetch(_by_keys(reader.dialect), keys(wanted))
-    return {(row.meter_id, row.kind, row.key): LedgerEntryRow._make(row) for row in rows}
+    rows = await reader.fetch(_by_keys(reader.dialect), keys(wanted) | {"kind": kind})
+    return {(row.meter_id, row.key): LedgerEntryRow._make(row) for row in rows}
+
+
+async def voided_credits(reader: Reader, meter_id: str, seq: int) -> int:
+    """Return how many credits of a usage entry are already given back."""
+    statement = select(func.coalesce(func.sum(ledger_entries.c.amount), 0)).where(
+        ledger_entries.c.meter_id == meter_id,
+        ledger_entries.c.voids_seq == seq,
+    )
+    row = await reader.fetch_one(statement)
+    return int(row[0]) if row is not None else 0
 
 
 async def insert_entries(writer: Writer, rows: Sequence[LedgerEntryRow]) -> None:
     """Add entries to the ledgers of meters that the transaction has locked."""
-    await writer.execute(insert(ledger_entries), [row._asdict() for row in rows])
+    await writer.insert_rows(ledger_entries, [(*row[:-1], json_text(row.metadata)) for row in rows])

@@ -7,7 +7,8 @@ hash-partitioned by it. They have no foreign key to the meter: they are written 
 statements that changed it, and a check a row would cost more than the row.
 """
 
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -28,6 +29,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects import postgresql
 
@@ -58,23 +60,52 @@ class OverLimitPolicy(StrEnum):
 
 
 class Instant(TypeDecorator[datetime]):
-    """An aware moment in UTC: `timestamptz` on PostgreSQL, ISO 8601 text in UTC on SQLite, which has no such type."""
+    """An aware moment in UTC: `timestamptz` on PostgreSQL, ISO 8601 text in UTC on SQLite, which has no such type.
+
+    The text is what `datetime.isoformat` and orjson write, and sorts as the moments do.
+    """
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Store UTC; SQLite's text has no room for an offset."""
-        if value is None:
-            return None
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        """Write the text."""
+        return _write_instant if dialect.name == "sqlite" else None
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return aware UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:  # noqa: ARG002
+        """Read the text."""
+        return _read_instant if dialect.name == "sqlite" else None
+
+
+def _write_instant(value: datetime | None) -> str | None:
+    return None if value is None else value.astimezone(UTC).isoformat()
+
+
+def _read_instant(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)
+
+
+class Day(TypeDecorator[date]):
+    """A day of the calendar: `date` on PostgreSQL, ISO 8601 text on SQLite."""
+
+    impl = Date
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        """Write the text."""
+        return _write_day if dialect.name == "sqlite" else None
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:  # noqa: ARG002
+        """Read the text."""
+        return _read_day if dialect.name == "sqlite" else None
+
+
+def _write_day(value: date | None) -> str | None:
+    return None if value is None else value.isoformat()
+
+
+def _read_day(value: str | None) -> date | None:
+    return None if value is None else date.fromisoformat(value)
 
 
 class JsonText(TypeDecorator[Any]):
@@ -85,11 +116,16 @@ class JsonText(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002  # the signature is SQLAlchemy's
         """Write the canonical text."""
-        return None if value is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+        return None if value is None else json_text(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002  # the signature is SQLAlchemy's
         """Read it back."""
         return None if value is None else orjson.loads(value)
+
+
+def json_text(value: Any) -> str:
+    """Return the JSON value as `JsonText` keeps it."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
 #: Text ordered by code point on both databases. SQLite does so by itself; PostgreSQL needs to be told.
@@ -183,7 +219,7 @@ usage_days = Table(
     "usage_days",
     metadata,
     Column("meter_id", Name, nullable=False),
-    Column("day", Date, nullable=False),
+    Column("day", Day, nullable=False),
     Column("usage_name", Name, nullable=False),
     Column("total_usage", BigInteger, nullable=False),
     # Serves a meter's days in their order.
@@ -206,7 +242,7 @@ ledger_entries = Table(
     # The meter's limit at the decision; null: there was none.
     Column("limit_credits", BigInteger),
     Column("usage_name", Text),
-    Column("day", Date),
+    Column("day", Day),
     Column("requested_amount", BigInteger),
     Column("policy", _enum(OverLimitPolicy)),
     # Of a VOID: the `seq` of the usage that it takes back.
@@ -221,6 +257,14 @@ ledger_entries = Table(
     PrimaryKeyConstraint("meter_id", "seq"),
     # What makes an event count once. Serves the search for what a key has already done.
     UniqueConstraint("meter_id", "kind", "key"),
+    # Serves the sum of what is already voided of a usage entry.
+    Index(
+        None,
+        "meter_id",
+        "voids_seq",
+        sqlite_where=text("voids_seq IS NOT NULL"),
+        postgresql_where=text("voids_seq IS NOT NULL"),
+    ),
     postgresql_partition_by="HASH (meter_id)",
 )
 

@@ -5,11 +5,11 @@ from datetime import date
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Date, Insert, Integer, Select, Text, select
+from sqlalchemy import Insert, Integer, Select, Text, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Reader, Writer, keys, keys_table
-from storage.tables import usage_days
+from storage.tables import Day, usage_days
 
 
 class UsageDayRow(NamedTuple):
@@ -34,7 +34,7 @@ _COLUMNS = [usage_days.c[name] for name in UsageDayRow._fields]
 
 @cache
 def _by_ranges(dialect: str) -> Select[Any]:
-    wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Date(), last=Date())
+    wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Day(), last=Day())
     return select(wanted.c.place, *_COLUMNS).join(
         wanted,
         (usage_days.c.meter_id == wanted.c.meter_id) & usage_days.c.day.between(wanted.c.first, wanted.c.last),
@@ -43,8 +43,11 @@ def _by_ranges(dialect: str) -> Select[Any]:
 
 @cache
 def _add(dialect: str) -> Insert:
+    rows = keys_table(dialect, **{column.name: column.type for column in _COLUMNS})
+    # The condition tells SQLite's parser that ON CONFLICT is no join's.
+    values = select(*rows.c).where(true())
     statement = (postgresql if dialect == "postgresql" else sqlite).insert(usage_days)
-    upsert: Insert = statement.on_conflict_do_update(
+    upsert: Insert = statement.from_select(UsageDayRow._fields, values).on_conflict_do_update(
         index_elements=list(usage_days.primary_key.columns),
         set_={"total_usage": usage_days.c.total_usage + statement.excluded.total_usage},
     )
@@ -69,8 +72,4 @@ async def by_ranges(
 
 async def add(writer: Writer, usage: Mapping[tuple[str, date, str], int]) -> None:
     """Add credits to the days (meter id, day, usage name) of meters that the transaction has locked."""
-    rows = [
-        {"meter_id": meter_id, "day": day, "usage_name": usage_name, "total_usage": credits_}
-        for (meter_id, day, usage_name), credits_ in sorted(usage.items())
-    ]
-    await writer.execute(_add(writer.dialect), rows)
+    await writer.execute(_add(writer.dialect), keys((*key, credits_) for key, credits_ in sorted(usage.items())))
