@@ -53,7 +53,7 @@ async def create_api_key(
         environment=environment,
         name=name,
         scopes=sorted(set(scopes)),
-        workspace_ids=sorted(set(workspace_ids)) if workspace_ids else None,
+        workspace_ids=sorted(set(workspace_ids)) if workspace_ids is not None else None,
         digest=_digest(key),
         expires_at=expires_at,
         revoked_at=None,

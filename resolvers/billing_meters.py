@@ -18,7 +18,7 @@ from resolvers.limits import limit_credits
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, NAME_LENGTH, check_text, check_timezone
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.database import Writer
+from storage.database import Reader, Writer
 from storage.idempotency_keys import IdempotencyKeyRow
 from storage.ledger import LedgerEntryRow
 from storage.pages import Page
@@ -92,7 +92,8 @@ async def create_billing_meter(
 ) -> MeterOutcome:
     """Make a meter with its opening entry.
 
-    Raises `InvalidInput`, `Forbidden`, `IdempotencyConflict`, `CustomerNotFound` and `AlreadyExists`, in this order.
+    Raises `InvalidInput`, `Forbidden`, `CustomerNotFound`, `IdempotencyConflict` and `AlreadyExists`, in this order; a
+    replay is answered although its customer can no longer be named.
     """
     check_names(workspace_id, external_meter_id)
     check_timezone("timezone", timezone)
@@ -113,20 +114,33 @@ async def create_billing_meter(
         "timezone": timezone,
     }
 
+    # The same in every attempt, so that an attempt finds what an earlier one of this request has made.
+    meter_id = ids.new_id(ids.BILLING_METER)
+
     async def create(writer: Writer) -> MeterOutcome:
+        # Looked up before the key: when a request under the same key has just made it, its key is seen as well.
+        existing = await billing_meters.lock_by_name(writer, name)
         earlier = await idempotency.earlier(writer, actor, operation=_CREATE, key=idempotency_key)
-        if earlier is not None:
-            return await _replay_create(writer, actor, earlier, request)
+        is_same = earlier is not None and earlier.request_digest == idempotency.digest(request)
+        if earlier is not None and is_same:
+            first = await _meter_made(writer, earlier)
+            return MeterOutcome(first, await _opening_of(writer, first), replayed=first.id != meter_id)
         if customer_id is not None:
             await customer_rules.require_attachable(writer, actor, customer_id)
-        existing = await billing_meters.lock_by_name(writer, name)
+        if earlier is not None:
+            first = await _meter_made(writer, earlier)
+            # Another workspace's entry is not shown to a key that is not for it.
+            opening = await _opening_of(writer, first) if actor.may_enter(first.workspace_id) else None
+            raise IdempotencyConflict(earlier.key, entry=opening)
+        if existing is not None and existing.id == meter_id:
+            return MeterOutcome(existing, await _opening_of(writer, existing), replayed=False)
         if existing is not None:
             raise AlreadyExists(
                 f"Billing meter {external_meter_id!r} exists already in workspace {workspace_id!r}.",
                 existing_id=existing.id,
             )
         meter = BillingMeterRow(
-            id=ids.new_id(ids.BILLING_METER),
+            id=meter_id,
             **name._asdict(),
             customer_id=customer_id,
             timezone=timezone,
@@ -139,7 +153,7 @@ async def create_billing_meter(
             created_at=now,
             updated_at=now,
         )
-        entry = _entry(context, meter, kind=LedgerEntryKind.OPENING, amount=total_credits)
+        entry = new_entry(context, meter, kind=LedgerEntryKind.OPENING, amount=total_credits)
         await billing_meters.insert_meter(writer, meter)
         await ledger.insert_entries(writer, [entry])
         await idempotency.remember(
@@ -147,20 +161,25 @@ async def create_billing_meter(
         )
         return MeterOutcome(meter, entry, replayed=False)
 
-    outcome = await context.database.write(create)
+    outcome = await context.database.write(create, is_repeatable=True)
     context.loaders.clear()
     return outcome
 
 
-async def _replay_create(
-    writer: Writer, actor: Actor, earlier: IdempotencyKeyRow, request: Mapping[str, Any]
-) -> MeterOutcome:
-    meter = (await billing_meters.lock(writer, [earlier.result_id]))[earlier.result_id]
-    (opening,) = (await ledger.by_ranges(writer, [(meter.id, 1, 1)]))[0]
-    if earlier.request_digest != idempotency.digest(request):
-        # Another workspace's entry is not shown to a key that is not for it.
-        raise IdempotencyConflict(earlier.key, entry=opening if actor.may_enter(meter.workspace_id) else None)
-    return MeterOutcome(meter, opening, replayed=True)
+async def _meter_made(reader: Reader, earlier: IdempotencyKeyRow) -> BillingMeterRow:
+    found = await billing_meters.by_ids(
+        reader,
+        [earlier.result_id],
+        org_id=earlier.org_id,
+        environment=earlier.environment,
+        workspace_ids=None,
+    )
+    return found[earlier.result_id]
+
+
+async def _opening_of(writer: Writer, meter: BillingMeterRow) -> LedgerEntryRow:
+    ((opening,),) = await ledger.by_ranges(writer, [(meter.id, 1, 1)])
+    return opening
 
 
 async def update_billing_meter(
@@ -206,7 +225,7 @@ async def update_billing_meter(
                 after.total_credits, allow_overages=after.allow_overages, spend_cap=after.spend_cap
             ),
         )
-        entry = _entry(context, after, kind=LedgerEntryKind.SETTINGS, amount=0)._replace(
+        entry = new_entry(context, after, kind=LedgerEntryKind.SETTINGS, amount=0)._replace(
             metadata={
                 _SETTINGS[field]: [_setting(getattr(meter, field)), _setting(value)] for field, value in changed.items()
             },
@@ -247,7 +266,10 @@ async def refill_billing_meter(
     actor.require_workspace(workspace_id)
     name = meter_name(actor, workspace_id, external_meter_id)
 
+    tried: LedgerEntryRow | None = None
+
     async def add(writer: Writer) -> MeterOutcome:
+        nonlocal tried
         meter = await billing_meters.lock_by_name(writer, name)
         if meter is None:
             raise BillingMeterNotFound(workspace_id, external_meter_id)
@@ -255,7 +277,7 @@ async def refill_billing_meter(
             return MeterOutcome(meter, None, replayed=False)
         earlier = await _earlier_refill(writer, meter, idempotency_key, refill)
         if earlier is not None:
-            return MeterOutcome(meter, earlier, replayed=True)
+            return MeterOutcome(meter, earlier, replayed=earlier != tried)
         total_credits = meter.total_credits + refill
         if total_credits > MAX_AMOUNT:
             raise AmountOutOfRange("total")
@@ -265,12 +287,13 @@ async def refill_billing_meter(
             last_seq=meter.last_seq + 1,
             updated_at=context.clock(),
         )
-        entry = _entry(context, after, kind=LedgerEntryKind.REFILL, amount=refill)._replace(key=idempotency_key)
+        tried = new_entry(context, after, kind=LedgerEntryKind.REFILL, amount=refill)._replace(key=idempotency_key)
         await billing_meters.update_meters(writer, [after])
-        await ledger.insert_entries(writer, [entry])
-        return MeterOutcome(after, entry, replayed=False)
+        await ledger.insert_entries(writer, [tried])
+        return MeterOutcome(after, tried, replayed=False)
 
-    outcome = await context.database.write(add)
+    # Without a key nothing would tell a refill that was written from one that was not.
+    outcome = await context.database.write(add, is_repeatable=idempotency_key is not None)
     context.loaders.clear()
     return outcome
 
@@ -281,8 +304,7 @@ async def _earlier_refill(
     """Return the refill that the key has already made. Raises `IdempotencyConflict` when it was another amount."""
     if key is None:
         return None
-    named = (meter.id, LedgerEntryKind.REFILL, key)
-    earlier = (await ledger.by_keys(writer, [named])).get(named)
+    earlier = (await ledger.by_keys(writer, LedgerEntryKind.REFILL, [(meter.id, key)])).get((meter.id, key))
     if earlier is not None and earlier.amount != refill:
         raise IdempotencyConflict(key, entry=earlier)
     return earlier
@@ -297,7 +319,7 @@ def _setting(value: bool | int | str | None) -> bool | str | None:  # noqa: FBT0
     return str(value) if type(value) is int else value  # type: ignore[return-value]  # bool is the only other int.
 
 
-def _entry(context: Context, meter: BillingMeterRow, *, kind: LedgerEntryKind, amount: int) -> LedgerEntryRow:
+def new_entry(context: Context, meter: BillingMeterRow, *, kind: LedgerEntryKind, amount: int) -> LedgerEntryRow:
     """Return the newest entry of the meter, which is given as it is after it."""
     return LedgerEntryRow(
         meter_id=meter.id,

@@ -66,17 +66,23 @@ async def create_customer(
     actor.require(Scope.BILLING_WRITE)
     now = context.clock()
 
+    # The same in every attempt, so that an attempt finds what an earlier one of this request has made.
+    customer_id = ids.new_id(ids.CUSTOMER)
+
     async def create(writer: Writer) -> CustomerOutcome:
+        # Looked up before the key: when a request under the same key has just made it, its key is seen as well.
+        taken = await _taken_by(writer, actor, external_id)
         earlier = await idempotency.earlier(writer, actor, operation=_CREATE, key=idempotency_key)
         if earlier is not None:
             if earlier.request_digest != idempotency.digest(values):
                 raise IdempotencyConflict(earlier.key)
             # Without its workspaces: a limited key may repeat its create before the customer has a meter.
             found = await _of_tenant(writer, actor, earlier.result_id)
-            return CustomerOutcome(found[earlier.result_id], replayed=True)
-        await _require_free(writer, actor, external_id)
+            return CustomerOutcome(found[earlier.result_id], replayed=earlier.result_id != customer_id)
+        if taken is not None:
+            raise taken
         row = CustomerRow(
-            id=ids.new_id(ids.CUSTOMER),
+            id=customer_id,
             org_id=actor.org_id,
             environment=actor.environment,
             **values,  # type: ignore[arg-type]  # Checked above, name by name.
@@ -89,7 +95,7 @@ async def create_customer(
         )
         return CustomerOutcome(row, replayed=False)
 
-    outcome = await context.database.write(create)
+    outcome = await context.database.write(create, is_repeatable=idempotency_key is not None)
     context.loaders.clear()
     return outcome
 
@@ -121,10 +127,12 @@ async def update_customer(context: Context, *, customer_id: str, changes: Mappin
         if row is None:
             raise CustomerNotFound
         after = row._replace(**changes)
-        if after == row:
+        if after == row and idempotency.same_json(after.metadata, row.metadata):
             return row
         if after.external_id != row.external_id:
-            await _require_free(writer, actor, after.external_id)
+            taken = await _taken_by(writer, actor, after.external_id)
+            if taken is not None:
+                raise taken
         after = after._replace(updated_at=context.clock())
         await customers.update_customer(writer, after)
         return after
@@ -159,14 +167,16 @@ async def _of_tenant(reader: Reader, actor: Actor, customer_id: str) -> dict[str
     return await customers.by_ids(reader, [customer_id], org_id=actor.org_id, environment=actor.environment)
 
 
-async def _require_free(reader: Reader, actor: Actor, external_id: str | None) -> None:
+async def _taken_by(reader: Reader, actor: Actor, external_id: str | None) -> AlreadyExists | None:
+    """Return the refusal to give the external id once more, if a customer has it."""
     if external_id is None:
-        return
+        return None
     found = await customers.by_external_ids(reader, [external_id], org_id=actor.org_id, environment=actor.environment)
-    if external_id in found:
-        raise AlreadyExists(
-            f"There is already a customer of external id {external_id!r}.", existing_id=found[external_id].id
-        )
+    if external_id not in found:
+        return None
+    return AlreadyExists(
+        f"There is already a customer of external id {external_id!r}.", existing_id=found[external_id].id
+    )
 
 
 def _check(values: Mapping[str, Any]) -> None:

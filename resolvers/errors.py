@@ -5,11 +5,13 @@ BillingError
 │   ├── InvalidInput
 │   ├── CustomerNotFound
 │   ├── BillingMeterNotFound
+│   ├── UsageEventNotFound
 │   ├── AlreadyExists
 │   ├── IdempotencyConflict
 │   ├── InsufficientCredits
 │   ├── SpendCapExceeded
-│   └── AmountOutOfRange
+│   ├── AmountOutOfRange
+│   └── ExceedsVoidable
 └── Fault: the request itself is at fault, or cannot be served now; a top-level error
     ├── Unauthenticated
     ├── Forbidden
@@ -70,6 +72,15 @@ class BillingMeterNotFound(Refusal):
         super().__init__(f"There is no billing meter {external_meter_id!r} in workspace {workspace_id!r}.")
 
 
+class UsageEventNotFound(Refusal):
+    """The meter has no usage event of this id."""
+
+    code = "USAGE_EVENT_NOT_FOUND"
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__(f"The billing meter has no usage event {event_id!r}.")
+
+
 class AlreadyExists(Refusal):
     """Something else already has the name. `existing_id` is its id."""
 
@@ -118,6 +129,16 @@ class AmountOutOfRange(Refusal):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"The meter's {what} credits would pass 9223372036854775807, the greatest amount.")
+
+
+class ExceedsVoidable(Refusal):
+    """More is to be given back than is left of the event. `voidable` is what is left, in credits."""
+
+    code = "EXCEEDS_VOIDABLE"
+
+    def __init__(self, event_id: str, *, voidable: int) -> None:
+        super().__init__(f"Of the usage event {event_id!r} {voidable} credits are left to void.")
+        self.voidable = voidable
 
 
 class Fault(BillingError):

@@ -1,10 +1,14 @@
-"""Recording usage: from a caller's values to a decided, committed event."""
+"""Recording usage: from a caller's values to decided, committed events."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resolvers.context import Context
-from resolvers.errors import Refusal
-from resolvers.usage import UsageOutcome, usage_event
+from resolvers.errors import BadUserInput, InvalidInput, LimitExceeded, Refusal
+from resolvers.usage import UsageEvent, UsageOutcome, usage_event
+
+#: The most events of one batch.
+LARGEST_BATCH = 1_000
 
 
 async def record_usage(context: Context, **values: Any) -> UsageOutcome:
@@ -17,3 +21,30 @@ async def record_usage(context: Context, **values: Any) -> UsageOutcome:
     if isinstance(result, Refusal):
         raise result
     return result
+
+
+async def record_usage_batch(context: Context, items: Sequence[Mapping[str, Any]]) -> list[UsageOutcome | Refusal]:
+    """Record events in one transaction, in their order, and return the result of each: a refused one leaves the others.
+
+    The values of each item are those of `usage_event`; the field of an `InvalidInput` begins with the item's number.
+
+    Raises `BadUserInput` for an empty batch, `LimitExceeded` for more than 1,000 items, `Forbidden` when any item is
+    not permitted, and `Unavailable`; then nothing is written.
+    """
+    if not items:
+        raise BadUserInput("input must have at least 1 item.")
+    if len(items) > LARGEST_BATCH:
+        raise LimitExceeded(f"input must have at most {LARGEST_BATCH} items; it has {len(items)}.")
+    checked = [_checked(context, place, values) for place, values in enumerate(items)]
+    events = [event for event in checked if isinstance(event, UsageEvent)]
+    results = iter(await context.usage_writer.record(events) if events else [])
+    context.loaders.clear()
+    return [next(results) if isinstance(event, UsageEvent) else event for event in checked]
+
+
+def _checked(context: Context, place: int, values: Mapping[str, Any]) -> UsageEvent | InvalidInput:
+    try:
+        return usage_event(context.actor, **values)
+    except InvalidInput as refusal:
+        refusal.field = f"{place}.{refusal.field}"
+        return refusal

@@ -4,6 +4,7 @@ Everything here is a pure function of its arguments. The transaction around them
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -62,7 +63,8 @@ class UsageEvent(NamedTuple):
     may_backfill: bool
 
 
-class UsageOutcome(NamedTuple):
+@dataclass(slots=True)
+class UsageOutcome:
     """An accepted debit, and the meter after it. `entry` None: the amount was 0 and nothing was written."""
 
     billing_meter: BillingMeterRow

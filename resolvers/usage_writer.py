@@ -35,6 +35,9 @@ MOST_NAMES = 100_000
 
 Result = UsageOutcome | Refusal
 
+#: A meter's id and an event's.
+_Key = tuple[str, str]
+
 
 @dataclass(slots=True, eq=False)
 class _Submission:
@@ -43,13 +46,42 @@ class _Submission:
 
 
 @dataclass(slots=True)
-class _Decided:
-    """What a group comes to: a result an event, and what is to be written."""
+class _Group:
+    """A group being decided: its meters as they become, a result an event, and what is to be written."""
 
     meters: dict[str, BillingMeterRow]
+    known: dict[_Key, LedgerEntryRow]
+    own: dict[_Key, LedgerEntryRow]
+    now: datetime
     results: list[Result] = field(default_factory=list)
+    written: list[_Key] = field(default_factory=list)
     entries: list[LedgerEntryRow] = field(default_factory=list)
     days: dict[tuple[str, date, str], int] = field(default_factory=dict)
+
+    def decide(self, meter_id: str | None, event: UsageEvent) -> None:
+        """Decide one event after those before it."""
+        meter = self.meters.get(meter_id) if meter_id is not None else None
+        if meter is None:
+            self.results.append(BillingMeterNotFound(event.meter.workspace_id, event.meter.external_meter_id))
+            return
+        key = (meter.id, event.event_id)
+        try:
+            outcome = decide(meter, event, self.known.get(key), now=self.now)
+        except Refusal as refusal:
+            self.results.append(refusal)
+            return
+        entry = outcome.entry
+        if outcome.replayed and self.own.pop(key, None) == entry:
+            outcome.replayed = False
+        elif entry is not None and not outcome.replayed:
+            self.meters[meter.id] = outcome.billing_meter
+            self.known[key] = entry
+            self.written.append(key)
+            self.entries.append(entry)
+            assert entry.day is not None  # noqa: S101  # A USAGE entry has its day.
+            day = (meter.id, entry.day, event.usage_name)
+            self.days[day] = self.days.get(day, 0) + entry.amount
+        self.results.append(outcome)
 
 
 class UsageWriter:
@@ -128,8 +160,17 @@ class UsageWriter:
 
     async def _record(self, events: Sequence[UsageEvent]) -> list[Result]:
         await self._find_ids({event.meter for event in events})
-        decided = await self._database.write(lambda writer: self._decide(writer, events))
-        return [_as_of_now(result, decided.meters) for result in decided.results]
+        # What an attempt wrote whose commit was not answered: found again, it is this group's own and no replay.
+        tried: dict[_Key, LedgerEntryRow] = {}
+
+        async def decide_all(writer: Writer) -> _Group:
+            group = await self._decide(writer, events, dict(tried))
+            tried.update(zip(group.written, group.entries, strict=True))
+            return group
+
+        # Every event has its id, so deciding a group again is safe.
+        group = await self._database.write(decide_all, is_repeatable=True)
+        return [_as_of_now(result, group.meters) for result in group.results]
 
     async def _find_ids(self, names: Iterable[MeterName]) -> None:
         unknown = [name for name in names if name not in self._ids]
@@ -141,54 +182,25 @@ class UsageWriter:
             self._ids.clear()
         self._ids.update(found)
 
-    async def _decide(self, writer: Writer, events: Sequence[UsageEvent]) -> _Decided:
+    async def _decide(self, writer: Writer, events: Sequence[UsageEvent], own: dict[_Key, LedgerEntryRow]) -> _Group:
         """Decide the events and write what they come to, starting from the rows: it may run again after a rollback."""
-        meter_ids = [self._ids.get(event.meter) for event in events]
-        locked = await billing_meters.lock(writer, sorted({meter_id for meter_id in meter_ids if meter_id is not None}))
-        known = await ledger.by_keys(
-            writer,
-            [
-                (meter_id, LedgerEntryKind.USAGE, event.event_id)
-                for meter_id, event in zip(meter_ids, events, strict=True)
-                if meter_id is not None
-            ],
-        )
-        now = self._clock()
-        decided = _Decided(locked)
-        for meter_id, event in zip(meter_ids, events, strict=True):
-            meter = locked.get(meter_id) if meter_id is not None else None
-            if meter is None:
-                decided.results.append(BillingMeterNotFound(event.meter.workspace_id, event.meter.external_meter_id))
-                continue
-            key = (meter.id, LedgerEntryKind.USAGE, event.event_id)
-            try:
-                outcome = decide(meter, event, known.get(key), now=now)
-            except Refusal as refusal:
-                decided.results.append(refusal)
-                continue
-            decided.results.append(outcome)
-            if outcome.entry is not None and not outcome.replayed:
-                entry = outcome.entry
-                locked[meter.id] = outcome.billing_meter
-                known[key] = entry
-                decided.entries.append(entry)
-                assert entry.day is not None  # noqa: S101  # A USAGE entry has its day and name.
-                assert entry.usage_name is not None  # noqa: S101
-                day = (meter.id, entry.day, entry.usage_name)
-                decided.days[day] = decided.days.get(day, 0) + entry.amount
-        if decided.entries:
-            changed = {entry.meter_id for entry in decided.entries}
-            await billing_meters.update_meters(writer, [locked[meter_id] for meter_id in sorted(changed)])
-            await usage.add(writer, decided.days)
-            await ledger.insert_entries(writer, decided.entries)
-        return decided
+        keys = [(meter_id, event.event_id) for event in events if (meter_id := self._ids.get(event.meter)) is not None]
+        meters = await billing_meters.lock(writer, sorted({meter_id for meter_id, _ in keys}))
+        known = await ledger.by_keys(writer, LedgerEntryKind.USAGE, keys)
+        group = _Group(meters, known, own, self._clock())
+        for event in events:
+            group.decide(self._ids.get(event.meter), event)
+        if group.entries:
+            changed = sorted({meter_id for meter_id, _ in group.written})
+            await billing_meters.update_meters(writer, [meters[meter_id] for meter_id in changed])
+            await usage.add(writer, group.days)
+            await ledger.insert_entries(writer, group.entries)
+        return group
 
 
 def _as_of_now(result: Result, meters: dict[str, BillingMeterRow]) -> Result:
     """Return the result with its meter as it is after the group's commit."""
-    if isinstance(result, UsageOutcome):
-        return result._replace(billing_meter=meters[result.billing_meter.id])
-    if isinstance(result, LimitRefusal):
+    if isinstance(result, UsageOutcome | LimitRefusal):
         result.billing_meter = meters[result.billing_meter.id]
     return result
 

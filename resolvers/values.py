@@ -4,6 +4,7 @@ The `parse_` functions read what arrives on the wire and raise `ValueError` with
 functions hold a value of a named field against its rule and raise `InvalidInput`.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ MAX_AMOUNT = 2**63 - 1
 NAME_LENGTH = 256
 KEY_LENGTH = 255
 USAGE_NAME_LENGTH = 128
+REASON_LENGTH = 500
 
 #: The most that a metadata object may take as compact JSON, in bytes.
 METADATA_BYTES = 16 * 1024
@@ -34,7 +36,23 @@ _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
     re.ASCII,
 )
+_LONG_INTEGER = re.compile(rb"[0-9]{19}")
 _REFUSED_CHARACTERS = re.compile("[\x00\ud800-\udfff]")
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return the JSON value, with integers of any length kept exactly.
+
+    Raises `ValueError` for what is no JSON in UTF-8, a lone surrogate, a number beyond every double, or deep nesting.
+    """
+    value = orjson.loads(text)
+    if _LONG_INTEGER.search(text.encode() if isinstance(text, str) else text):
+        # orjson makes a rounded float of an integer that 64 bits do not hold.
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise ValueError("depth limit exceeded") from None
+    return value
 
 
 def parse_amount(value: object) -> int:
@@ -148,7 +166,7 @@ def check_usage_names(field: str, values: Sequence[str]) -> None:
 
 def day_of(instant: datetime, timezone: str) -> date:
     """Return the day of the moment in the zone."""
-    return instant.astimezone(ZoneInfo(timezone)).date()
+    return instant.astimezone(ZoneInfo(timezone)).date() if timezone != "UTC" else instant.astimezone(UTC).date()
 
 
 @cache

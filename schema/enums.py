@@ -30,7 +30,7 @@ class Scope(Enum):
     USAGE_WRITE = enum_value(actor.Scope.USAGE_WRITE, description="Recording usage (`usage:write`).")
     USAGE_CORRECT = enum_value(
         actor.Scope.USAGE_CORRECT,
-        description="The policy `FORCE` and events older than 35 days (`usage:correct`).",
+        description="The policy `FORCE`, events older than 35 days, and voiding usage (`usage:correct`).",
     )
 
 

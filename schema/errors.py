@@ -47,6 +47,11 @@ class BillingMeterNotFound(UserError):
     """See `resolvers.errors.BillingMeterNotFound`."""
 
 
+@strawberry.type(description="The meter has no usage event of this id.")
+class UsageEventNotFound(UserError):
+    """See `resolvers.errors.UsageEventNotFound`."""
+
+
 @strawberry.type(description="Something else already has this name.")
 class AlreadyExists(UserError):
     """See `resolvers.errors.AlreadyExists`."""
@@ -84,3 +89,10 @@ class SpendCapExceeded(UserError):
 @strawberry.type(description="The meter's total or used credits would pass 9223372036854775807.")
 class AmountOutOfRange(UserError):
     """See `resolvers.errors.AmountOutOfRange`."""
+
+
+@strawberry.type(description="More is to be given back than is left of the usage event.")
+class ExceedsVoidable(UserError):
+    """See `resolvers.errors.ExceedsVoidable`."""
+
+    voidable: BigInt = strawberry.field(description="The credits of the event that are not yet given back.")

@@ -112,7 +112,7 @@ async def ledger_page(info: Info, meter: BillingMeterRow, arguments: Arguments) 
     Entries are numbered without a gap, so the page is a range of numbers, wherever it lies. Raises `BadUserInput` for a
     cursor of another meter's ledger.
     """
-    newest = _seq(arguments.after, meter) - 1 if arguments.after is not None else meter.last_seq
+    newest = min(_seq(arguments.after, meter) - 1, meter.last_seq) if arguments.after is not None else meter.last_seq
     oldest = _seq(arguments.before, meter) + 1 if arguments.before is not None else 1
     if arguments.backward:
         newest = min(newest, oldest + arguments.limit)

@@ -34,6 +34,7 @@ _TABLE: dict[type[domain.Refusal], tuple[type[UserError], Callable[[Any], dict[s
     ),
     domain.CustomerNotFound: (errors.CustomerNotFound, _facts),
     domain.BillingMeterNotFound: (errors.BillingMeterNotFound, _facts),
+    domain.UsageEventNotFound: (errors.UsageEventNotFound, _facts),
     domain.AlreadyExists: (
         errors.AlreadyExists,
         lambda refusal: _facts(refusal) | {"existing_id": strawberry.ID(refusal.existing_id)},
@@ -47,6 +48,10 @@ _TABLE: dict[type[domain.Refusal], tuple[type[UserError], Callable[[Any], dict[s
     domain.InsufficientCredits: (errors.InsufficientCredits, _limit_facts),
     domain.SpendCapExceeded: (errors.SpendCapExceeded, _limit_facts),
     domain.AmountOutOfRange: (errors.AmountOutOfRange, _facts),
+    domain.ExceedsVoidable: (
+        errors.ExceedsVoidable,
+        lambda refusal: _facts(refusal) | {"voidable": BigInt(refusal.voidable)},
+    ),
 }
 
 

@@ -1,23 +1,27 @@
 """Usage: its days, and recording it."""
 
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import strawberry
 from strawberry.scalars import JSON
 
+from resolvers.errors import Refusal
 from resolvers.loaders import UsageOfMeter
-from resolvers.record_usage import record_usage
+from resolvers.record_usage import record_usage, record_usage_batch
 from resolvers.usage import UsageOutcome, usage_days, with_zeros
 from resolvers.values import check_usage_names, day_of
+from resolvers.void_usage import VoidOutcome, void_usage
 from schema.enums import OverLimitPolicy
 from schema.errors import (
     AmountOutOfRange,
     BillingMeterNotFound,
+    ExceedsVoidable,
     IdempotencyConflict,
     InsufficientCredits,
     InvalidInput,
     SpendCapExceeded,
+    UsageEventNotFound,
 )
 from schema.info import Info, given
 from schema.ledger import LedgerEntry
@@ -151,6 +155,19 @@ class RecordUsageInput:
         default=strawberry.UNSET, description="A JSON object of at most 16 KiB, kept on the ledger entry."
     )
 
+    def values(self) -> dict[str, Any]:
+        """Return the values as `resolvers.usage.usage_event` takes them."""
+        return {
+            "workspace_id": self.workspace_id,
+            "external_meter_id": self.external_meter_id,
+            "event_id": self.event_id,
+            "amount": self.amount,
+            "usage_name": self.usage_name,
+            "occurred_at": given(self.occurred_at),
+            "policy": Policy[self.policy.name],
+            "metadata": given(self.metadata),
+        }
+
 
 @strawberry.type(description="An accepted debit.")
 class RecordUsageSuccess:
@@ -197,6 +214,53 @@ RecordUsageResult = Annotated[
 ]
 
 
+@strawberry.input(description="A void: credits of one usage event to give back.")
+class VoidUsageInput:
+    """The fields of a void."""
+
+    workspace_id: str = strawberry.field(description="The meter's workspace.")
+    external_meter_id: str = strawberry.field(description="The caller's name of the meter.")
+    event_id: str = strawberry.field(description="The caller's name of the usage event.")
+    reason: str = strawberry.field(description="Why, for people, 1 to 500 characters; kept on the ledger entry.")
+    idempotency_key: str = strawberry.field(
+        description="The caller's name of this void, 1 to 255 characters: repeating it replays the first result."
+    )
+    amount: BigInt | None = strawberry.field(
+        default=strawberry.UNSET,
+        description="The credits to give back, more than 0; left out or null: all that is left of the event.",
+    )
+
+
+@strawberry.type(description="Usage was voided.")
+class VoidUsageSuccess:
+    """See `resolvers.void_usage`."""
+
+    billing_meter: _MeterType = strawberry.field(
+        description="The meter, as it is now; the entry tells the totals right after this void."
+    )
+    entry: LedgerEntry = strawberry.field(description="The ledger entry, which names the usage that it takes back.")
+    replayed: bool = strawberry.field(
+        description="Whether an earlier request under the same key had voided it, so that nothing changed."
+    )
+
+    @classmethod
+    def of(cls, outcome: VoidOutcome) -> "VoidUsageSuccess":
+        """Return the outcome as clients see it."""
+        from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
+
+        return cls(
+            billing_meter=BillingMeter.of(outcome.billing_meter),
+            entry=LedgerEntry.of(outcome.entry),
+            replayed=outcome.replayed,
+        )
+
+
+VoidUsageResult = Annotated[
+    VoidUsageSuccess | InvalidInput | BillingMeterNotFound | UsageEventNotFound | IdempotencyConflict | ExceedsVoidable,
+    strawberry.union("VoidUsageResult", description="The voided usage, or why it was not voided."),
+]
+
+
 @strawberry.type
 class UsageMutation:
     """The mutations of usage."""
@@ -211,15 +275,47 @@ class UsageMutation:
         self, info: Info, input: Annotated[RecordUsageInput, strawberry.argument(description="The usage event.")]
     ) -> RecordUsageResult | None:
         """Record the event."""
-        outcome = await record_usage(
+        return RecordUsageSuccess.of(await record_usage(info.context, **input.values()))
+
+    @strawberry.mutation(
+        description=(
+            "Records 1 to 1,000 usage events in one transaction, in their order, and answers a result for each, in the "
+            "same order: a refused event leaves the others alone. Needs `usage:write`; when any event is not "
+            "permitted, "
+            "nothing is written."
+        )
+    )
+    async def record_usage_batch(
+        self,
+        info: Info,
+        input: Annotated[list[RecordUsageInput], strawberry.argument(description="The usage events.")],
+    ) -> list[RecordUsageResult] | None:
+        """Record the events."""
+        from schema.refusals import user_error  # noqa: PLC0415  # Its table names the types of this module's unions.
+
+        results = await record_usage_batch(info.context, [item.values() for item in input])
+        return [
+            user_error(result) if isinstance(result, Refusal) else RecordUsageSuccess.of(result)  # type: ignore[misc]  # The union's own refusals.
+            for result in results
+        ]
+
+    @strawberry.mutation(
+        description=(
+            "Gives back some or all of the credits of one usage event, on the event's own day, by a new ledger entry. "
+            "Needs `usage:correct`."
+        )
+    )
+    async def void_usage(
+        self, info: Info, input: Annotated[VoidUsageInput, strawberry.argument(description="The void.")]
+    ) -> VoidUsageResult | None:
+        """Void the event."""
+        outcome = await void_usage(
             info.context,
             workspace_id=input.workspace_id,
             external_meter_id=input.external_meter_id,
             event_id=input.event_id,
-            amount=input.amount,
-            usage_name=input.usage_name,
-            occurred_at=given(input.occurred_at),
-            policy=Policy[input.policy.name],
-            metadata=given(input.metadata),
+            reason=input.reason,
+            idempotency_key=input.idempotency_key,
+            amount=given(input.amount),
         )
-        return RecordUsageSuccess.of(outcome)
+        return VoidUsageSuccess.of(outcome)

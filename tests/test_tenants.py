@@ -77,6 +77,20 @@ QUESTIONS = {
           }}
         }}""",
     ],
+    "recordUsageBatch": [
+        f"""mutation {{
+          recordUsageBatch(input: [{{workspaceId: "w", externalMeterId: "m", eventId: "e", amount: "1"}}]) {{
+            __typename {REFUSALS} ... on IdempotencyConflict {{ entry {{ id }} }}
+          }}
+        }}""",
+    ],
+    "voidUsage": [
+        f"""mutation {{
+          voidUsage(input: {{
+            workspaceId: "w", externalMeterId: "m", eventId: "e", amount: "1000000", reason: "r", idempotencyKey: "v"
+          }}) {{ __typename {REFUSALS} }}
+        }}""",
+    ],
 }
 #: All that an organization has, as far as it is not too much for a page.
 EVERYTHING = f"""{{
