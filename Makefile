@@ -4,6 +4,8 @@ PYTHON ?= python3
 PORT ?= 8000
 # For example: make test PYTEST_ARGS='-k replay'
 PYTEST_ARGS ?=
+# For example: make bench BENCH_ARGS='--database sqlite'
+BENCH_ARGS ?=
 # For example: make lock LOCK_ARGS=--upgrade
 LOCK_ARGS ?=
 
@@ -18,7 +20,7 @@ DEV_READY := $(VENV)/.dev-ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format lock clean
+.PHONY: help run test torture bench lint format lock clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +31,12 @@ run: $(RUN_READY) ## Serve a demo at PORT (8000).
 test: lint ## Check all: `lint`, then the tests.
 	@echo 'pytest'
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+torture: $(DEV_READY) ## Kill, cut and restart everything under load, many times.
+	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py tests/test_hot_meter.py $(PYTEST_ARGS)
+
+bench: $(DEV_READY) ## Measure beside the comparators. QUICK=1 takes two minutes.
+	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(BENCH_ARGS)
 
 lint: $(DEV_READY) ## Check format, style, types and imports.
 	@echo 'ruff format --check'

@@ -290,7 +290,7 @@ def keys_create(
             org_id=org,
             environment=environment,
             scopes=scope or tuple(Scope),
-            workspace_ids=workspace,
+            workspace_ids=workspace or None,
             expires_at=now + lifetime if lifetime is not None else None,
             name=name,
             now=now,
@@ -418,6 +418,51 @@ def import_(
     if usage_import.failure is not None:
         err.print(f"[bold red]Error:[/] {usage_import.failure}", highlight=False)
     if counts.rejected or usage_import.failure is not None:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tollgate verify --json")
+def verify(as_json: AsJson = False) -> None:
+    """Check the whole database against the rules of billing. Exit code 1 if anything disagrees.
+
+    It reads one snapshot, so it may run beside the gateway.
+    """
+    from rich.progress import Progress
+
+    from resolvers.verify import Disagreement, Verified, verify
+
+    verified = Verified()
+    disagreements: list[Disagreement] = []
+
+    async def check(services: Services) -> None:
+        with Progress(console=err, transient=True) as progress:
+            task = progress.add_task("Verifying", total=None)
+
+            def show(total: int) -> None:
+                progress.update(task, total=total, completed=verified.meters)
+
+            async for disagreement in verify(services.database, verified, on_progress=show):
+                disagreements.append(disagreement)
+                if not as_json:
+                    out.print(f"{disagreement.meter_id}: {disagreement.message}", highlight=False, markup=False)
+
+    run(check)
+    if as_json:
+        _print_json(
+            {
+                "meters": verified.meters,
+                "entries": verified.entries,
+                "days": verified.days,
+                "disagreements": [{"meter": meter, "message": message} for meter, message in disagreements],
+            },
+        )
+    else:
+        err.print(
+            f"{verified.meters:,} meters, {verified.entries:,} entries and {verified.days:,} usage days verified: "
+            f"{len(disagreements):,} disagreements.",
+            highlight=False,
+        )
+    if disagreements:
         raise typer.Exit(1)
 
 

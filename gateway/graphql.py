@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from gateway.auth import authenticate
 from resolvers.context import Context
+from resolvers.values import parse_json
 from schema.execution import Operation, OperationNotAllowed, answer
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ async def _body(request: Request, most_bytes: int) -> bytes:
 
 def _parse_json(text: bytes | str, what: str) -> Any:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         message = f"{what} must be JSON in UTF-8: {error}"
         raise HTTPProblem(400, message) from None
 

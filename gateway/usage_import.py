@@ -32,7 +32,7 @@ from resolvers.errors import (
     Unavailable,
 )
 from resolvers.usage import UsageEvent, UsageOutcome, usage_event
-from resolvers.values import parse_amount, parse_instant
+from resolvers.values import parse_amount, parse_instant, parse_json
 from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
 
@@ -171,7 +171,8 @@ class Import:
     def _event(self, actor: Actor, number: int, text: bytes) -> UsageEvent | None:
         """Return the event of the line, or None when the line is no event, which is noted."""
         try:
-            return _parse(actor, text, self.policy)._replace(may_backfill=self.backfill)
+            event = _parse(actor, text, self.policy)
+            return event if self.backfill else event._replace(may_backfill=False)
         except InvalidInput as refusal:
             self.counts.invalid += 1
             self._reject(number, text, refusal)
@@ -240,8 +241,8 @@ def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageE
     if len(text) > LONGEST_LINE:
         raise InvalidInput("line", f"must have at most {LONGEST_LINE} bytes.")
     try:
-        fields = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        fields = parse_json(text)
+    except ValueError as error:
         raise InvalidInput("line", f"must be JSON in UTF-8: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidInput("line", "must be a JSON object.")
