@@ -35,16 +35,19 @@ async def record_usage_batch(context: Context, items: Sequence[Mapping[str, Any]
         raise BadUserInput("input must have at least 1 item.")
     if len(items) > LARGEST_BATCH:
         raise LimitExceeded(f"input must have at most {LARGEST_BATCH} items; it has {len(items)}.")
-    checked = [_checked(context, place, values) for place, values in enumerate(items)]
+    checked = [_checked(context, values) for values in items]
     events = [event for event in checked if isinstance(event, UsageEvent)]
-    results = iter(await context.usage_writer.record(events) if events else [])
+    recorded = iter(await context.usage_writer.record(events) if events else [])
     context.loaders.clear()
-    return [next(results) if isinstance(event, UsageEvent) else event for event in checked]
+    results = [next(recorded) if isinstance(event, UsageEvent) else event for event in checked]
+    for place, result in enumerate(results):
+        if isinstance(result, InvalidInput):
+            result.field = f"{place}.{result.field}"
+    return results
 
 
-def _checked(context: Context, place: int, values: Mapping[str, Any]) -> UsageEvent | InvalidInput:
+def _checked(context: Context, values: Mapping[str, Any]) -> UsageEvent | InvalidInput:
     try:
         return usage_event(context.actor, **values)
     except InvalidInput as refusal:
-        refusal.field = f"{place}.{refusal.field}"
         return refusal

@@ -58,8 +58,12 @@ class MeterCheck:
             yield f"it follows entry {self.seq}"
         if (entry.kind is LedgerEntryKind.OPENING) != (entry.seq == 1):
             yield f"it is {entry.kind.name}, and just the first one is OPENING"
-        if entry.amount < 0:
+        if entry.amount < 0 or (entry.kind is LedgerEntryKind.SETTINGS and entry.amount != 0):
             yield f"its amount is {entry.amount}"
+        if entry.kind in _USED and entry.key is None:
+            yield "it has no key"
+        if (entry.kind is LedgerEntryKind.VOID) != (entry.voids_seq is not None):
+            yield f"it is {entry.kind.name} and voids entry {entry.voids_seq}"
         adds_to_total = entry.kind in {LedgerEntryKind.OPENING, LedgerEntryKind.REFILL}
         total_credits = self.total_credits + (entry.amount if adds_to_total else 0)
         used_credits = self.used_credits + entry.amount * _USED.get(entry.kind, 0)
@@ -73,7 +77,7 @@ class MeterCheck:
         if entry.kind in _USED:
             day = (entry.day, entry.usage_name)
             self.days[day] = self.days.get(day, 0) + entry.amount * _USED[entry.kind]
-        # What follows is held against what is written, so that one slip is told once.
+        # What follows is held against what is written, so that one slip is not told of every later entry.
         self.seq, self.total_credits, self.used_credits = (
             entry.seq,
             entry.total_credits_after,

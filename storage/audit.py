@@ -7,22 +7,26 @@ from sqlalchemy import Select, Table, exists, func, select
 
 from storage.billing_meters import BillingMeterRow
 from storage.database import Reader
-from storage.tables import billing_meters, ledger_entries, usage_days
+from storage.tables import LedgerEntryKind, billing_meters, ledger_entries, usage_days
 
 _METERS = select(*[billing_meters.c[name] for name in BillingMeterRow._fields]).order_by(billing_meters.c.id)
 
 _usage = ledger_entries.alias("usage")
 
-#: The voids together give back more than the usage entry took, or there is no such entry.
+#: The voids together give back more than the usage entry took, or there is no such entry on their day.
 _OVERVOIDED: Select[Any] = (
     select(ledger_entries.c.meter_id, ledger_entries.c.voids_seq)
     .outerjoin(
         _usage,
-        (_usage.c.meter_id == ledger_entries.c.meter_id) & (_usage.c.seq == ledger_entries.c.voids_seq),
+        (_usage.c.meter_id == ledger_entries.c.meter_id)
+        & (_usage.c.seq == ledger_entries.c.voids_seq)
+        & (_usage.c.kind == LedgerEntryKind.USAGE)
+        & (_usage.c.day == ledger_entries.c.day)
+        & (_usage.c.usage_name == ledger_entries.c.usage_name),
     )
     .where(ledger_entries.c.voids_seq.is_not(None))
     .group_by(ledger_entries.c.meter_id, ledger_entries.c.voids_seq)
-    .having((func.sum(ledger_entries.c.amount) > func.max(_usage.c.amount)) | (func.count(_usage.c.seq) == 0))
+    .having((func.sum(ledger_entries.c.amount) > func.max(_usage.c.amount)) | (func.count(_usage.c.seq) < func.count()))
 )
 
 #: The key named more than one entry of its kind.

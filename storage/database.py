@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import asyncpg
 import orjson
 from sqlalchemy import (
+    URL,
     Connection,
     Executable,
     FromClause,
@@ -135,15 +136,19 @@ class Database:
             self._readers = _sqlite_engine(url, pool_size=4, wait_seconds=wait_seconds)
             self._writers = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
             event.listen(self._writers.sync_engine, "begin", _begin_immediate)
+            self._snapshots = self._readers
         else:
-            self._writers = _postgresql_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
+            self._writers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._readers = self._writers.execution_options(isolation_level="AUTOCOMMIT")
+            self._snapshots = _postgresql_engine(self.url, pool_size=1, wait_seconds=None).execution_options(
+                isolation_level="AUTOCOMMIT"
+            )
         self._writes: set[asyncio.Task[Any]] = set()
 
     @property
     def engines(self) -> Sequence[AsyncEngine]:
-        """The engines of writers and readers; on PostgreSQL both use one pool."""
-        return self._writers, self._readers
+        """The engines of writers, readers and snapshots; some may use one pool."""
+        return self._writers, self._readers, self._snapshots
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Reader]:
@@ -168,13 +173,14 @@ class Database:
         Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """
         try:
-            async with self._readers.connect() as connection:
+            async with self._snapshots.connect() as connection:
                 for statement in _SNAPSHOT[self.dialect]:
                     await connection.exec_driver_sql(statement)
                 try:
                     yield Reader(connection)
                 finally:
-                    await connection.exec_driver_sql("ROLLBACK")
+                    if not connection.invalidated:
+                        await connection.exec_driver_sql("ROLLBACK")
         except _UNAVAILABLE as error:
             if _is_unavailable(error):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
@@ -316,14 +322,15 @@ def _set_pragmas(connection: Any, _record: object) -> None:
     cursor.close()
 
 
-def _postgresql_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEngine:
-    milliseconds = str(int(wait_seconds * 1000))
+def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) -> AsyncEngine:
+    """Return an engine whose waits are bounded; without `wait_seconds`, a statement may take as long as it needs."""
+    milliseconds = str(int((wait_seconds or 0) * 1000))
     return create_async_engine(
         url,
         connect_args={
-            "timeout": wait_seconds,
+            "timeout": wait_seconds or 10,
             # The server's own timeouts come first; this one is for a server that no longer answers.
-            "command_timeout": wait_seconds + 5,
+            "command_timeout": wait_seconds + 5 if wait_seconds is not None else None,
             "server_settings": {
                 "application_name": "tollgate",
                 "statement_timeout": milliseconds,
@@ -335,7 +342,7 @@ def _postgresql_engine(url: str, *, pool_size: int, wait_seconds: float) -> Asyn
         },
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=wait_seconds,
+        pool_timeout=wait_seconds or 10,
         pool_pre_ping=True,
     )
 
@@ -343,11 +350,7 @@ def _postgresql_engine(url: str, *, pool_size: int, wait_seconds: float) -> Asyn
 #: How a snapshot begins.
 _SNAPSHOT = {
     "sqlite": ["BEGIN"],
-    "postgresql": [
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-        "SET LOCAL statement_timeout = 0",
-        "SET LOCAL idle_in_transaction_session_timeout = 0",
-    ],
+    "postgresql": ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"],
 }
 
 #: What the pool, the drivers and the network raise. A refused connection arrives as it is, unwrapped, and so does what
