@@ -1,0 +1,536 @@
+"""`tollgate verify`: a healthy database is told to be so, and whatever breaks an invariant is told, exactly."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import text
+
+from resolvers.verify import Disagreement, Verified, verify
+from storage import migrations
+from storage.database import Database, Writer
+from tests.conftest import Gateway, empty_database, gateway_on
+from tests.meters import disagreements, make_meter
+
+#: The command, as it is installed beside the interpreter.
+TOLLGATE = Path(sys.executable).with_name("tollgate")
+
+#: What `keep_books` writes: entries, and the rows of days.
+ENTRIES = 6
+DAYS = 2
+
+
+async def must(gateway: Gateway, field: str, **values: Any) -> None:
+    """Run a mutation on a meter, which must succeed."""
+    answer = await gateway.mutate(field, "", **{"workspaceId": "w", "externalMeterId": "m"} | values)
+    assert answer["__typename"] == f"{field[0].upper()}{field[1:]}Success"
+
+
+async def keep_books(gateway: Gateway, name: str = "m") -> str:
+    """Make a meter with an entry of each kind, and return its id.
+
+    |     | kind     | key | amount | total | used | limit | day        | name    |
+    | --- | -------- | --- | ------ | ----- | ---- | ----- | ---------- | ------- |
+    | 1   | OPENING  |     | 100    | 100   | 0    | 100   |            |         |
+    | 2   | USAGE    | a   | 10     | 100   | 10   | 100   | 2026-03-16 | default |
+    | 3   | USAGE    | b   | 20     | 100   | 30   | 100   | 2026-03-15 | tokens  |
+    | 4   | REFILL   | r   | 5      | 105   | 30   | 105   |            |         |
+    | 5   | VOID     | v   | 4      | 105   | 26   | 105   | 2026-03-16 | default |
+    | 6   | SETTINGS |     | 0      | 105   | 26   | 155   |            |         |
+    """
+    meter_id = await make_meter(gateway, name, totalCredits="100")
+    meter = {"externalMeterId": name}
+    await must(gateway, "recordUsage", **meter, eventId="a", amount="10")
+    occurred_at = "2026-03-15T12:00:00Z"
+    await must(
+        gateway,
+        "recordUsage",
+        **meter,
+        eventId="b",
+        amount="20",
+        usageName="tokens",
+        policy="PARTIAL",
+        occurredAt=occurred_at,
+    )
+    await must(gateway, "refillBillingMeter", **meter, refill="5", idempotencyKey="r")
+    await must(gateway, "voidUsage", **meter, eventId="a", amount="4", reason="x", idempotencyKey="v")
+    await must(gateway, "updateBillingMeter", **meter, allowOverages=True, spendCap="50")
+    return meter_id
+
+
+async def spoil(gateway: Gateway, *statements: str, **parameters: Any) -> None:
+    """Run statements, of which `:id` is a meter's, as no code of ours would."""
+
+    async def run(writer: Writer) -> None:
+        for statement in statements:
+            named = {name: value for name, value in parameters.items() if f":{name}" in statement}
+            await writer.execute(text(statement), named)
+
+    await gateway.database.write(run)
+
+
+async def found_in(database: Database) -> list[tuple[str, str]]:
+    """Return all disagreements of the database."""
+    return [(found.meter_id, found.message) async for found in verify(database, Verified())]
+
+
+@pytest.fixture
+async def own(new_database_url: str) -> AsyncIterator[Gateway]:
+    """The gateway on a database of the test's own."""
+    database = Database(new_database_url)
+    await migrations.upgrade(database)
+    await database.close()
+    async with gateway_on(new_database_url) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+async def spoilt_url(dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a database that the tests of this module spoil."""
+    url = empty_database(dialect, request, tmp_path_factory.mktemp("spoilt"))
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    return url
+
+
+@pytest.fixture
+async def books(spoilt_url: str) -> AsyncIterator[Gateway]:
+    """The gateway on the database of this module, for an organization of the test's own."""
+    async with gateway_on(spoilt_url) as gateway:
+        yield gateway
+
+
+# A healthy database.
+
+
+async def test_an_empty_database_has_nothing_that_disagrees(own: Gateway) -> None:
+    verified = Verified()
+    assert [found async for found in verify(own.database, verified)] == []
+    assert verified == Verified(meters=0, entries=0, days=0)
+
+
+async def test_a_healthy_database_has_nothing_that_disagrees(own: Gateway) -> None:
+    for name in ("one", "two"):
+        await keep_books(own, name)
+    # A meter without a limit, one of no credits, one past its limit, and one whose only day has gone back to nothing.
+    await make_meter(own, "unlimited", allowOverages=True)
+    await must(own, "recordUsage", externalMeterId="unlimited", eventId="e", amount=str(2**63 - 1))
+    await make_meter(own, "empty")
+    await make_meter(own, "past", totalCredits="1")
+    await must(own, "recordUsage", externalMeterId="past", eventId="e", amount="5", policy="FORCE")
+    await make_meter(own, "voided", totalCredits=str(2**63 - 1), allowOverages=True, spendCap=str(2**63 - 1))
+    await must(own, "recordUsage", externalMeterId="voided", eventId="e", amount="5")
+    await must(own, "voidUsage", externalMeterId="voided", eventId="e", reason="x", idempotencyKey="v")
+    # The emergency stop leaves a meter whose use is past its limit.
+    await make_meter(own, "stopped", totalCredits="1", allowOverages=True)
+    await must(own, "recordUsage", externalMeterId="stopped", eventId="e", amount="5")
+    await must(own, "updateBillingMeter", externalMeterId="stopped", allowOverages=False)
+    verified = Verified()
+    seen: list[int] = []
+    assert [found async for found in verify(own.database, verified, on_progress=seen.append)] == []
+    entries = 2 * ENTRIES + 2 + 1 + 2 + 3 + 3
+    # A day that has gone back to nothing may be kept as 0.
+    assert verified == Verified(meters=7, entries=entries, days=verified.days)
+    assert verified.days in {2 * DAYS + 3, 2 * DAYS + 4}
+    assert set(seen) == {7}
+
+
+async def test_what_is_written_meanwhile_does_not_disagree(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One meter at a time, so that the second one has not been read when the first one's disagreement is told.
+    monkeypatch.setattr("resolvers.verify.METERS_AT_ONCE", 1)
+    monkeypatch.setattr("resolvers.verify.ENTRIES_AT_ONCE", 1)
+    first = await keep_books(own, "first")
+    await keep_books(own, "second")
+    await spoil(own, "UPDATE usage_days SET total_usage = 7 WHERE meter_id = :id AND usage_name = 'default'", id=first)
+    found = []
+    verified = Verified()
+    async for disagreement in verify(own.database, verified):
+        found.append(disagreement)
+        await must(own, "recordUsage", externalMeterId="second", eventId="c", amount="10")
+        await keep_books(own, "third")
+    assert found == [Disagreement(first, "day 2026-03-16, 'default': the usage is 7 and should be 6")]
+    assert verified == Verified(meters=2, entries=2 * ENTRIES, days=2 * DAYS)
+
+
+# Each invariant, broken by hand.
+
+
+class Spoilt(NamedTuple):
+    """What is done to the books, and what is then told of them."""
+
+    name: str
+    statements: tuple[str, ...]
+    messages: list[str]
+
+
+ENTRY = "UPDATE ledger_entries SET {} WHERE meter_id = :id AND seq = {}"
+METER = "UPDATE billing_meters SET {} WHERE id = :id"
+DAY = "UPDATE usage_days SET {} WHERE meter_id = :id AND usage_name = '{}'"
+COLUMNS = (
+    "kind, key, amount, total_credits_after, used_credits_after, limit_credits, usage_name, day, requested_amount, "
+    "policy, voids_seq, sent_at, recorded_at, recorded_by, reason, metadata"
+)
+COPY = (
+    f"INSERT INTO ledger_entries (meter_id, seq, {COLUMNS}) "  # noqa: S608  # The columns are our own.
+    f"SELECT meter_id, {{}}, {COLUMNS} FROM ledger_entries WHERE meter_id = :id AND seq = {{}}"
+)
+
+SPOILT = [
+    Spoilt(
+        "the usage of a day is wrong",
+        (DAY.format("total_usage = 19", "tokens"),),
+        ["day 2026-03-15, 'tokens': the usage is 19 and should be 20"],
+    ),
+    Spoilt(
+        "usage is moved to another day",
+        (DAY.format("day = '2026-03-14'", "tokens"),),
+        [
+            "day 2026-03-14, 'tokens': the usage is 20 and should be 0",
+            "day 2026-03-15, 'tokens': the usage of 20 is missing",
+        ],
+    ),
+    Spoilt(
+        "usage is moved to another name",
+        (DAY.format("usage_name = 'images'", "tokens"),),
+        [
+            "day 2026-03-15, 'images': the usage is 20 and should be 0",
+            "day 2026-03-15, 'tokens': the usage of 20 is missing",
+        ],
+    ),
+    Spoilt(
+        "a day is missing",
+        ("DELETE FROM usage_days WHERE meter_id = :id AND usage_name = 'default'",),
+        ["day 2026-03-16, 'default': the usage of 6 is missing"],
+    ),
+    Spoilt(
+        "a day is too many",
+        ("INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES (:id, '2026-03-17', 'default', 3)",),
+        ["day 2026-03-17, 'default': the usage is 3 and should be 0"],
+    ),
+    Spoilt(
+        "the used credits of the meter are wrong",
+        (METER.format("used_credits = 25"),),
+        ["its used credits is 25 and should be 26"],
+    ),
+    Spoilt(
+        "the total credits of the meter are wrong, and so its limit",
+        (METER.format("total_credits = 106"),),
+        ["its total credits is 106 and should be 105", "its limit is 155 and should be 156"],
+    ),
+    Spoilt(
+        "the limit is wrong",
+        (METER.format("limit_credits = 1000"),),
+        ["its limit is 1000 and should be 155"],
+    ),
+    Spoilt(
+        "the limit is missing",
+        (METER.format("limit_credits = NULL"),),
+        ["its limit is None and should be 155"],
+    ),
+    Spoilt(
+        "there is a limit where there should be none",
+        (METER.format("spend_cap = NULL"),),
+        ["its limit is 155 and should be None"],
+    ),
+    Spoilt(
+        "overages are off and the limit is not",
+        (METER.format("allow_overages = FALSE"),),
+        ["its limit is 155 and should be 105"],
+    ),
+    Spoilt(
+        "the used credits after an entry are wrong",
+        (ENTRY.format("used_credits_after = 31", 3),),
+        [
+            "entry 3: the used credits after it are 31 and should be 30",
+            "entry 4: the used credits after it are 30 and should be 31",
+        ],
+    ),
+    Spoilt(
+        "the total credits after an entry are wrong",
+        (ENTRY.format("total_credits_after = 99", 2),),
+        [
+            "entry 2: the total credits after it are 99 and should be 100",
+            "entry 3: the total credits after it are 100 and should be 99",
+        ],
+    ),
+    Spoilt(
+        "the amount of a debit is wrong",
+        (ENTRY.format("amount = 21", 3),),
+        [
+            "entry 3: the used credits after it are 30 and should be 31",
+            "day 2026-03-15, 'tokens': the usage is 20 and should be 21",
+        ],
+    ),
+    Spoilt(
+        "the amount of a refill is wrong",
+        (ENTRY.format("amount = 6", 4),),
+        ["entry 4: the total credits after it are 105 and should be 106"],
+    ),
+    Spoilt(
+        "the amount of the opening is wrong",
+        (ENTRY.format("amount = 99", 1),),
+        ["entry 1: the total credits after it are 100 and should be 99"],
+    ),
+    Spoilt(
+        "the amount of a void is wrong",
+        (ENTRY.format("amount = 5", 5),),
+        [
+            "entry 5: the used credits after it are 26 and should be 25",
+            "day 2026-03-16, 'default': the usage is 6 and should be 5",
+        ],
+    ),
+    Spoilt(
+        "an amount is negative",
+        (ENTRY.format("amount = -1", 6),),
+        ["entry 6: its amount is -1"],
+    ),
+    Spoilt(
+        "a debit is on another day than its usage",
+        (ENTRY.format("day = '2026-03-13'", 3),),
+        [
+            "day 2026-03-15, 'tokens': the usage is 20 and should be 0",
+            "day 2026-03-13, 'tokens': the usage of 20 is missing",
+        ],
+    ),
+    Spoilt(
+        "an entry is missing",
+        ("DELETE FROM ledger_entries WHERE meter_id = :id AND seq = 3",),
+        [
+            "entry 4: it follows entry 2",
+            "entry 4: the used credits after it are 30 and should be 10",
+            "day 2026-03-15, 'tokens': the usage is 20 and should be 0",
+        ],
+    ),
+    Spoilt(
+        "the first entry is missing",
+        ("DELETE FROM ledger_entries WHERE meter_id = :id AND seq = 1",),
+        ["entry 2: it follows entry 0", "entry 2: the total credits after it are 100 and should be 0"],
+    ),
+    Spoilt(
+        "the newest entry is missing",
+        ("DELETE FROM ledger_entries WHERE meter_id = :id AND seq = 6",),
+        ["its last entry is 6 and should be 5"],
+    ),
+    Spoilt(
+        "all entries are missing",
+        ("DELETE FROM ledger_entries WHERE meter_id = :id",),
+        [
+            "its last entry is 6 and should be 0",
+            "its total credits is 105 and should be 0",
+            "its used credits is 26 and should be 0",
+            "day 2026-03-15, 'tokens': the usage is 20 and should be 0",
+            "day 2026-03-16, 'default': the usage is 6 and should be 0",
+        ],
+    ),
+    Spoilt(
+        "there is an entry beyond the newest one",
+        (COPY.format(7, 6),),
+        ["its last entry is 6 and should be 7"],
+    ),
+    Spoilt(
+        "there is an entry far beyond the newest one",
+        (COPY.format(7_000_000, 6),),
+        ["entry 7000000: it follows entry 6", "its last entry is 6 and should be 7000000"],
+    ),
+    Spoilt(
+        "the meter does not know its newest entry",
+        (METER.format("last_seq = 5"),),
+        ["its last entry is 5 and should be 6"],
+    ),
+    Spoilt(
+        "there are two openings",
+        (ENTRY.format("kind = 'opening'", 4),),
+        ["entry 4: it is OPENING, and just the first one is OPENING"],
+    ),
+    Spoilt(
+        "the first entry is no opening",
+        (ENTRY.format("kind = 'refill'", 1),),
+        ["entry 1: it is REFILL, and just the first one is OPENING"],
+    ),
+    Spoilt(
+        "a debit by REJECT passed its limit",
+        (ENTRY.format("limit_credits = 9", 2),),
+        ["entry 2: the used credits after it, 10, pass its limit, 9"],
+    ),
+    Spoilt(
+        "a debit by PARTIAL passed its limit",
+        (ENTRY.format("limit_credits = 29", 3),),
+        ["entry 3: the used credits after it, 30, pass its limit, 29"],
+    ),
+    Spoilt(
+        "a debit by FORCE passed its limit, as it may", (ENTRY.format("limit_credits = 9, policy = 'force'", 2),), []
+    ),
+    Spoilt("a debit reached its limit, as it may", (ENTRY.format("limit_credits = 10", 2),), []),
+    Spoilt(
+        "more is voided than was used, and all sums agree",
+        (
+            ENTRY.format("amount = 11, used_credits_after = 19", 5),
+            ENTRY.format("used_credits_after = 19", 6),
+            METER.format("used_credits = 19"),
+            DAY.format("total_usage = -1", "default"),
+        ),
+        ["entry 2: more is voided than it took, or it is missing"],
+    ),
+    Spoilt(
+        "what is voided is missing",
+        (ENTRY.format("voids_seq = 99", 5),),
+        ["entry 99: more is voided than it took, or it is missing"],
+    ),
+]
+
+
+@pytest.mark.parametrize("spoilt", SPOILT, ids=[spoilt.name for spoilt in SPOILT])
+async def test_what_breaks_an_invariant_is_told(books: Gateway, spoilt: Spoilt) -> None:
+    meter_id = await keep_books(books)
+    neighbour = await keep_books(books, "neighbour")
+    await spoil(books, *spoilt.statements, id=meter_id)
+    found = await disagreements(books.database, meter_id, neighbour)
+    assert [disagreement.message for disagreement in found] == spoilt.messages
+    assert {disagreement.meter_id for disagreement in found} <= {meter_id}
+
+
+async def test_rows_of_no_meter_are_told(books: Gateway) -> None:
+    meter_id = await keep_books(books)
+    await spoil(books, "DELETE FROM billing_meters WHERE id = :id", id=meter_id)
+    assert await disagreements(books.database, meter_id) == [
+        (meter_id, "usage_days has rows of it, and there is no such meter"),
+        (meter_id, "ledger_entries has rows of it, and there is no such meter"),
+    ]
+
+
+#: How the constraint is taken away that makes an event count once.
+WITHOUT_UNIQUE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "postgresql": ("ALTER TABLE ledger_entries DROP CONSTRAINT ledger_entries_meter_id_kind_key_key",),
+    "sqlite": (
+        "CREATE TABLE without_keys AS SELECT * FROM ledger_entries",
+        "DROP TABLE ledger_entries",
+        "ALTER TABLE without_keys RENAME TO ledger_entries",
+    ),
+}
+
+
+async def test_a_key_of_two_entries_is_told(own: Gateway) -> None:
+    first = await keep_books(own, "one")
+    second = await keep_books(own, "two")
+    await spoil(own, *WITHOUT_UNIQUE_KEYS[own.database.dialect])
+    assert await found_in(own.database) == []
+    # The same key for entries of another kind or meter is none of it.
+    await spoil(own, ENTRY.format("key = 'a'", 4), ENTRY.format("key = 'a'", 5), id=second)
+    assert await found_in(own.database) == []
+    await spoil(own, ENTRY.format("key = 'a'", 3), id=first)
+    assert await found_in(own.database) == [(first, "the key 'a' names more than one usage entry")]
+
+
+async def test_all_that_disagrees_is_told_of_every_meter(own: Gateway) -> None:
+    meters = [await keep_books(own, f"m{number}") for number in range(3)]
+    await spoil(own, METER.format("used_credits = 25"), id=meters[0])
+    await spoil(own, ENTRY.format("limit_credits = 9", 2), METER.format("last_seq = 5"), id=meters[2])
+    assert sorted(await found_in(own.database)) == [
+        (meters[0], "its used credits is 25 and should be 26"),
+        (meters[2], "entry 2: the used credits after it, 10, pass its limit, 9"),
+        (meters[2], "its last entry is 5 and should be 6"),
+    ]
+
+
+# In bounded memory.
+
+
+@pytest.mark.parametrize(("at_once", "pieces"), [(1, 6), (2, 3), (5, 2), (6, 1)])
+async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pieces(
+    own: Gateway, monkeypatch: pytest.MonkeyPatch, at_once: int, pieces: int
+) -> None:
+    monkeypatch.setattr("resolvers.verify.ENTRIES_AT_ONCE", at_once)
+    meter_id = await keep_books(own)
+    verified = Verified()
+    with own.statements() as statements:
+        assert [found async for found in verify(own.database, verified)] == []
+    assert verified == Verified(meters=1, entries=ENTRIES, days=DAYS)
+    read_entries = [each for each in statements if "ledger_entries.seq BETWEEN" in each]
+    assert len(read_entries) == pieces
+    # What breaks an invariant is told alike, also at the edges of the pieces.
+    await spoil(own, "DELETE FROM ledger_entries WHERE meter_id = :id AND seq = 3", COPY.format(8, 6), id=meter_id)
+    assert await found_in(own.database) == [
+        (meter_id, "entry 4: it follows entry 2"),
+        (meter_id, "entry 4: the used credits after it are 30 and should be 10"),
+        (meter_id, "entry 8: it follows entry 6"),
+        (meter_id, "its last entry is 6 and should be 8"),
+        (meter_id, "day 2026-03-15, 'tokens': the usage is 20 and should be 0"),
+    ]
+
+
+@pytest.mark.parametrize(("meters_at_once", "entries_at_once"), [(1, 1_000), (2, 13), (1_000, 12)])
+async def test_many_meters_are_checked_in_portions(
+    own: Gateway, monkeypatch: pytest.MonkeyPatch, meters_at_once: int, entries_at_once: int
+) -> None:
+    monkeypatch.setattr("resolvers.verify.METERS_AT_ONCE", meters_at_once)
+    monkeypatch.setattr("resolvers.verify.ENTRIES_AT_ONCE", entries_at_once)
+    meters = [await keep_books(own, f"m{number}") for number in range(4)]
+    await make_meter(own, "last")
+    verified = Verified()
+    assert [found async for found in verify(own.database, verified)] == []
+    assert verified == Verified(meters=5, entries=4 * ENTRIES + 1, days=4 * DAYS)
+    for meter_id in meters:
+        await spoil(own, METER.format("used_credits = 25"), id=meter_id)
+    assert await found_in(own.database) == [
+        (meter_id, "its used credits is 25 and should be 26") for meter_id in meters
+    ]
+
+
+# The command.
+
+
+async def run_verify(url: str, folder: Path, *options: str) -> tuple[int | None, str, str]:
+    """Run `tollgate verify` and return its exit code, its output and its messages."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+    process = await asyncio.create_subprocess_exec(
+        TOLLGATE,
+        "verify",
+        *options,
+        env=environment | {"TOLLGATE_DATABASE_URL": url},
+        cwd=folder,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, messages = await process.communicate()
+    return process.returncode, output.decode(), messages.decode()
+
+
+async def test_the_command_says_that_all_agrees_and_ends_with_0(
+    own: Gateway, new_database_url: str, tmp_path: Path
+) -> None:
+    await keep_books(own)
+    code, output, messages = await run_verify(new_database_url, tmp_path)
+    assert (code, output) == (0, "")
+    assert "1 meters, 6 entries and 2 usage days verified: 0 disagreements." in messages
+
+
+async def test_the_command_tells_what_disagrees_and_ends_with_1(
+    own: Gateway, new_database_url: str, tmp_path: Path
+) -> None:
+    meter_id = await keep_books(own)
+    await spoil(own, METER.format("used_credits = 25, limit_credits = 9"), id=meter_id)
+    code, output, messages = await run_verify(new_database_url, tmp_path)
+    assert code == 1
+    assert output.splitlines() == [
+        f"{meter_id}: its used credits is 25 and should be 26",
+        f"{meter_id}: its limit is 9 and should be 155",
+    ]
+    assert "1 meters, 6 entries and 2 usage days verified: 2 disagreements." in messages
+    code, output, _ = await run_verify(new_database_url, tmp_path, "--json")
+    assert code == 1
+    assert json.loads(output) == {
+        "meters": 1,
+        "entries": 6,
+        "days": 2,
+        "disagreements": [
+            {"meter": meter_id, "message": "its used credits is 25 and should be 26"},
+            {"meter": meter_id, "message": "its limit is 9 and should be 155"},
+        ],
+    }
