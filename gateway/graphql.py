@@ -46,13 +46,15 @@ async def graphql(request: Request) -> Response:
     services: Services = request.app.state.services
     actor = await authenticate(request, services.api_keys)
     media_type = _answer_type(request.headers.get("accept"))
-    if request.method == "GET":
+    # HEAD is answered as GET is, without the body.
+    is_read = request.method in {"GET", "HEAD"}
+    if is_read:
         operation = _from_query_string(request)
     else:
         operation = _from_body(await _body(request, services.settings.max_body_bytes))
     context = Context(actor, services.database, services.usage_writer, services.clock)
     try:
-        found = await answer(operation, context, only_queries=request.method == "GET")
+        found = await answer(operation, context, only_queries=is_read)
     except OperationNotAllowed:
         raise HTTPProblem(405, "A mutation must be sent by POST.", headers={"allow": "POST"}) from None
     status = 400 if media_type == GRAPHQL_RESPONSE and not found.is_executed else 200

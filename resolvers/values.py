@@ -30,6 +30,9 @@ REASON_LENGTH = 500
 #: The most that a metadata object may take as compact JSON, in bytes.
 METADATA_BYTES = 16 * 1024
 
+#: The most objects and lists within each other in metadata: an answer holds it within some levels of its own.
+METADATA_LEVELS = 100
+
 _DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _INSTANT = re.compile(
@@ -125,23 +128,26 @@ def check_timezone(field: str, value: str) -> None:
 
 
 def check_metadata(field: str, value: object) -> dict[str, Any]:
-    """Return the metadata: an object of at most 16 KiB as compact JSON. Raises `InvalidInput`."""
+    """Return the metadata: an object of at most 16 KiB as compact JSON and 100 levels. Raises `InvalidInput`."""
     if not isinstance(value, dict):
         raise InvalidInput(field, "must be a JSON object.")
-    waiting: list[Any] = [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            waiting += part.keys()
-            waiting += part.values()
-        elif isinstance(part, list):
-            waiting += part
-        else:
-            _check_leaf(field, part)
-    try:
-        size = len(orjson.dumps(value))
-    except orjson.JSONEncodeError:
-        raise InvalidInput(field, "must not be nested deeper than 250 levels.") from None
+    level: list[Any] = [value]
+    for _ in range(METADATA_LEVELS):
+        below: list[Any] = []
+        for part in level:
+            if isinstance(part, dict):
+                below += part.keys()
+                below += part.values()
+            elif isinstance(part, list):
+                below += part
+            else:
+                _check_leaf(field, part)
+        level = below
+    if any(isinstance(part, dict | list) for part in level):
+        raise InvalidInput(field, f"must not be nested deeper than {METADATA_LEVELS} levels.")
+    for part in level:
+        _check_leaf(field, part)
+    size = len(orjson.dumps(value))
     if size > METADATA_BYTES:
         raise InvalidInput(field, f"must take at most {METADATA_BYTES} bytes as compact JSON; it takes {size}.")
     return value

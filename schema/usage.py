@@ -87,9 +87,7 @@ async def usage_of(
 
     Raises `InvalidInput` or `BadUserInput` for malformed arguments, and `LimitExceeded` for more than 10,000 days.
     """
-    names = given(names)
-    if names is not None:
-        check_usage_names("names", names)
+    names = _checked(first, last, names)
     loaders = info.context.reading
     first, last = usage_days(given(first), given(last), today=day_of(info.context.clock(), meter.timezone))
     usage_names = tuple(sorted(set(names))) if names is not None else None
@@ -97,6 +95,15 @@ async def usage_of(
     if fill_zeros:
         rows = with_zeros(rows, meter_id=meter.id, first=first, last=last, usage_names=usage_names)
     return [UsageDay.of(row) for row in rows]
+
+
+def _checked(first: date | None, last: date | None, names: list[str] | None) -> list[str] | None:
+    """Return the names, if any are given, once the arguments are found well-formed as far as no meter is needed."""
+    if given(first) is not None and given(last) is not None:
+        usage_days(first, last, today=date.min)
+    if given(names) is not None:
+        check_usage_names("names", names or [])
+    return given(names)
 
 
 @strawberry.type
@@ -120,6 +127,7 @@ class UsageQuery:
         fill_zeros: FillZeros = False,  # noqa: FBT002  # The field's own default.
     ) -> list[UsageDay] | None:
         """Return the usage days of the meter of this id."""
+        _checked(from_, to, names)
         row = await info.context.reading.billing_meter_by_id.load(billing_id)
         return await usage_of(info, row, from_, to, names, fill_zeros=fill_zeros) if row is not None else None
 
