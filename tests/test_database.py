@@ -1,0 +1,661 @@
+"""Storage: the schema that migrations make, transactions, and that the hot statements use their indexes."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, event, func, inspect, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from storage import billing_meters, customers, ids, ledger, migrations, usage
+from storage.billing_meters import BillingMeterRow, MeterName
+from storage.customers import CustomerRow
+from storage.database import ATTEMPTS, Database, DatabaseUnavailable, Outcome, Reader, Writer
+from storage.pages import Page
+from storage.tables import Environment, LedgerEntryKind, metadata
+from storage.tables import billing_meters as meters_table
+from storage.tables import customers as customers_table
+from storage.usage import UsageRange
+from tests.conftest import empty_database
+
+NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
+ORG = "org"
+
+#: How many rows the plans are made for.
+CUSTOMERS, METERS, DAYS, ENTRIES = 5_000, 10_000, 10_000, 50_000
+
+
+def customer(name: str) -> CustomerRow:
+    return CustomerRow(
+        id=ids.new_id(ids.CUSTOMER),
+        org_id=ORG,
+        environment=Environment.SANDBOX,
+        email=f"{name}@example.com",
+        name=name,
+        external_id=name,
+        metadata={},
+        created_at=NOW,
+        updated_at=NOW,
+    )
+
+
+def meter(name: str) -> BillingMeterRow:
+    return BillingMeterRow(
+        id=ids.new_id(ids.BILLING_METER),
+        org_id=ORG,
+        environment=Environment.SANDBOX,
+        workspace_id="w",
+        external_meter_id=name,
+        customer_id=None,
+        timezone="UTC",
+        total_credits=0,
+        used_credits=0,
+        allow_overages=False,
+        spend_cap=None,
+        limit_credits=0,
+        last_seq=1,
+        created_at=NOW,
+        updated_at=NOW,
+    )
+
+
+async def names(database: Database) -> list[str]:
+    """Return the names of all customers, in their order."""
+    async with database.read() as reader:
+        rows = await reader.fetch(select(customers_table.c.name).order_by(customers_table.c.name))
+    return [row.name for row in rows]
+
+
+@pytest.fixture
+async def empty(new_database_url: str) -> AsyncIterator[Database]:
+    """A database without tables."""
+    database = Database(new_database_url, pool_size=4)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def database(empty: Database) -> Database:
+    """A database with the newest schema and no rows."""
+    await migrations.upgrade(empty)
+    return empty
+
+
+class TestMigrations:
+    async def test_they_make_exactly_the_tables_that_the_code_names(self, database: Database) -> None:
+        def differences(connection: Connection) -> list[Any]:
+            def is_ours(_item: object, name: str | None, kind: str, _reflected: object, _other: object) -> bool:
+                # PostgreSQL's partitions are tables of their own there.
+                return kind != "table" or re.fullmatch(r"(usage_days|ledger_entries)_\d", name or "") is None
+
+            options = {"compare_type": True, "compare_server_default": True, "include_object": is_ours}
+            context = MigrationContext.configure(connection, opts=options)
+            return list(compare_metadata(context, metadata))
+
+        async with database.read() as reader:
+            assert await reader.run_sync(differences) == []
+            tables = await reader.run_sync(lambda connection: set(inspect(connection).get_table_names()))
+        partitions = {f"{name}_{number}" for name in ("usage_days", "ledger_entries") for number in range(8)}
+        expected = {*metadata.tables, "alembic_version"}
+        assert tables == (expected | partitions if database.dialect == "postgresql" else expected)
+
+    async def test_a_difference_would_be_seen(self, database: Database) -> None:
+        async def change(writer: Writer) -> None:
+            await writer.execute(text("ALTER TABLE customers ADD COLUMN surplus TEXT"))
+
+        await database.write(change)
+
+        def differences(connection: Connection) -> list[Any]:
+            return [each for each in compare_metadata(MigrationContext.configure(connection), metadata) if each]
+
+        async with database.read() as reader:
+            found = await reader.run_sync(differences)
+        assert [each[3].name for each in found if each[0] == "remove_column"] == ["surplus"]
+
+    async def test_running_them_again_changes_nothing(self, database: Database) -> None:
+        await database.write(lambda writer: customers.insert_customer(writer, customer("ada")))
+        await migrations.upgrade(database)
+        assert await names(database) == ["ada"]
+        assert await migrations.is_current(database)
+
+    async def test_a_database_is_current_only_with_exactly_the_newest_schema(self, empty: Database) -> None:
+        assert not await migrations.is_current(empty)
+        await migrations.upgrade(empty)
+        assert await migrations.is_current(empty)
+
+        async def make_newer(writer: Writer) -> None:
+            await writer.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+
+        await empty.write(make_newer)
+        assert not await migrations.is_current(empty)
+
+    async def test_text_is_ordered_by_code_point(self, database: Database) -> None:
+        """As Python and SQLite order it, whatever the language that PostgreSQL is set up for."""
+        unordered = ["b", "a", "B", "A", "_", "ä", "Z", "😀", "￿", "1", "10", "2", " "]
+
+        async def fill(writer: Writer) -> None:
+            for name in unordered:
+                await customers.insert_customer(writer, customer(name))
+
+        await database.write(fill)
+        async with database.read() as reader:
+            column = customers_table.c.external_id
+            rows = await reader.fetch(select(column).order_by(column))
+        assert [row.external_id for row in rows] == sorted(unordered)
+
+    async def test_on_postgresql_what_grows_with_usage_is_partitioned_by_meter(
+        self, request: pytest.FixtureRequest, tmp_path: Path
+    ) -> None:
+        database = Database(empty_database("postgresql", request, tmp_path))
+        await migrations.upgrade(database)
+        async with database.read() as reader:
+            partitioned = await reader.fetch(
+                text(
+                    "SELECT c.relname, pg_get_partkeydef(c.oid) AS partition_key,"
+                    " (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = c.oid) AS partitions"
+                    " FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid ORDER BY 1"
+                ),
+            )
+            collations = await reader.fetch(
+                text(
+                    "SELECT table_name || '.' || column_name AS name FROM information_schema.columns"
+                    " WHERE table_schema = 'public' AND collation_name = 'C' ORDER BY 1"
+                ),
+            )
+        await database.close()
+        assert [tuple(row) for row in partitioned] == [
+            ("ledger_entries", "HASH (meter_id)", 8),
+            ("usage_days", "HASH (meter_id)", 8),
+        ]
+        collated = {row.name for row in collations}
+        for table in metadata.sorted_tables:
+            indexed = {column.name for column in table.primary_key}
+            indexed |= {column.name for index in table.indexes for column in index.columns}
+            for name in indexed:
+                column = table.c[name]
+                if column.type.python_type is str and not hasattr(column.type, "enums"):
+                    assert f"{table.name}.{name}" in collated
+
+    async def test_on_sqlite_usage_days_are_stored_in_the_order_of_their_key(self, tmp_path: Path) -> None:
+        database = Database(f"sqlite+aiosqlite:///{tmp_path}/tollgate.db")
+        await migrations.upgrade(database)
+        async with database.read() as reader:
+            row = await reader.fetch_one(text("SELECT sql FROM sqlite_master WHERE name = 'usage_days'"))
+        await database.close()
+        assert row is not None
+        assert "WITHOUT ROWID" in row.sql
+
+
+class TestConnections:
+    async def test_every_sqlite_connection_is_durable_and_checks_keys(self, tmp_path: Path) -> None:
+        database = Database(f"sqlite+aiosqlite:///{tmp_path}/tollgate.db", wait_seconds=7)
+        pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+
+        async def read(reader: Reader) -> tuple[Any, ...]:
+            found = []
+            for pragma in pragmas:
+                (row,) = await reader.fetch(text(f"PRAGMA {pragma}"))
+                found.append(row[0])
+            return tuple(found)
+
+        # All readers at once, so that each has a connection of its own.
+        is_enough = asyncio.Barrier(4)
+
+        async def read_beside_others() -> tuple[Any, ...]:
+            async with database.read() as reader:
+                await is_enough.wait()
+                return await read(reader)
+
+        # 2 is FULL.
+        expected = ("wal", 2, 1, 7_000)
+        assert await asyncio.gather(*[read_beside_others() for _ in range(4)]) == [expected] * 4
+        assert await database.write(read) == expected
+        await database.close()
+
+    async def test_on_postgresql_every_wait_is_bounded(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+        database = Database(empty_database("postgresql", request, tmp_path), wait_seconds=7)
+        settings = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "application_name")
+
+        async def read(reader: Reader) -> list[str]:
+            return [(await reader.fetch(text(f"SHOW {setting}")))[0][0] for setting in settings]
+
+        expected = ["7s", "7s", "7s", "tollgate"]
+        assert await database.write(read) == expected
+        async with database.read() as reader:
+            assert await read(reader) == expected
+            (level,) = await reader.fetch(text("SHOW transaction_isolation"))
+            assert tuple(level) == ("read committed",)
+        await database.close()
+
+    async def test_a_reader_sees_what_is_committed_when_its_statement_starts(self, database: Database) -> None:
+        async with database.read() as reader:
+            counted = select(func.count()).select_from(customers_table)
+            before = await reader.fetch(counted)
+            await database.write(lambda writer: customers.insert_customer(writer, customer("ada")))
+            after = await reader.fetch(counted)
+        assert (before[0][0], after[0][0]) == (0, 1)
+
+    async def test_a_foreign_key_is_checked(self, database: Database) -> None:
+        row = meter("m")._replace(customer_id=f"cus_{'0' * 24}")
+        with pytest.raises(IntegrityError):
+            await database.write(lambda writer: billing_meters.insert_meter(writer, row))
+
+
+class TestWrite:
+    async def test_what_is_returned_is_committed(self, database: Database) -> None:
+        async def work(writer: Writer) -> str:
+            await customers.insert_customer(writer, customer("ada"))
+            await customers.insert_customer(writer, customer("bob"))
+            assert await names(database) == []  # Nobody else sees it yet.
+            return "done"
+
+        assert await database.write(work) == "done"
+        assert await names(database) == ["ada", "bob"]
+
+    @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+    async def test_what_raises_leaves_nothing(self, database: Database, error: type[BaseException]) -> None:
+        attempts = 0
+
+        async def work(writer: Writer) -> None:
+            nonlocal attempts
+            attempts += 1
+            await customers.insert_customer(writer, customer("ada"))
+            raise error
+
+        with pytest.raises(error):
+            await database.write(work)
+        assert attempts == 1
+        assert await names(database) == []
+        await database.write(lambda writer: customers.insert_customer(writer, customer("bob")))
+        assert await names(database) == ["bob"]
+
+    async def test_a_caller_that_is_cancelled_leaves_it_finished_and_the_pool_healthy(self, database: Database) -> None:
+        # More callers than there are connections, so that one that is not returned would be missed.
+        for number in range(10):
+            is_begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+            async def work(
+                writer: Writer, number: int = number, begun: asyncio.Event = is_begun, go_on: asyncio.Event = may_go_on
+            ) -> None:
+                await customers.insert_customer(writer, customer(f"{number} a"))
+                begun.set()
+                await go_on.wait()
+                await customers.insert_customer(writer, customer(f"{number} b"))
+
+            caller = asyncio.create_task(database.write(work))
+            await is_begun.wait()
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            (under_way,) = database._writes
+            may_go_on.set()
+            await asyncio.wait([under_way])
+            assert await names(database) == sorted(f"{each} {letter}" for each in range(number + 1) for letter in "ab")
+        assert [engine.pool.status().count("Checked out connections: 0") for engine in database.engines] == [1, 1, 1]
+
+    async def test_callers_that_are_cancelled_while_they_wait_for_a_connection_are_still_served(
+        self, database: Database
+    ) -> None:
+        is_begun = asyncio.Event()
+
+        async def work(writer: Writer, name: str) -> None:
+            is_begun.set()
+            await customers.insert_customer(writer, customer(name))
+
+        callers = [
+            asyncio.create_task(database.write(lambda writer, name=str(number): work(writer, name)))  # type: ignore[misc]
+            for number in range(9)
+        ]
+        # By then all of them have begun, and there are not so many connections.
+        await is_begun.wait()
+        for caller in callers:
+            caller.cancel()
+        results = await asyncio.gather(*callers, return_exceptions=True)
+        assert {type(result) for result in results} == {asyncio.CancelledError}
+        await asyncio.wait(set(database._writes))
+        assert await names(database) == [str(number) for number in range(9)]
+
+    async def test_closing_finishes_what_was_begun(self, new_database_url: str) -> None:
+        database = Database(new_database_url)
+        await migrations.upgrade(database)
+        is_begun = asyncio.Event()
+
+        async def work(writer: Writer) -> None:
+            is_begun.set()
+            await customers.insert_customer(writer, customer("ada"))
+
+        caller = asyncio.create_task(database.write(work))
+        await is_begun.wait()
+        caller.cancel()
+        await database.close()
+        again = Database(new_database_url)
+        assert await names(again) == ["ada"]
+        await again.close()
+
+    async def test_a_lost_race_is_run_again_from_the_start(self, database: Database) -> None:
+        winner = customer("ada")
+        await database.write(lambda writer: customers.insert_customer(writer, winner))
+        attempts = 0
+
+        async def work(writer: Writer) -> str:
+            nonlocal attempts
+            attempts += 1
+            await customers.insert_customer(writer, customer(f"attempt {attempts}"))
+            if attempts == 1:
+                # As if it had looked before the winner committed.
+                await customers.insert_customer(writer, customer("ada"))
+            found = await customers.by_external_ids(writer, ["ada"], org_id=ORG, environment=Environment.SANDBOX)
+            return found["ada"].id
+
+        assert await database.write(work) == winner.id
+        assert attempts == 2
+        assert await names(database) == ["ada", "attempt 2"]
+
+    async def test_a_race_that_is_lost_each_time_is_given_up(self, database: Database) -> None:
+        await database.write(lambda writer: customers.insert_customer(writer, customer("ada")))
+        attempts = 0
+
+        async def work(writer: Writer) -> None:
+            nonlocal attempts
+            attempts += 1
+            await customers.insert_customer(writer, customer("bob"))
+            await customers.insert_customer(writer, customer("ada"))
+
+        with pytest.raises(IntegrityError):
+            await database.write(work)
+        assert attempts == ATTEMPTS == 4
+        assert await names(database) == ["ada"]
+
+    async def test_of_many_that_look_and_then_insert_one_inserts_and_all_find_it(self, database: Database) -> None:
+        async def find_or_insert(writer: Writer) -> str:
+            found = await customers.by_external_ids(writer, ["ada"], org_id=ORG, environment=Environment.SANDBOX)
+            if "ada" in found:
+                return found["ada"].id
+            row = customer("ada")
+            await customers.insert_customer(writer, row)
+            return row.id
+
+        results = await asyncio.gather(*[database.write(find_or_insert) for _ in range(20)])
+        assert len(set(results)) == 1
+        assert await names(database) == ["ada"]
+
+    async def test_fifty_writers_of_one_row_lose_nothing(self, database: Database) -> None:
+        name = MeterName(ORG, Environment.SANDBOX, "w", "m")
+        await database.write(lambda writer: billing_meters.insert_meter(writer, meter("m")))
+
+        async def add(writer: Writer) -> int:
+            row = await billing_meters.lock_by_name(writer, name)
+            assert row is not None
+            await billing_meters.update_meters(writer, [row._replace(total_credits=row.total_credits + 1)])
+            return row.total_credits
+
+        # Half of them by id, as debits lock, and half by name, as refills do.
+        async def add_by_id(writer: Writer) -> int:
+            found = await billing_meters.ids_by_names(writer, [name])
+            (row,) = (await billing_meters.lock(writer, [found[name]])).values()
+            await billing_meters.update_meters(writer, [row._replace(total_credits=row.total_credits + 1)])
+            return row.total_credits
+
+        seen = await asyncio.gather(*[database.write(each) for _ in range(25) for each in (add, add_by_id)])
+        assert sorted(seen) == list(range(50))
+        async with database.read() as reader:
+            rows = await reader.fetch(select(meters_table.c.total_credits))
+        assert [row.total_credits for row in rows] == [50]
+
+    async def test_writers_of_two_databases_on_the_same_rows_lose_nothing(self, new_database_url: str) -> None:
+        """As two processes have two."""
+        databases = [Database(new_database_url), Database(new_database_url)]
+        await migrations.upgrade(databases[0])
+        rows = [meter("a"), meter("b"), meter("c")]
+
+        async def fill(writer: Writer) -> None:
+            for row in rows:
+                await billing_meters.insert_meter(writer, row)
+
+        await databases[0].write(fill)
+
+        async def add(writer: Writer, order: int) -> None:
+            # Whatever the order in which they are asked for, they are locked in the order of their ids.
+            locked = await billing_meters.lock(writer, [row.id for row in rows[::order]])
+            changed = [row._replace(used_credits=row.used_credits + 1) for row in locked.values()]
+            await billing_meters.update_meters(writer, changed)
+
+        await asyncio.gather(
+            *[
+                database.write(lambda writer, order=order: add(writer, order))  # type: ignore[misc]
+                for _ in range(10)
+                for database in databases
+                for order in (1, -1)
+            ]
+        )
+        async with databases[0].read() as reader:
+            used = await reader.fetch(select(meters_table.c.used_credits))
+        for each in databases:
+            await each.close()
+        assert [row.used_credits for row in used] == [40, 40, 40]
+
+    async def test_a_wait_for_a_lock_that_is_too_long_writes_nothing(self, new_database_url: str) -> None:
+        first, second = Database(new_database_url), Database(new_database_url, wait_seconds=0.2)
+        await migrations.upgrade(first)
+        await first.write(lambda writer: billing_meters.insert_meter(writer, meter("m")))
+        is_locked, is_enough = asyncio.Event(), asyncio.Event()
+        name = MeterName(ORG, Environment.SANDBOX, "w", "m")
+
+        async def hold(writer: Writer) -> None:
+            await billing_meters.lock_by_name(writer, name)
+            is_locked.set()
+            await is_enough.wait()
+
+        async def change(writer: Writer) -> None:
+            await billing_meters.lock_by_name(writer, name)
+            await writer.execute(update(meters_table).values(total_credits=5))
+
+        holding = asyncio.create_task(first.write(hold))
+        await is_locked.wait()
+        with pytest.raises(DatabaseUnavailable) as unavailable:
+            await second.write(change)
+        assert unavailable.value.outcome is Outcome.NOT_WRITTEN
+        is_enough.set()
+        await holding
+        async with second.read() as reader:
+            rows = await reader.fetch(select(meters_table.c.total_credits))
+        assert [row.total_credits for row in rows] == [0]
+        await second.write(change)
+        for database in (first, second):
+            await database.close()
+
+
+@pytest.fixture(scope="module")
+async def filled(
+    dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Database]:
+    """A database with so many rows that reading a table as a whole would cost."""
+    database = Database(empty_database(dialect, request, tmp_path_factory.mktemp("filled")))
+    await migrations.upgrade(database)
+    if dialect == "postgresql":
+        digits, day, moment, no = "lpad(to_hex({}), 24, '0')", "DATE '2026-01-01' + n % 10", "now()", "FALSE"
+        numbers = "generate_series(0, {}) AS n"
+    else:
+        digits, day, no = "printf('%024x', {})", "date('2026-01-01', (n % 10) || ' days')", "0"
+        moment = "'2026-01-01 00:00:00.000000'"
+        numbers = "(WITH RECURSIVE e(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM e WHERE n < {}) SELECT n FROM e)"
+    # One customer and meter of ten is the tenant's.
+    org = "CASE n % 10 WHEN 0 THEN 'org' ELSE 'other' END"
+    number, half, tenth, part = (digits.format(text) for text in ("n", "n / 2", "n / 10", "n / 200"))
+    rows = {
+        f"customers SELECT 'cus_' || {number}, {org}, 'sandbox', 'a@example.com', NULL, 'e' || n, '{{}}', {moment},"
+        f" {moment}": CUSTOMERS,
+        f"billing_meters SELECT 'mtr_' || {number}, {org}, 'sandbox', 'w', 'm' || n, 'cus_' || {half}, 'UTC', 10, 0,"
+        f" {no}, NULL, 10, 10, {moment}, {moment}": METERS,
+        f"usage_days SELECT 'mtr_' || {tenth}, {day}, 'default', 1": DAYS,
+        f"ledger_entries SELECT 'mtr_' || {part}, n % 200 + 1, 'usage', 'k' || (n % 200), 1, 10, 1, 10, 'default',"
+        f" {day}, 1, 'reject', NULL, NULL, {moment}, 'key_', NULL, '{{}}'": ENTRIES,
+    }
+
+    async def fill(writer: Writer) -> None:
+        for values, count in rows.items():
+            await writer._connection.exec_driver_sql(f"INSERT INTO {values} FROM {numbers.format(count - 1)}")
+        await writer._connection.exec_driver_sql("ANALYZE")
+
+    try:
+        await database.write(fill)
+        yield database
+    finally:
+        await database.close()
+
+
+METER_IDS = [f"mtr_{number:024x}" for number in (50, 70, 90)]
+CUSTOMER_IDS = [f"cus_{number:024x}" for number in (50, 70, 90)]
+TENANT: dict[str, Any] = {"org_id": ORG, "environment": Environment.SANDBOX}
+NAME = MeterName(ORG, Environment.SANDBOX, "w", "m50")
+RANGES = [UsageRange(meter_id, date(2026, 1, 2), date(2026, 1, 5)) for meter_id in METER_IDS]
+EVENTS = [(meter_id, "k3") for meter_id in METER_IDS]
+
+#: The hot look-ups: how many rows each finds here, the table, and the columns of its index that it goes by.
+LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]]] = {
+    "usage by ranges": (
+        lambda db: usage.by_ranges(db, RANGES, usage_names=None, most_rows=1_000),
+        12,
+        "usage_days",
+        ["meter_id", "day"],
+    ),
+    "usage by ranges and names": (
+        lambda db: usage.by_ranges(db, RANGES, usage_names=["default", "x"], most_rows=1_000),
+        12,
+        "usage_days",
+        ["meter_id", "day"],
+    ),
+    "ledger by ranges": (
+        lambda db: ledger.by_ranges(db, [(meter_id, 2, 4) for meter_id in METER_IDS]),
+        9,
+        "ledger_entries",
+        ["meter_id", "seq"],
+    ),
+    "ledger by keys": (
+        lambda db: ledger.by_keys(db, LedgerEntryKind.USAGE, EVENTS),
+        3,
+        "ledger_entries",
+        ["meter_id", "kind", "key"],
+    ),
+    "ledger by ids": (
+        lambda db: ledger.by_ids(db, [(meter_id, 2) for meter_id in METER_IDS], workspace_ids=None, **TENANT),
+        3,
+        "ledger_entries",
+        ["meter_id", "seq"],
+    ),
+    "meters by names": (
+        lambda db: billing_meters.by_names(db, [("w", "m50"), ("w", "m70"), ("w", "none")], **TENANT),
+        2,
+        "billing_meters",
+        ["org_id", "environment", "workspace_id", "external_meter_id"],
+    ),
+    "meters' ids by names": (
+        lambda db: billing_meters.ids_by_names(db, [NAME]),
+        1,
+        "billing_meters",
+        ["org_id", "environment", "workspace_id", "external_meter_id"],
+    ),
+    "a meter locked by its name": (
+        lambda db: found_one(billing_meters.lock_by_name(db, NAME)),
+        1,
+        "billing_meters",
+        ["org_id", "environment", "workspace_id", "external_meter_id"],
+    ),
+    "meters by ids": (
+        lambda db: billing_meters.by_ids(db, METER_IDS, workspace_ids=None, **TENANT),
+        3,
+        "billing_meters",
+        ["id"],
+    ),
+    "meters locked by ids": (lambda db: billing_meters.lock(db, METER_IDS), 3, "billing_meters", ["id"]),
+    "customers' meters": (
+        lambda db: billing_meters.pages_by_customers(db, CUSTOMER_IDS, Page(25), workspace_ids=None),
+        6,
+        "billing_meters",
+        ["customer_id"],
+    ),
+    "a deep page of meters": (
+        lambda db: billing_meters.page(db, Page(25, older_than=f"mtr_{4_000:024x}"), workspace_ids=None, **TENANT),
+        26,
+        "billing_meters",
+        # PostgreSQL may go by the id alone, where most rows are the tenant's.
+        ["id"],
+    ),
+    "customers by ids": (lambda db: customers.by_ids(db, CUSTOMER_IDS, **TENANT), 3, "customers", ["id"]),
+    "customers by external ids": (
+        lambda db: customers.by_external_ids(db, ["e50", "e70"], **TENANT),
+        2,
+        "customers",
+        ["org_id", "environment", "external_id"],
+    ),
+    "a deep page of customers": (
+        lambda db: customers.page(db, Page(25, older_than=f"cus_{4_000:024x}"), workspace_ids=None, **TENANT),
+        26,
+        "customers",
+        # PostgreSQL may go by the id alone, where most rows are the tenant's.
+        ["id"],
+    ),
+}
+
+
+async def found_one(lookup: Awaitable[BillingMeterRow | None]) -> list[BillingMeterRow]:
+    row = await lookup
+    return [row] if row is not None else []
+
+
+def size(found: Any) -> int:
+    """Return how many rows a look-up has found, whatever it groups them by."""
+    parts = list(found.values() if isinstance(found, dict) else found)
+    return sum(len(part) if isinstance(part, list) else 1 for part in parts)
+
+
+class TestPlans:
+    @pytest.mark.parametrize("name", LOOKUPS)
+    async def test_a_hot_lookup_goes_by_its_index_and_reads_no_table_as_a_whole(
+        self, filled: Database, name: str
+    ) -> None:
+        lookup, count, table, columns = LOOKUPS[name]
+        statements: list[tuple[str, Any]] = []
+
+        def record(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+            statements.append((statement, parameters))
+
+        async def work(writer: Writer) -> list[Any]:
+            event.listen(filled.engines[0].sync_engine, "before_cursor_execute", record)
+            try:
+                found = await lookup(writer)
+            finally:
+                event.remove(filled.engines[0].sync_engine, "before_cursor_execute", record)
+            assert size(found) == count
+            ((statement, parameters),) = statements
+            explain = "EXPLAIN (FORMAT JSON)" if writer.dialect == "postgresql" else "EXPLAIN QUERY PLAN"
+            result = await writer._connection.exec_driver_sql(f"{explain} {statement}", parameters)
+            return [row[-1] for row in result]
+
+        plan = await filled.write(work)
+        if filled.dialect == "postgresql":
+            nodes = list(nodes_of(plan[0][0]["Plan"]))
+            # Partitions are named after their table.
+            scans = [node for node in nodes if str(node.get("Relation Name", "")).startswith(table)]
+            conditions = [str(node["Index Cond"]) for node in nodes if "Index Cond" in node]
+            scanned = [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"]
+            assert scans
+        else:
+            conditions = [step for step in plan if step.startswith(f"SEARCH {table} USING ")]
+            scanned = [step for step in plan if step.split()[0] == "SCAN" and step.split()[1] in metadata.tables]
+        assert scanned == []
+        wanted = [re.compile(rf"\b{column}\b") for column in columns]
+        assert any(all(column.search(condition) for column in wanted) for condition in conditions), conditions
+
+
+def nodes_of(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return the node of PostgreSQL's plan and all below it."""
+    yield node
+    for below in node.get("Plans", ()):
+        yield from nodes_of(below)

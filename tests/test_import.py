@@ -1,0 +1,775 @@
+"""Importing usage from JSON Lines: what it records, what it refuses, and how it is resumed."""
+
+import asyncio
+import gzip
+import io
+import json
+import os
+import sys
+import zlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rich.console import Console
+
+from gateway.usage_import import LONGEST_LINE, Import, open_lines
+from resolvers.actor import Scope
+from storage import billing_meters, migrations
+from storage.database import Database
+from storage.tables import Environment, OverLimitPolicy
+from tests.conftest import Gateway, gateway_on
+from tests.test_usage import books_of, make_meter, settle, unchanged
+
+#: The command, as it is installed beside the interpreter.
+TOLLGATE = Path(sys.executable).with_name("tollgate")
+
+#: One hour of real requests to a language model; see the README beside it.
+TRACE = Path(__file__).with_name("data") / "azure-llm-conv.jsonl.gz"
+
+NOTHING = {"read": 0, "accepted": 0, "partial": 0, "replayed": 0, "conflicts": 0, "refused": 0, "invalid": 0}
+
+
+@pytest.fixture(scope="module")
+def trace() -> list[bytes]:
+    """The lines of the trace."""
+    return gzip.decompress(TRACE.read_bytes()).splitlines()
+
+
+class Imported(NamedTuple):
+    """What an import came to: its counts, the lines of the rejects file, and why it stopped early, if it did."""
+
+    counts: dict[str, int]
+    rejects: list[dict[str, Any]]
+    failure: str | None
+
+
+async def import_(
+    gateway: Gateway,
+    file: Path,
+    *,
+    policy: OverLimitPolicy = OverLimitPolicy.REJECT,
+    backfill: bool = False,
+    create_meters: bool = False,
+    org_id: str | None = None,
+    environment: Environment = Environment.SANDBOX,
+    rejects: Path | None = None,
+) -> Imported:
+    """Import a file into the gateway's database, for its organization unless another one is named."""
+    rejects = rejects or file.with_name(f"{file.name}.rejects.jsonl")
+    usage_import = Import(
+        org_id=org_id or gateway.org_id,
+        environment=environment,
+        policy=policy,
+        backfill=backfill,
+        create_meters=create_meters,
+        rejects=rejects,
+    )
+    with open_lines(str(file)) as lines:
+        counts = await usage_import.run(gateway.services, lines, Console(file=io.StringIO()))
+    written = rejects.read_text("utf-8").splitlines() if rejects.exists() else []
+    assert sum(counts.as_json().values()) == 2 * counts.read
+    assert counts.rejected == len(written)
+    return Imported(counts.as_json(), [json.loads(line) for line in written], usage_import.failure)
+
+
+class Ran(NamedTuple):
+    """What a command came to."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    def counts(self) -> dict[str, int]:
+        """Return the JSON object that is all that was printed."""
+        assert self.stdout.endswith("}\n")
+        assert self.stdout.count("\n") == 1
+        counts: dict[str, int] = json.loads(self.stdout)
+        assert list(counts) == list(NOTHING)
+        assert sum(counts.values()) == 2 * counts["read"]
+        return counts
+
+
+def environment_of(gateway: Gateway) -> dict[str, str]:
+    """Return the environment of a command that works on the gateway's database."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+    return others | {"TOLLGATE_DATABASE_URL": gateway.services.settings.database_url}
+
+
+async def tollgate_import(
+    gateway: Gateway, folder: Path, file: str | Path, *options: str, stdin: bytes = b"", org_id: str | None = None
+) -> Ran:
+    """Run `tollgate import` in the folder, as a process of its own, for the gateway's organization's sandbox."""
+    process = await asyncio.create_subprocess_exec(
+        TOLLGATE,
+        "import",
+        str(file),
+        *("--org", org_id or gateway.org_id),
+        *("--environment", "sandbox"),
+        *options,
+        env=environment_of(gateway),
+        cwd=folder,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate(stdin)
+    assert process.returncode is not None
+    return Ran(process.returncode, stdout.decode(), stderr.decode())
+
+
+def rejects_files(folder: Path) -> list[str]:
+    """Return the names of the rejects files in the folder that are named after what was imported."""
+    return sorted(path.name for path in folder.glob("*.rejects.jsonl"))
+
+
+def line(event_id: str = "e", amount: Any = "1", **fields: Any) -> bytes:
+    """Return the line of an event on the meter `m`, unless the fields say otherwise; a field of `...` is left out."""
+    event = {"workspaceId": "w", "externalMeterId": "m", "eventId": event_id, "amount": amount} | fields
+    return json.dumps({name: value for name, value in event.items() if value is not ...}).encode()
+
+
+def file_of(folder: Path, lines: Sequence[bytes], name: str = "usage.jsonl") -> Path:
+    """Write a file of these lines."""
+    file = folder / name
+    text = b"".join(each + b"\n" for each in lines)
+    file.write_bytes(gzip.compress(text, 1) if name.endswith(".gz") else text)
+    return file
+
+
+# The real input.
+
+
+async def test_the_trace_is_imported_whole_and_a_second_time_changes_nothing(gateway: Gateway, tmp_path: Path) -> None:
+    ran = await tollgate_import(gateway, tmp_path, TRACE, "--create-meters", "--backfill", "--json")
+    assert ran.status == 0
+    assert ran.counts() == NOTHING | {"read": 38_732, "accepted": 38_732}
+    # No line was rejected, so no file tells of any.
+    assert rejects_files(tmp_path) == []
+    books = await books_of(gateway, "conv", workspace_id="azure")
+    assert (books.meter.total_credits, books.meter.used_credits) == (0, 26_450_535)
+    assert (books.meter.allow_overages, books.meter.spend_cap, books.meter.timezone) == (True, None, "UTC")
+    assert len(books.entries) == 1 + 38_732
+    assert books.days == {("2023-11-16", "contextTokens"): 22_361_870, ("2023-11-16", "generatedTokens"): 4_088_665}
+    assert {entry.recorded_by for entry in books.entries} == {"tollgate-import"}
+
+    counts, rejects, failure = await import_(gateway, TRACE, backfill=True, rejects=tmp_path / "rejects.jsonl")
+    assert counts == NOTHING | {"read": 38_732, "replayed": 38_732}
+    assert (rejects, failure) == ([], None)
+    assert await books_of(gateway, "conv", workspace_id="azure") == books
+
+
+async def test_the_trace_is_imported_as_far_as_the_credits_go(
+    gateway: Gateway, tmp_path: Path, trace: list[bytes]
+) -> None:
+    await make_meter(gateway, workspaceId="azure", externalMeterId="conv", totalCredits="10000000")
+    counts, rejects, failure = await import_(gateway, TRACE, backfill=True, rejects=tmp_path / "rejects.jsonl")
+    assert counts == NOTHING | {"read": 38_732, "accepted": 14_145, "refused": 24_587}
+    assert failure is None
+    books = await books_of(gateway, "conv", workspace_id="azure")
+    assert (books.meter.total_credits, books.meter.used_credits) == (10_000_000, 9_999_999)
+    assert len(books.entries) == 1 + 14_145
+    assert books.days == {("2023-11-16", "contextTokens"): 8_258_883, ("2023-11-16", "generatedTokens"): 1_741_116}
+
+    # One at a time in file order: the refused lines are those that did not fit when it was their turn.
+    used = 0
+    expected = []
+    for number, text in enumerate(trace, start=1):
+        amount = int(json.loads(text)["amount"])
+        if used + amount <= 10_000_000:
+            used += amount
+        else:
+            available = 10_000_000 - used
+            message = f"{amount} credits are asked for and {available} are available."
+            expected.append(
+                {"line": number, "code": "INSUFFICIENT_CREDITS", "message": message, "input": text.decode()}
+            )
+    assert rejects == expected
+
+
+async def test_an_import_that_was_killed_is_completed_by_running_it_again(
+    gateway: Gateway, tmp_path: Path, trace: list[bytes]
+) -> None:
+    lines = trace[:5_000]
+    events = [json.loads(text) for text in lines]
+    process = await asyncio.create_subprocess_exec(
+        TOLLGATE,
+        "import",
+        "-",
+        *("--org", gateway.org_id, "--environment", "sandbox", "--create-meters", "--backfill"),
+        env=environment_of(gateway),
+        cwd=tmp_path,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+
+    async def feed() -> None:
+        # Its input is never ended, so it cannot have finished when it is killed.
+        assert process.stdin is not None
+        with suppress(ConnectionError):
+            for text in lines:
+                process.stdin.write(text + b"\n")
+                await process.stdin.drain()
+
+    feeding = asyncio.create_task(feed())
+    name = ("azure", "conv")
+    used = 0
+    try:
+        while not used:
+            assert process.returncode is None
+            async with gateway.database.read() as reader:
+                found = await billing_meters.by_names(
+                    reader, [name], org_id=gateway.org_id, environment=Environment.SANDBOX
+                )
+            used = found[name].used_credits if name in found else 0
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+
+    # What is recorded is the beginning of the file, in whole groups.
+    await settle(gateway, "conv", workspace_id="azure")
+    books = await books_of(gateway, "conv", workspace_id="azure")
+    recorded = len(books.entries) - 1
+    assert recorded in range(1_000, 5_001, 1_000)
+    assert [entry.key for entry in books.entries[1:]] == [event["eventId"] for event in events[:recorded]]
+
+    file = file_of(tmp_path, lines)
+    again = await tollgate_import(gateway, tmp_path, file, "--create-meters", "--backfill", "--json")
+    assert again.status == 0
+    assert again.counts() == NOTHING | {"read": 5_000, "replayed": recorded, "accepted": 5_000 - recorded}
+    books = await books_of(gateway, "conv", workspace_id="azure")
+    assert books.meter.used_credits == sum(int(event["amount"]) for event in events)
+    assert [(entry.key, entry.amount) for entry in books.entries[1:]] == [
+        (event["eventId"], int(event["amount"])) for event in events
+    ]
+
+
+async def test_the_api_records_the_same_as_an_import(gateway: Gateway, tmp_path: Path, trace: list[bytes]) -> None:
+    thousand = trace[:1_000]
+    elsewhere = f"{gateway.org_id}-imported"
+    importer = await gateway.caller(org_id=elsewhere)
+    for caller in (gateway, importer):
+        # The credits run out on the way: their sum is 600,220.
+        made = await caller.mutate(
+            "createBillingMeter", "", workspaceId="azure", externalMeterId="conv", totalCredits="400000"
+        )
+        assert made["__typename"] == "CreateBillingMeterSuccess"
+    recorder = await gateway.caller(Scope.USAGE_WRITE, Scope.USAGE_CORRECT)
+    answers = [(await recorder.mutate("recordUsage", "", **json.loads(text)))["__typename"] for text in thousand]
+    accepted = answers.count("RecordUsageSuccess")
+    refused = answers.count("InsufficientCredits")
+    assert accepted + refused == 1_000
+    assert refused > 0
+
+    file = file_of(tmp_path, thousand)
+    counts, rejects, _ = await import_(gateway, file, backfill=True, org_id=elsewhere)
+    assert counts == NOTHING | {"read": 1_000, "accepted": accepted, "refused": refused}
+    assert [each["line"] for each in rejects] == [
+        number for number, answer in enumerate(answers, start=1) if answer == "InsufficientCredits"
+    ]
+
+    sent = await books_of(gateway, "conv", workspace_id="azure")
+    imported = await books_of(gateway, "conv", workspace_id="azure", org_id=elsewhere)
+    assert imported.days == sent.days
+    assert imported.meter._replace(id=sent.meter.id, org_id=gateway.org_id) == sent.meter
+    assert [
+        entry._replace(meter_id=sent.meter.id, recorded_by=other.recorded_by)
+        for entry, other in zip(imported.entries, sent.entries, strict=True)
+    ] == sent.entries
+    # What was sent is known to an import as well.
+    counts, _, _ = await import_(gateway, file, backfill=True)
+    assert counts == NOTHING | {"read": 1_000, "replayed": accepted, "refused": refused}
+    assert await books_of(gateway, "conv", workspace_id="azure") == sent
+
+
+# Lines that are no events, or not accepted.
+
+INVALID = "INVALID_INPUT"
+IS_AMOUNT = (
+    "amount is refused: An amount is a whole number from 0 to 9223372036854775807, as an integer or a string of ASCII"
+    " digits."
+)
+IS_TIME = (
+    "occurredAt is refused: A time is written as in RFC 3339, with an offset and at most 6 decimals:"
+    " 2026-01-31T09:30:00.25Z."
+)
+IS_POLICY = "policy is refused: It must be one of REJECT, PARTIAL, FORCE."
+IS_JSON = "line must be JSON in UTF-8: "
+
+#: Lines with the code and the beginning of the reason that they are rejected for.
+REJECTED: list[tuple[bytes, str, str]] = [
+    # Not JSON, or not in UTF-8.
+    (b"not json", INVALID, IS_JSON),
+    (line()[:-1], INVALID, IS_JSON),
+    (line() + line(), INVALID, IS_JSON),
+    (line().replace(b'"e"', b"'e'"), INVALID, IS_JSON),
+    (line().replace(b'"1"', b"NaN"), INVALID, IS_JSON),
+    (line().replace(b'"e"', b'"\xff"'), INVALID, IS_JSON),
+    (line().replace(b'"e"', b'"\xed\xa0\x80"'), INVALID, IS_JSON),
+    (line().replace(b'"e"', b'"\\ud800"'), INVALID, IS_JSON),
+    (line().replace(b'"e"', b'"\x00"'), INVALID, IS_JSON),
+    (b"\x00", INVALID, IS_JSON),
+    (b"\xef\xbb\xbf\xff\xfe", INVALID, IS_JSON),
+    # Not an object.
+    (b"[]", INVALID, "line must be a JSON object."),
+    (b"[" + line() + b"]", INVALID, "line must be a JSON object."),
+    (b'"text"', INVALID, "line must be a JSON object."),
+    (b"12", INVALID, "line must be a JSON object."),
+    (b"null", INVALID, "line must be a JSON object."),
+    # Fields that are missing or that there are not.
+    (b"{}", INVALID, "workspaceId is required."),
+    (line(workspaceId=...), INVALID, "workspaceId is required."),
+    (line(externalMeterId=...), INVALID, "externalMeterId is required."),
+    (line(eventId=...), INVALID, "eventId is required."),
+    (line(amount=...), INVALID, "amount is required."),
+    (line(amount=None), INVALID, "amount is required."),
+    (line(colour="red"), INVALID, "colour is not a field of RecordUsageInput."),
+    (line(usage_name="a"), INVALID, "usage_name is not a field of RecordUsageInput."),
+    (line(event_id="e", eventid="e"), INVALID, "eventid is not a field of RecordUsageInput."),
+    # Amounts.
+    (line(amount=-1), INVALID, IS_AMOUNT),
+    (line(amount="-1"), INVALID, IS_AMOUNT),
+    (line(amount="+1"), INVALID, IS_AMOUNT),
+    (line(amount=1.0), INVALID, IS_AMOUNT),
+    (line(amount="1.0"), INVALID, IS_AMOUNT),
+    (line(amount="1e3"), INVALID, IS_AMOUNT),
+    (line(amount=""), INVALID, IS_AMOUNT),
+    (line(amount=" 1"), INVALID, IS_AMOUNT),
+    (line(amount="1\n"), INVALID, IS_AMOUNT),
+    (line(amount="٣"), INVALID, IS_AMOUNT),
+    (line(amount=True), INVALID, IS_AMOUNT),
+    (line(amount=[1]), INVALID, IS_AMOUNT),
+    (line(amount=2**63), INVALID, IS_AMOUNT),
+    (line(amount=str(2**63)), INVALID, IS_AMOUNT),
+    (line(amount=2**64), INVALID, IS_AMOUNT),
+    # Times.
+    (line(occurredAt="2026-03-16"), INVALID, IS_TIME),
+    (line(occurredAt="2026-03-16T10:00:00"), INVALID, IS_TIME),
+    (line(occurredAt="2026-03-16 10:00:00Z"), INVALID, IS_TIME),
+    (line(occurredAt="2026-03-16T10:00Z"), INVALID, IS_TIME),
+    (line(occurredAt="2026-03-16T10:00:00.1234567Z"), INVALID, IS_TIME),
+    (line(occurredAt="2026-W12-1T10:00:00Z"), INVALID, IS_TIME),
+    (line(occurredAt="2026-02-29T10:00:00Z"), INVALID, IS_TIME),
+    (line(occurredAt="2026-03-16T23:59:60Z"), INVALID, IS_TIME),
+    (line(occurredAt=1773655200), INVALID, IS_TIME),
+    (line(occurredAt="2026-03-16T12:05:00.000001Z"), INVALID, "occurredAt must be at most 5 minutes ahead."),
+    (line(occurredAt="2026-02-09T11:59:59.999999Z"), INVALID, "occurredAt must be at most 35 days ago;"),
+    (line(occurredAt="1969-12-31T23:59:59Z"), INVALID, "occurredAt must not be before 1970."),
+    # Policies.
+    (line(policy="reject"), INVALID, IS_POLICY),
+    (line(policy="SOMETIMES"), INVALID, IS_POLICY),
+    (line(policy=""), INVALID, IS_POLICY),
+    (line(policy=1), INVALID, "policy is refused: It must be a string."),
+    # Texts and metadata.
+    (line(workspaceId=1), INVALID, "workspaceId is refused: It must be a string."),
+    (line(eventId=["e"]), INVALID, "eventId is refused: It must be a string."),
+    (line(workspaceId=""), INVALID, "workspaceId must have 1 to 256 characters; it has 0."),
+    (line(externalMeterId="m" * 257), INVALID, "externalMeterId must have 1 to 256 characters; it has 257."),
+    (line(eventId=""), INVALID, "eventId must have 1 to 255 characters; it has 0."),
+    (line(eventId="e" * 256), INVALID, "eventId must have 1 to 255 characters; it has 256."),
+    (line(eventId="e\0"), INVALID, "eventId must not contain NUL or lone surrogates."),
+    (line(usageName="u" * 129), INVALID, "usageName must have 1 to 128 characters; it has 129."),
+    (line(usageName="\0"), INVALID, "usageName must not contain NUL or lone surrogates."),
+    (line(metadata=[]), INVALID, "metadata must be a JSON object."),
+    (line(metadata="a"), INVALID, "metadata must be a JSON object."),
+    (line(metadata={"a": "\0"}), INVALID, "metadata must not contain NUL or lone surrogates."),
+    (line(metadata={"a": "x" * 16_384}), INVALID, "metadata must take at most 16384 bytes as compact JSON;"),
+    # Lines that are too long, up to where they are read.
+    (line().ljust(LONGEST_LINE + 1), INVALID, "line must have at most 262144 bytes."),
+    (b"x" * (3 * LONGEST_LINE), INVALID, "line must have at most 262144 bytes."),
+    (b"x" * (2 * LONGEST_LINE + 2), INVALID, "line must have at most 262144 bytes."),
+    # Events that are not accepted.
+    (line("first", "2"), "IDEMPOTENCY_CONFLICT", "'first' was used before with other values."),
+    (line("first", usageName="a"), "IDEMPOTENCY_CONFLICT", "'first' was used before with other values."),
+    (line("much", "1001"), "INSUFFICIENT_CREDITS", "1001 credits are asked for and "),
+    (line(externalMeterId="n"), "BILLING_METER_NOT_FOUND", "There is no billing meter 'n' in workspace 'w'."),
+    (line("wide", "9223372036854775807", policy="FORCE"), "AMOUNT_OUT_OF_RANGE", "The meter's used credits would pass"),
+]
+
+BLANK = [b"", b" ", b"\t \r", b"  " * 100]
+
+
+async def test_a_bad_line_never_stops_the_rest(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="1000")
+    lines: list[bytes] = [line("first")]
+    expected: list[dict[str, Any]] = []
+    for number, (text, code, message) in enumerate(REJECTED):
+        lines += [BLANK[number % 4], text]
+        shown = text[:LONGEST_LINE].decode(errors="replace")
+        expected.append({"line": len(lines), "code": code, "message": message, "input": shown})
+        # Between them all, events are recorded as ever; some lines end as on Windows.
+        lines.append(line(f"good {number}", "2", usageName="good") + b"\r" * (number % 2))
+    lines.append(line("check", 0))
+    lines.append(line("first"))
+    file = tmp_path / "usage.jsonl"
+    # The last line has no end.
+    file.write_bytes(b"\n".join(lines))
+
+    counts, rejects, failure = await import_(gateway, file)
+    assert failure is None
+    good = len(REJECTED)
+    assert counts == {
+        "read": 1 + 2 * good + 2,
+        "accepted": 1 + good + 1,
+        "partial": 0,
+        "replayed": 1,
+        "conflicts": 2,
+        "refused": 3,
+        "invalid": good - 5,
+    }
+    # The reasons are known to begin so; a parser's own words follow.
+    for reject, wanted in zip(rejects, expected, strict=True):
+        assert reject["message"].startswith(wanted["message"])
+        assert reject | {"message": wanted["message"]} == wanted
+    books = await books_of(gateway)
+    assert books.meter.used_credits == 1 + 2 * good
+    assert [entry.key for entry in books.entries[1:]] == ["first"] + [f"good {number}" for number in range(good)]
+    assert books.days == {("2026-03-16", "default"): 1, ("2026-03-16", "good"): 2 * good}
+
+    # Mended, a rejected line can be imported alone; nothing else changes.
+    again = await import_(gateway, file)
+    assert again.counts == counts | {"accepted": 1, "replayed": 2 + good}
+    assert [each["line"] for each in again.rejects] == [each["line"] for each in rejects]
+    assert await books_of(gateway) == books
+
+
+async def test_rejects_are_told_in_the_order_of_the_file(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="10")
+    lines = [line("a", "11"), b"not json", line("b"), line("b", "2"), b"[]", line("c", "10")]
+    rejects = (await import_(gateway, file_of(tmp_path, lines))).rejects
+    assert [(each["line"], each["code"]) for each in rejects] == [
+        (1, "INSUFFICIENT_CREDITS"),
+        (2, "INVALID_INPUT"),
+        (4, "IDEMPOTENCY_CONFLICT"),
+        (5, "INVALID_INPUT"),
+        (6, "INSUFFICIENT_CREDITS"),
+    ]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+async def test_the_longest_line_is_read(gateway: Gateway, tmp_path: Path, end: bytes) -> None:
+    await make_meter(gateway, totalCredits="10")
+    file = tmp_path / "usage.jsonl"
+    file.write_bytes(line("first") + b"\n" + line("long").ljust(LONGEST_LINE) + end)
+    counts, rejects, _ = await import_(gateway, file)
+    assert counts == NOTHING | {"read": 2, "accepted": 2}
+    assert rejects == []
+    assert (await books_of(gateway)).meter.used_credits == 2
+
+
+async def test_a_line_that_is_too_long_is_rejected_also_when_it_begins_blank(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="10")
+    lines = [line("first"), b" " * (LONGEST_LINE + 1) + line("long"), line("last")]
+    counts, rejects, _ = await import_(gateway, file_of(tmp_path, lines))
+    assert counts == NOTHING | {"read": 3, "accepted": 2, "invalid": 1}
+    assert [(each["line"], each["message"]) for each in rejects] == [(2, "line must have at most 262144 bytes.")]
+    assert [entry.key for entry in (await books_of(gateway)).entries] == [None, "first", "last"]
+
+
+async def test_a_file_of_nothing_is_imported(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="10")
+    async with unchanged(gateway):
+        assert await import_(gateway, file_of(tmp_path, [])) == (NOTHING, [], None)
+        assert await import_(gateway, file_of(tmp_path, BLANK)) == (NOTHING, [], None)
+        assert await import_(gateway, file_of(tmp_path, [], "usage.jsonl.gz")) == (NOTHING, [], None)
+
+
+# Options.
+
+
+async def test_the_policy_of_the_import_is_that_of_the_lines_that_name_none(gateway: Gateway, tmp_path: Path) -> None:
+    lines = [
+        line("own policy", "11", policy="REJECT"),
+        line("covered", "4"),
+        line("uncovered", "9"),
+        line("beyond", "2"),
+        line("forced", "3", policy="FORCE"),
+    ]
+    file = file_of(tmp_path, lines)
+    for name in OverLimitPolicy:
+        await make_meter(gateway, workspaceId=name, totalCredits="10")
+    found = {}
+    for policy in OverLimitPolicy:
+        named = file_of(tmp_path, [text.replace(b'"w"', f'"{policy}"'.encode()) for text in lines], "named.jsonl")
+        counts, rejects, _ = await import_(gateway, named, policy=policy)
+        books = await books_of(gateway, workspace_id=policy)
+        amounts = [(entry.key, entry.requested_amount, entry.amount, entry.policy) for entry in books.entries[1:]]
+        found[policy] = (counts, [each["line"] for each in rejects], amounts)
+    reject, partial, force = OverLimitPolicy.REJECT, OverLimitPolicy.PARTIAL, OverLimitPolicy.FORCE
+    assert found == {
+        reject: (
+            NOTHING | {"read": 5, "accepted": 3, "refused": 2},
+            [1, 3],
+            [("covered", 4, 4, reject), ("beyond", 2, 2, reject), ("forced", 3, 3, force)],
+        ),
+        partial: (
+            NOTHING | {"read": 5, "accepted": 2, "partial": 1, "refused": 2},
+            [1, 4],
+            [("covered", 4, 4, partial), ("uncovered", 9, 6, partial), ("forced", 3, 3, force)],
+        ),
+        force: (
+            NOTHING | {"read": 5, "accepted": 4, "refused": 1},
+            [1],
+            [("covered", 4, 4, force), ("uncovered", 9, 9, force), ("beyond", 2, 2, force), ("forced", 3, 3, force)],
+        ),
+    }
+    # The policy is part of an event: under another one it is not the same.
+    await make_meter(gateway, totalCredits="10")
+    await import_(gateway, file, policy=partial)
+    counts = (await import_(gateway, file, policy=force)).counts
+    assert counts == NOTHING | {"read": 5, "accepted": 1, "replayed": 1, "conflicts": 2, "refused": 1}
+    assert [entry.key for entry in (await books_of(gateway)).entries[1:]] == [
+        "covered",
+        "uncovered",
+        "forced",
+        "beyond",
+    ]
+
+
+async def test_old_events_need_backfill(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="10")
+    old = line("old", occurredAt="2026-02-09T11:59:59.999999Z")
+    file = file_of(tmp_path, [old, line("new", occurredAt="2026-02-09T12:00:00Z")])
+    counts, rejects, _ = await import_(gateway, file)
+    assert counts == NOTHING | {"read": 2, "accepted": 1, "invalid": 1}
+    assert [each["input"] for each in rejects] == [old.decode()]
+    counts, rejects, _ = await import_(gateway, file, backfill=True)
+    assert counts == NOTHING | {"read": 2, "accepted": 1, "replayed": 1}
+    assert (await books_of(gateway)).days == {("2026-02-09", "default"): 2}
+    # Ahead of time is no matter of backfill.
+    ahead = file_of(tmp_path, [line("ahead", occurredAt="2026-03-16T12:05:00.000001Z")])
+    async with unchanged(gateway):
+        counts = (await import_(gateway, ahead, backfill=True)).counts
+    assert counts == NOTHING | {"read": 1, "invalid": 1}
+
+
+async def test_missing_meters_are_made_only_when_asked_for(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="2")
+    lines = [line(f"e{number}", usageName="a", externalMeterId=name) for number in range(3) for name in ("m", "n", "o")]
+    file = file_of(tmp_path, lines)
+    counts, rejects, _ = await import_(gateway, file)
+    assert counts == NOTHING | {"read": 9, "accepted": 2, "refused": 7}
+    missing = dict.fromkeys((2, 3, 5, 6, 8, 9), "BILLING_METER_NOT_FOUND")
+    assert {each["line"]: each["code"] for each in rejects} == missing | {7: "INSUFFICIENT_CREDITS"}
+    data = await gateway.data("{ billingMeters { nodes { externalMeterId } } }")
+    assert data == {"billingMeters": {"nodes": [{"externalMeterId": "m"}]}}
+
+    counts, rejects, _ = await import_(gateway, file, create_meters=True)
+    assert counts == NOTHING | {"read": 9, "accepted": 6, "replayed": 2, "refused": 1}
+    # A meter that there was is left as it is.
+    assert [each["line"] for each in rejects] == [7]
+    for name in ("n", "o"):
+        books = await books_of(gateway, name)
+        meter = books.meter
+        assert (meter.total_credits, meter.used_credits, meter.allow_overages, meter.spend_cap) == (0, 3, True, None)
+        assert [(entry.kind, entry.key) for entry in books.entries] == [
+            ("opening", None),
+            ("usage", "e0"),
+            ("usage", "e1"),
+            ("usage", "e2"),
+        ]
+        assert books.days == {("2026-03-16", "a"): 3}
+
+
+async def test_an_import_stays_in_its_organization_and_environment(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="10")
+    file = file_of(tmp_path, [line("e", "3")])
+    async with unchanged(gateway):
+        for environment, org_id in ((Environment.LIVE, None), (Environment.SANDBOX, f"{gateway.org_id}-other")):
+            counts = (await import_(gateway, file, environment=environment, org_id=org_id)).counts
+            assert counts == NOTHING | {"read": 1, "refused": 1}
+            counts = (await import_(gateway, file, environment=environment, org_id=org_id, create_meters=True)).counts
+            assert counts == NOTHING | {"read": 1, "accepted": 1}
+    live = await books_of(gateway, environment=Environment.LIVE)
+    other = await books_of(gateway, org_id=f"{gateway.org_id}-other")
+    assert (live.meter.used_credits, other.meter.used_credits) == (3, 3)
+
+
+async def test_a_compressed_file_that_is_cut_off_is_imported_up_to_there(
+    gateway: Gateway, tmp_path: Path, trace: list[bytes]
+) -> None:
+    whole = gzip.compress(b"".join(text + b"\n" for text in trace[:5_000]))
+    cut = whole[: len(whole) // 2]
+    file = tmp_path / "cut.jsonl.gz"
+    file.write_bytes(cut)
+    text = zlib.decompressobj(wbits=31).decompress(cut)
+    readable = text.count(b"\n")
+    assert 1_000 < readable < 4_000
+    counts, rejects, failure = await import_(gateway, file, backfill=True, create_meters=True)
+    assert failure is not None
+    assert failure.startswith(f"The file cannot be read beyond its first {readable:,} lines: ")
+    assert counts == NOTHING | {"read": readable, "accepted": readable}
+    assert rejects == []
+    books = await books_of(gateway, "conv", workspace_id="azure")
+    assert [entry.key for entry in books.entries[1:]] == [json.loads(each)["eventId"] for each in trace[:readable]]
+
+    # The whole file then completes it.
+    file.write_bytes(whole)
+    counts, rejects, failure = await import_(gateway, file, backfill=True, create_meters=True)
+    assert counts == NOTHING | {"read": 5_000, "replayed": readable, "accepted": 5_000 - readable}
+    assert (rejects, failure) == ([], None)
+
+
+async def test_a_file_that_is_damaged_or_not_compressed_is_told(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="10")
+    whole = gzip.compress(line("e") + b"\n")
+    plain = tmp_path / "plain.jsonl.gz"
+    plain.write_bytes(line("e"))
+    async with unchanged(gateway):
+        counts, rejects, failure = await import_(gateway, plain)
+    assert (counts, rejects) == (NOTHING, [])
+    assert failure == "The file cannot be read beyond its first 0 lines: Not a gzipped file (b'{\"')"
+    damaged = tmp_path / "damaged.jsonl.gz"
+    # The last 8 bytes are the sum of the contents and their length.
+    damaged.write_bytes(whole[:-8] + b"\0" * 8)
+    counts, rejects, failure = await import_(gateway, damaged)
+    assert failure is not None
+    assert failure.startswith("The file cannot be read beyond its first ")
+    assert counts["read"] == counts["accepted"] + counts["invalid"]
+
+
+# The command.
+
+
+@pytest.fixture
+async def on_sqlite(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """A gateway on a SQLite database of the test's own: what the command does with files and streams is the same."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    async with gateway_on(url) as gateway:
+        yield gateway
+
+
+def numbered(lines: int) -> Iterator[bytes]:
+    """Return the lines of events of amount 1 on the meter `m`."""
+    return (line(f"e{number}") for number in range(lines))
+
+
+async def test_the_command_tells_what_was_rejected_and_why(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="10")
+    lines = [line("a", "4"), b"not json", b"", line("b", "7"), line("a", "5"), line("c", "6")]
+    file = file_of(tmp_path, lines)
+    # Where the command runs, whatever folder the file is in.
+    folder = tmp_path / "here"
+    folder.mkdir()
+    ran = await tollgate_import(gateway, folder, file, "--json")
+    assert ran.status == 1
+    assert ran.counts() == {
+        "read": 5,
+        "accepted": 2,
+        "partial": 0,
+        "replayed": 0,
+        "conflicts": 1,
+        "refused": 1,
+        "invalid": 1,
+    }
+    assert "Not accepted: 3. Which and why is in usage.jsonl.rejects.jsonl." in ran.stderr
+    assert "Traceback" not in ran.stderr
+    rejects = [json.loads(each) for each in (folder / "usage.jsonl.rejects.jsonl").read_bytes().splitlines()]
+    assert [(each["line"], each["code"], each["input"]) for each in rejects] == [
+        (2, "INVALID_INPUT", "not json"),
+        (4, "INSUFFICIENT_CREDITS", lines[3].decode()),
+        (5, "IDEMPOTENCY_CONFLICT", lines[4].decode()),
+    ]
+    assert [entry.key for entry in (await books_of(gateway)).entries] == [None, "a", "c"]
+
+
+async def test_the_command_reads_standard_input_plain_and_compressed(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    text = b"".join(each + b"\n" for each in numbered(1_500))
+    inputs = {"plain": text, "compressed": gzip.compress(text)}
+    rans = await asyncio.gather(
+        *[
+            tollgate_import(gateway, tmp_path, "-", "--create-meters", "--json", stdin=stdin, org_id=org_id)
+            for org_id, stdin in inputs.items()
+        ]
+    )
+    for org_id, ran in zip(inputs, rans, strict=True):
+        assert ran.status == 0, ran.stderr
+        assert ran.counts() == NOTHING | {"read": 1_500, "accepted": 1_500}
+        books = await books_of(gateway, org_id=org_id)
+        assert books.meter.used_credits == 1_500
+        assert [entry.key for entry in books.entries[1:]] == [f"e{number}" for number in range(1_500)]
+    assert rejects_files(tmp_path) == []
+
+
+async def test_the_command_takes_the_policy_and_the_rejects_file(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    for workspace_id in ("w", "x"):
+        await make_meter(gateway, workspaceId=workspace_id, totalCredits="10")
+    # Ten credits and an eleventh; then one of the line's own policy.
+    lines = [line("a", "8"), line("b", "3"), line("c", "1", policy="REJECT")]
+    to_partial, to_force = "partial rejects.jsonl", tmp_path / "force.txt"
+    partial, force = await asyncio.gather(
+        tollgate_import(
+            gateway,
+            tmp_path,
+            file_of(tmp_path, lines, "partial.jsonl"),
+            *("--policy", "partial", "--rejects", to_partial, "--json"),
+        ),
+        tollgate_import(
+            gateway,
+            tmp_path,
+            file_of(tmp_path, [text.replace(b'"w"', b'"x"') for text in lines], "force.jsonl"),
+            *("--policy", "force", "--rejects", str(to_force)),
+        ),
+    )
+    assert partial.status == 1
+    assert partial.counts() == NOTHING | {"read": 3, "accepted": 1, "partial": 1, "refused": 1}
+    assert [json.loads(each)["line"] for each in (tmp_path / to_partial).read_bytes().splitlines()] == [3]
+    assert (await books_of(gateway)).meter.used_credits == 10
+    assert force.status == 1
+    assert [json.loads(each)["line"] for each in to_force.read_bytes().splitlines()] == [3]
+    assert (await books_of(gateway, workspace_id="x")).meter.used_credits == 11
+    # Without --json it is a table for people.
+    for word in ("read", "accepted", "partial", "replayed", "conflicts", "refused", "invalid"):
+        assert word in force.stdout
+    assert rejects_files(tmp_path) == []
+
+
+async def test_the_command_tells_why_it_could_not_finish(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    await make_meter(gateway, totalCredits="10")
+    whole = gzip.compress(b"".join(each + b"\n" for each in (*numbered(5), b"bad")))
+    cut, missing = await asyncio.gather(
+        tollgate_import(gateway, tmp_path, "-", "--json", stdin=whole[:-4]),
+        tollgate_import(gateway, tmp_path, "missing.jsonl", "--json"),
+    )
+    # What came before the end is recorded and counted.
+    assert cut.status == 1
+    assert cut.counts() == NOTHING | {"read": 6, "accepted": 5, "invalid": 1}
+    assert "Not accepted: 1. Which and why is in standard-input.rejects.jsonl.\n" in cut.stderr
+    assert "Error: The file cannot be read beyond its first 6 lines: " in cut.stderr
+    assert "Traceback" not in cut.stderr
+    assert rejects_files(tmp_path) == ["standard-input.rejects.jsonl"]
+    assert missing == (1, "", "Error: missing.jsonl cannot be read: No such file or directory\n")
+    assert [entry.key for entry in (await books_of(gateway)).entries[1:]] == [f"e{number}" for number in range(5)]
+
+
+async def test_rejects_that_cannot_be_written_are_told_before_anything_is_recorded(
+    on_sqlite: Gateway, tmp_path: Path
+) -> None:
+    gateway = on_sqlite
+    await make_meter(gateway, totalCredits="10")
+    file = file_of(tmp_path, [line("good"), b"bad"])
+    async with unchanged(gateway):
+        ran = await tollgate_import(gateway, tmp_path, file, "--json", "--rejects", "no/such/folder/rejects.jsonl")
+    assert (ran.status, ran.stdout) == (1, "")
+    assert "no/such/folder/rejects.jsonl" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+async def test_a_file_is_not_lost_by_naming_it_as_its_own_rejects(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    await make_meter(gateway, totalCredits="10")
+    file = file_of(tmp_path, [line("good")])
+    await tollgate_import(gateway, tmp_path, file, "--rejects", str(file))
+    assert file.read_bytes() == line("good") + b"\n"
