@@ -30,7 +30,7 @@ run: $(RUN_READY) ## Serve a demo at PORT (8000).
 
 test: lint ## Check all: `lint`, then the tests.
 	@echo 'pytest'
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 torture: $(DEV_READY) ## Kill, cut and restart everything under load, many times.
 	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py tests/test_hot_meter.py $(PYTEST_ARGS)
