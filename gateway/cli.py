@@ -391,6 +391,8 @@ def import_(
 
     name = "standard-input" if file == "-" else Path(file).name
     rejects = rejects or Path(f"{name}.rejects.jsonl")
+    if rejects.exists() and Path(file).exists() and rejects.samefile(file):
+        fail(f"--rejects must name another file than {file}.", code=2)
     try:
         lines = open_lines(file)
     except OSError as error:
@@ -404,7 +406,10 @@ def import_(
         rejects=rejects,
     )
     with lines:
-        counts = run(lambda services: usage_import.run(services, lines, err))
+        try:
+            counts = run(lambda services: usage_import.run(services, lines, err))
+        except OSError as error:
+            fail(f"{rejects} cannot be written: {error.strerror}")
     if as_json:
         _print_json(counts.as_json())
     else:

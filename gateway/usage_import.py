@@ -32,7 +32,7 @@ from resolvers.errors import (
     Unavailable,
 )
 from resolvers.usage import UsageEvent, UsageOutcome, usage_event
-from resolvers.values import parse_amount, parse_instant, parse_json
+from resolvers.values import NAME_LENGTH, check_text, parse_amount, parse_instant, parse_json
 from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
 
@@ -130,11 +130,16 @@ class Import:
     _rejected: list[tuple[int, bytes]] = field(default_factory=list)
 
     async def run(self, services: Services, lines: Lines, console: Console) -> Counts:
-        """Record all lines and return what became of them."""
+        """Record all lines and return what became of them.
+
+        Raises `InvalidInput` for the organization's name, and `OSError` when the rejects cannot be written: before
+        anything is recorded.
+        """
+        check_text("org", self.org_id, length=NAME_LENGTH)
+        self._clear_rejects()
         actor = Actor(RECORDED_BY, self.org_id, self.environment, frozenset(Scope))
         context = Context(actor, services.database, services.usage_writer, services.clock)
         group: list[_Line] = []
-        self.rejects.unlink(missing_ok=True)  # An earlier run's.
         try:
             with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:
                 task = progress.add_task("Importing", total=lines.size, lines=0)
@@ -162,7 +167,7 @@ class Import:
         """Return the lines that are not empty with their numbers, up to where the file can be read."""
         try:
             for number, text in enumerate(lines, start=1):
-                if text.strip():
+                if text.strip() or len(text) > LONGEST_LINE:
                     self.counts.read += 1
                     yield number, text
         except (OSError, EOFError, zlib.error) as error:
@@ -227,6 +232,12 @@ class Import:
             "input": text[:LONGEST_LINE].decode(errors="replace"),
         }
         self._rejected.append((number, orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE)))
+
+    def _clear_rejects(self) -> None:
+        """Remove the rejects of an earlier run, and make sure that new ones can be written."""
+        self.rejects.unlink(missing_ok=True)
+        self.rejects.touch()
+        self.rejects.unlink()
 
     def _write_rejects(self) -> None:
         """Add what was rejected since the last time to the rejects file, in the order of the lines."""

@@ -136,7 +136,8 @@ class Loaders:
         async def load(
             usage_names: tuple[str, ...] | None, some: Sequence[UsageOfMeter]
         ) -> Sequence[list[UsageDayRow] | LimitExceeded]:
-            most_rows = min((MOST_USAGE_DAYS + 1) * len(some), MOST_USAGE_DAYS_TOGETHER)
+            # One row too many tells that there are too many.
+            most_rows = min((MOST_USAGE_DAYS + 1) * len(some), MOST_USAGE_DAYS_TOGETHER + 1)
             ranges = [UsageRange(key.meter_id, key.first, key.last) for key in some]
             async with self._database.read() as reader:
                 found = await usage.by_ranges(reader, ranges, usage_names=usage_names, most_rows=most_rows)

@@ -10,7 +10,7 @@ the commit.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
@@ -159,12 +159,12 @@ class UsageWriter:
                     submission.answer.set_result(answer)
 
     async def _record(self, events: Sequence[UsageEvent]) -> list[Result]:
-        await self._find_ids({event.meter for event in events})
+        ids = await self._ids_of({event.meter for event in events})
         # What an attempt wrote whose commit was not answered: found again, it is this group's own and no replay.
         tried: dict[_Key, LedgerEntryRow] = {}
 
         async def decide_all(writer: Writer) -> _Group:
-            group = await self._decide(writer, events, dict(tried))
+            group = await self._decide(writer, [(ids.get(event.meter), event) for event in events], dict(tried))
             tried.update(zip(group.written, group.entries, strict=True))
             return group
 
@@ -172,24 +172,31 @@ class UsageWriter:
         group = await self._database.write(decide_all, is_repeatable=True)
         return [_as_of_now(result, group.meters) for result in group.results]
 
-    async def _find_ids(self, names: Iterable[MeterName]) -> None:
-        unknown = [name for name in names if name not in self._ids]
-        if not unknown:
-            return
-        async with self._database.read() as reader:
-            found = await billing_meters.ids_by_names(reader, unknown)
-        if len(self._ids) + len(found) > MOST_NAMES:
-            self._ids.clear()
-        self._ids.update(found)
+    async def _ids_of(self, names: Collection[MeterName]) -> dict[MeterName, str]:
+        """Return the ids of those of the meters that exist."""
+        ids = {name: id_ for name in names if (id_ := self._ids.get(name)) is not None}
+        if len(ids) < len(names):
+            async with self._database.read() as reader:
+                found = await billing_meters.ids_by_names(reader, [name for name in names if name not in ids])
+            if len(self._ids) + len(found) > MOST_NAMES:
+                self._ids.clear()
+            self._ids.update(found)
+            ids.update(found)
+        return ids
 
-    async def _decide(self, writer: Writer, events: Sequence[UsageEvent], own: dict[_Key, LedgerEntryRow]) -> _Group:
-        """Decide the events and write what they come to, starting from the rows: it may run again after a rollback."""
-        keys = [(meter_id, event.event_id) for event in events if (meter_id := self._ids.get(event.meter)) is not None]
+    async def _decide(
+        self, writer: Writer, events: Sequence[tuple[str | None, UsageEvent]], own: dict[_Key, LedgerEntryRow]
+    ) -> _Group:
+        """Decide the events, each with its meter's id, and write what they come to.
+
+        It starts from the rows, because it may run again after a rollback.
+        """
+        keys = [(meter_id, event.event_id) for meter_id, event in events if meter_id is not None]
         meters = await billing_meters.lock(writer, sorted({meter_id for meter_id, _ in keys}))
         known = await ledger.by_keys(writer, LedgerEntryKind.USAGE, keys)
         group = _Group(meters, known, own, self._clock())
-        for event in events:
-            group.decide(self._ids.get(event.meter), event)
+        for meter_id, event in events:
+            group.decide(meter_id, event)
         if group.entries:
             changed = sorted({meter_id for meter_id, _ in group.written})
             await billing_meters.update_meters(writer, [meters[meter_id] for meter_id in changed])
