@@ -1,0 +1,231 @@
+"""The load generator: HTTP/1.1 over kept connections, in a process of its own that costs little a request.
+
+It reads one `Load` as JSON from standard input and writes one `Measured` to standard output. Every answer is checked;
+the first wrong one ends the run.
+"""
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvloop
+
+#: The units of `/proc/PID/stat`.
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+#: However slow the answers are, so many are measured, unless one takes longer than that.
+LEAST_ANSWERS = 5
+LONGEST_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What to send, and for how long. The body of a request is `head`, its items with commas between, `tail`."""
+
+    port: int
+    path: str
+    key: str
+    head: str
+    # Has `%(meter)d` and `%(event)s`, which are filled in anew for every item.
+    item: str
+    tail: str
+    items: int
+    # A successful answer has status 200, this text once an item, and no `"errors"`.
+    expect: str
+    meters: int
+    prefix: str
+    clients: int
+    warm_up_seconds: float
+    seconds: float
+    # The processes whose CPU time is measured, with their children.
+    server: int
+    database: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What came of it. Times are of the part after the warm-up; CPU times are in seconds."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    server_cpu: float
+    database_cpu: float
+    client_cpu: float
+
+
+class WrongAnswer(Exception):
+    """The server did not do what was asked of it."""
+
+
+class Run:
+    """What the connections share."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.expect = load.expect.encode()
+        self.latencies: list[float] = []
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.error: Exception | None = None
+        self.next_answer = asyncio.Event()
+        self.next_request = self._requests().__next__
+
+    def _requests(self) -> Iterator[bytes]:
+        load = self.load
+        head = (
+            f"POST {load.path} HTTP/1.1\r\nhost: benchmark\r\nauthorization: Bearer {load.key}\r\n"
+            "content-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        )
+        numbers = iter(range(sys.maxsize))
+        meter: Callable[[], float] = random.Random(load.prefix).random  # noqa: S311  # Not a secret.
+        while True:
+            items = [
+                load.item % {"meter": meter() * load.meters, "event": f"{load.prefix}-{next(numbers)}"}
+                for _ in range(load.items)
+            ]
+            body = load.head + ",".join(items) + load.tail
+            yield (head % len(body) + body).encode()
+
+    async def answers_for(self, seconds: float, *, at_least: int) -> None:
+        """Let the connections run that long, and on to an answer, and until there are so many more answers."""
+        enough = len(self.latencies) + at_least
+        await asyncio.wait([self.over], timeout=seconds)
+        while not self.over.done():
+            self.next_answer.clear()
+            await asyncio.wait_for(self.next_answer.wait(), LONGEST_SECONDS)
+            if len(self.latencies) >= enough:
+                return
+
+    def answered(self, answer: bytes, seconds: float) -> None:
+        """Check one answer and keep its time."""
+        if not (
+            answer.startswith(b"HTTP/1.1 200")
+            and answer.count(self.expect) == self.load.items
+            and b'"errors"' not in answer
+        ):
+            self.fail(WrongAnswer(answer[:2000].decode(errors="replace")))
+        self.latencies.append(seconds)
+        self.next_answer.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the run."""
+        self.error = self.error or error
+        self.next_answer.set()
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """One client: sends the next request when the last one is answered."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._answer = b""
+        self._length = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        """Send the first request."""
+        self._transport = transport
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        """Gather an answer; when it is whole, send the next request."""
+        self._answer += data
+        if not self._length:
+            end = self._answer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            start = self._answer.lower().find(b"content-length: ") + 16
+            self._length = end + 4 + int(self._answer[start : self._answer.find(b"\r\n", start)])
+        if len(self._answer) >= self._length:
+            self._run.answered(self._answer, time.perf_counter() - self._sent_at)
+            self._answer = b""
+            self._length = 0
+            self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell that this client is gone."""
+        if not self._run.over.done():
+            self._run.fail(exc or WrongAnswer("the server closed a connection"))
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _send(self) -> None:
+        if self._run.over.done():
+            self._transport.close()
+            return
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._run.next_request())
+
+
+def cpu_seconds(pid: int | None) -> float:
+    """Return the CPU time that a process and its children have taken, user and system."""
+    if pid is None:
+        return 0.0
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except FileNotFoundError:  # It has just ended, and its parent has its times.
+        return 0.0
+    # Of itself, and of the children that have ended.
+    own = sum(int(field) for field in fields[11:15]) / TICKS_A_SECOND
+    return own + sum(cpu_seconds(int(child)) for child in children)
+
+
+async def run(load: Load) -> Measured:
+    """Send the load and measure. Raises `WrongAnswer`."""
+    shared = Run(load)
+    loop = asyncio.get_running_loop()
+    connections = [
+        (await loop.create_connection(lambda: Connection(shared), "127.0.0.1", load.port))[1]
+        for _ in range(load.clients)
+    ]
+
+    def usage() -> tuple[float, float, float, float]:
+        return cpu_seconds(load.server), cpu_seconds(load.database), time.process_time(), time.perf_counter()
+
+    await shared.answers_for(load.warm_up_seconds, at_least=1)
+    shared.latencies = []
+    before = usage()
+    await shared.answers_for(load.seconds, at_least=LEAST_ANSWERS)
+    after = usage()
+    latencies = sorted(shared.latencies)
+    if not shared.over.done():
+        shared.over.set_result(None)
+    # What was sent is still answered and checked.
+    await asyncio.wait([connection.done for connection in connections], timeout=30)
+    if shared.error is not None:
+        raise shared.error
+    server_cpu, database_cpu, client_cpu, seconds = (end - start for start, end in zip(before, after, strict=True))
+    return Measured(
+        requests=len(latencies),
+        seconds=seconds,
+        p50_ms=latencies[len(latencies) // 2] * 1000,
+        p99_ms=latencies[len(latencies) * 99 // 100] * 1000,
+        server_cpu=server_cpu,
+        database_cpu=database_cpu,
+        client_cpu=client_cpu,
+    )
+
+
+def main() -> None:
+    """Run one load."""
+    load = Load(**orjson.loads(sys.stdin.buffer.read()))
+    try:
+        measured = uvloop.run(run(load))
+    except (WrongAnswer, OSError, TimeoutError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    sys.stdout.buffer.write(orjson.dumps(asdict(measured)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What a scenario is: one kind of request, sent to each contestant in its own form."""
+
+from dataclasses import dataclass
+
+#: Who takes part: Tollgate; its usage writer without GraphQL; the comparators (see README.md).
+TOLLGATE, WRITER, LIMIT, PLAIN = "tollgate", "writer", "limit", "plain"
+
+WORKSPACE = "benchmark"
+
+#: A meter's names, as they stand in a body; `%(meter)d` is filled in by the load generator.
+NAMES = f'"workspaceId":"{WORKSPACE}","externalMeterId":"meter-%(meter)d"'
+
+EVENT = f'{{{NAMES},"eventId":"%(event)s","amount":"1","usageName":"tokens"}}'
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one contestant is asked, and what only a success says."""
+
+    path: str
+    expect: str
+    head: str = ""
+    tail: str = ""
+
+    @classmethod
+    def graphql(cls, query: str, expect: str, *, head: str, tail: str) -> "Form":
+        """Return the form of an operation; `head` and `tail` stand around the items in its variables."""
+        return cls("/graphql", expect, f'{{"query":"{" ".join(query.split())}","variables":{head}', f"{tail}}}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One line of the table."""
+
+    name: str
+    forms: dict[str, Form]
+    clients: int
+    item: str = EVENT
+    items: int = 1
+    # How many of the meters are asked for, at random; None: all.
+    meters: int | None = None

@@ -1,0 +1,87 @@
+"""The usage writer without the GraphQL layer: what recording costs below it.
+
+The same handlers as the limit's, over `resolvers.usage` and `resolvers.usage_writer`.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.auth import authenticate
+from gateway.services import Services
+from gateway.settings import Settings
+from resolvers.actor import Actor
+from resolvers.errors import Refusal
+from resolvers.limits import available_credits
+from resolvers.usage import UsageEvent, UsageOutcome, usage_event
+from resolvers.values import parse_amount
+
+
+def create_app() -> Starlette:
+    """Return the application on the database that `TOLLGATE_DATABASE_URL` names."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        services = Services(Settings.read())
+        app.state.services = services
+        try:
+            yield
+        finally:
+            await services.close()
+
+    return Starlette(
+        routes=[Route("/record", record, methods=["POST"]), Route("/batch", batch, methods=["POST"])],
+        lifespan=lifespan,
+    )
+
+
+async def record(request: Request) -> Response:
+    """Record one usage event."""
+    services: Services = request.app.state.services
+    actor = await authenticate(request, services.api_keys)
+    (result,) = await services.usage_writer.record([_event(actor, orjson.loads(await request.body()))])
+    return Response(orjson.dumps(_result(result)), media_type="application/json")
+
+
+async def batch(request: Request) -> Response:
+    """Record up to 1,000 usage events in one transaction."""
+    services: Services = request.app.state.services
+    actor = await authenticate(request, services.api_keys)
+    events = [_event(actor, values) for values in orjson.loads(await request.body())]
+    results = await services.usage_writer.record(events)
+    return Response(orjson.dumps([_result(result) for result in results]), media_type="application/json")
+
+
+def _event(actor: Actor, values: dict[str, Any]) -> UsageEvent:
+    return usage_event(
+        actor,
+        workspace_id=values["workspaceId"],
+        external_meter_id=values["externalMeterId"],
+        event_id=values["eventId"],
+        amount=parse_amount(values["amount"]),
+        usage_name=values["usageName"],
+    )
+
+
+def _result(result: UsageOutcome | Refusal) -> dict[str, Any]:
+    if isinstance(result, Refusal):
+        return {"code": result.code}
+    meter = result.billing_meter
+    available = available_credits(meter.limit_credits, meter.used_credits)
+    return {
+        "accepted": str(result.accepted),
+        "replayed": result.replayed,
+        "entry": {"seq": result.entry.seq if result.entry is not None else None},
+        "billingMeter": {
+            "id": meter.id,
+            "totalCredits": str(meter.total_credits),
+            "usedCredits": str(meter.used_credits),
+            "availableCredits": str(available) if available is not None else None,
+        },
+    }
