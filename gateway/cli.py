@@ -19,6 +19,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from gateway.services import Services
@@ -67,8 +68,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 def fail(message: str, *, code: int = 1) -> NoReturn:
     """End the command with a message on standard error."""
-    err.print(f"[bold red]Error:[/] {message}", highlight=False)
+    _tell_error(message)
     raise typer.Exit(code)
+
+
+def _tell_error(message: str) -> None:
+    # What callers named may look like Rich's markup.
+    err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False)
 
 
 def cause_of(error: DatabaseUnavailable) -> object:
@@ -158,7 +164,7 @@ def serve(
     out.print(f"Tollgate serves at [bold]http://{settings.host}:{settings.port}/graphql[/]", highlight=False)
     if key is not None:
         out.print(f"Demo key: [bold]{key}[/]", highlight=False)
-        err.print(f"(also in the file {settings.demo_key_file}, which only you can read)", highlight=False)
+        _tell_key_file(settings)
     uvicorn.run(
         "gateway.app:app_from_environment",
         factory=True,
@@ -185,8 +191,15 @@ async def _nothing(_services: Services) -> None:
 async def _seed_demo(services: Services) -> str:
     from gateway.demo import seed
 
-    with err.status("Seeding the demo organization…"):
-        return await seed(services)
+    try:
+        with err.status("Seeding the demo organization…"):
+            return await seed(services)
+    except OSError as error:
+        fail(f"{services.settings.demo_key_file} cannot be written: {error.strerror}")
+
+
+def _tell_key_file(settings: Settings) -> None:
+    err.print(f"(also in the file {escape(settings.demo_key_file)}, which only you can read)", highlight=False)
 
 
 def _require_free_port(host: str, port: int) -> None:
@@ -224,7 +237,7 @@ def demo() -> None:
     settings = read_settings()
     key = run(_seed_demo, settings)
     out.print(key, highlight=False)
-    err.print(f"(also in the file {settings.demo_key_file}, which only you can read)", highlight=False)
+    _tell_key_file(settings)
 
 
 @schema_app.command("export", epilog="Example: tollgate schema export -o schema.graphql")
@@ -240,7 +253,10 @@ def schema_export(
     if output is None:
         sys.stdout.write(text)
     else:
-        output.write_text(text, encoding="utf-8")
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            fail(f"{output} cannot be written: {error.strerror}")
 
 
 @schema_app.command("check", epilog="Example: tollgate schema check released.graphql")
@@ -342,11 +358,11 @@ def keys_list(as_json: AsJson = False) -> None:
     for row in keys:
         table.add_row(
             row.id,
-            row.org_id,
+            escape(row.org_id),
             row.environment,
-            row.name or "",
+            escape(row.name or ""),
             " ".join(row.scopes),
-            " ".join(row.workspace_ids) if row.workspace_ids else "all",
+            escape(" ".join(row.workspace_ids)) if row.workspace_ids else "all",
             f"{row.expires_at:%Y-%m-%d %H:%M}" if row.expires_at else "never",
             f"{row.revoked_at:%Y-%m-%d %H:%M}" if row.revoked_at else "",
         )
@@ -417,11 +433,11 @@ def import_(
         table.add_row(*[f"{count:,}" for count in counts.as_json().values()])
         out.print(table)
     if counts.rejected:
-        err.print(f"Not accepted: {counts.rejected:,}. Which and why is in {rejects}.", highlight=False)
+        err.print(f"Not accepted: {counts.rejected:,}. Which and why is in {escape(str(rejects))}.", highlight=False)
     if usage_import.met_old_events:
         err.print("Events older than 35 days are accepted with --backfill.", highlight=False)
     if usage_import.failure is not None:
-        err.print(f"[bold red]Error:[/] {usage_import.failure}", highlight=False)
+        _tell_error(usage_import.failure)
     if counts.rejected or usage_import.failure is not None:
         raise typer.Exit(1)
 

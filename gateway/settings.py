@@ -39,7 +39,7 @@ def _database_url(text: str) -> str:
     if "sslmode" in url.query:
         # As libpq and hosting providers name it; the driver's own name is shorter.
         url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
-    if url.drivername == "sqlite+aiosqlite" and url.database in {None, "", ":memory:"}:
+    if url.drivername == "sqlite+aiosqlite" and (url.database in {None, "", ":memory:"} or "uri" in url.query):
         raise ValueError("must name a file: SQLite in memory would be one database a connection, and gone with it")
     return url.render_as_string(hide_password=False)
 
