@@ -43,8 +43,8 @@ keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=T
 app.add_typer(schema_app, name="schema")
 app.add_typer(keys_app, name="keys")
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 T = TypeVar("T")
 
