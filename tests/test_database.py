@@ -73,11 +73,23 @@ async def names(database: Database) -> list[str]:
 
 
 @pytest.fixture
-async def empty(new_database_url: str) -> AsyncIterator[Database]:
+async def opened() -> AsyncIterator[Callable[..., Database]]:
+    """Opens databases, and closes them after the test."""
+    databases: list[Database] = []
+
+    def open_database(url: str, **options: float) -> Database:
+        databases.append(Database(url, **options))  # type: ignore[arg-type]  # The pool's size is an integer.
+        return databases[-1]
+
+    yield open_database
+    for database in databases:
+        await database.close()
+
+
+@pytest.fixture
+async def empty(new_database_url: str, opened: Callable[..., Database]) -> Database:
     """A database without tables."""
-    database = Database(new_database_url, pool_size=4)
-    yield database
-    await database.close()
+    return opened(new_database_url, pool_size=4)
 
 
 @pytest.fixture
@@ -150,9 +162,9 @@ class TestMigrations:
         assert [row.external_id for row in rows] == sorted(unordered)
 
     async def test_on_postgresql_what_grows_with_usage_is_partitioned_by_meter(
-        self, request: pytest.FixtureRequest, tmp_path: Path
+        self, opened: Callable[..., Database], request: pytest.FixtureRequest, tmp_path: Path
     ) -> None:
-        database = Database(empty_database("postgresql", request, tmp_path))
+        database = opened(empty_database("postgresql", request, tmp_path))
         await migrations.upgrade(database)
         async with database.read() as reader:
             partitioned = await reader.fetch(
@@ -168,7 +180,6 @@ class TestMigrations:
                     " WHERE table_schema = 'public' AND collation_name = 'C' ORDER BY 1"
                 ),
             )
-        await database.close()
         assert [tuple(row) for row in partitioned] == [
             ("ledger_entries", "HASH (meter_id)", 8),
             ("usage_days", "HASH (meter_id)", 8),
@@ -182,19 +193,22 @@ class TestMigrations:
                 if column.type.python_type is str and not hasattr(column.type, "enums"):
                     assert f"{table.name}.{name}" in collated
 
-    async def test_on_sqlite_usage_days_are_stored_in_the_order_of_their_key(self, tmp_path: Path) -> None:
-        database = Database(f"sqlite+aiosqlite:///{tmp_path}/tollgate.db")
+    async def test_on_sqlite_usage_days_are_stored_in_the_order_of_their_key(
+        self, opened: Callable[..., Database], tmp_path: Path
+    ) -> None:
+        database = opened(f"sqlite+aiosqlite:///{tmp_path}/tollgate.db")
         await migrations.upgrade(database)
         async with database.read() as reader:
             row = await reader.fetch_one(text("SELECT sql FROM sqlite_master WHERE name = 'usage_days'"))
-        await database.close()
         assert row is not None
         assert "WITHOUT ROWID" in row.sql
 
 
 class TestConnections:
-    async def test_every_sqlite_connection_is_durable_and_checks_keys(self, tmp_path: Path) -> None:
-        database = Database(f"sqlite+aiosqlite:///{tmp_path}/tollgate.db", wait_seconds=7)
+    async def test_every_sqlite_connection_is_durable_and_checks_keys(
+        self, opened: Callable[..., Database], tmp_path: Path
+    ) -> None:
+        database = opened(f"sqlite+aiosqlite:///{tmp_path}/tollgate.db", wait_seconds=7)
         pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
 
         async def read(reader: Reader) -> tuple[Any, ...]:
@@ -216,10 +230,11 @@ class TestConnections:
         expected = ("wal", 2, 1, 7_000)
         assert await asyncio.gather(*[read_beside_others() for _ in range(4)]) == [expected] * 4
         assert await database.write(read) == expected
-        await database.close()
 
-    async def test_on_postgresql_every_wait_is_bounded(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-        database = Database(empty_database("postgresql", request, tmp_path), wait_seconds=7)
+    async def test_on_postgresql_every_wait_is_bounded(
+        self, opened: Callable[..., Database], request: pytest.FixtureRequest, tmp_path: Path
+    ) -> None:
+        database = opened(empty_database("postgresql", request, tmp_path), wait_seconds=7)
         settings = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "application_name")
 
         async def read(reader: Reader) -> list[str]:
@@ -231,7 +246,6 @@ class TestConnections:
             assert await read(reader) == expected
             (level,) = await reader.fetch(text("SHOW transaction_isolation"))
             assert tuple(level) == ("read committed",)
-        await database.close()
 
     async def test_a_reader_sees_what_is_committed_when_its_statement_starts(self, database: Database) -> None:
         async with database.read() as reader:
@@ -321,8 +335,10 @@ class TestWrite:
         await asyncio.wait(set(database._writes))
         assert await names(database) == [str(number) for number in range(9)]
 
-    async def test_closing_finishes_what_was_begun(self, new_database_url: str) -> None:
-        database = Database(new_database_url)
+    async def test_closing_finishes_what_was_begun(
+        self, opened: Callable[..., Database], new_database_url: str
+    ) -> None:
+        database = opened(new_database_url)
         await migrations.upgrade(database)
         is_begun = asyncio.Event()
 
@@ -334,9 +350,7 @@ class TestWrite:
         await is_begun.wait()
         caller.cancel()
         await database.close()
-        again = Database(new_database_url)
-        assert await names(again) == ["ada"]
-        await again.close()
+        assert await names(opened(new_database_url)) == ["ada"]
 
     async def test_a_lost_race_is_run_again_from_the_start(self, database: Database) -> None:
         winner = customer("ada")
@@ -408,9 +422,11 @@ class TestWrite:
             rows = await reader.fetch(select(meters_table.c.total_credits))
         assert [row.total_credits for row in rows] == [50]
 
-    async def test_writers_of_two_databases_on_the_same_rows_lose_nothing(self, new_database_url: str) -> None:
+    async def test_writers_of_two_databases_on_the_same_rows_lose_nothing(
+        self, opened: Callable[..., Database], new_database_url: str
+    ) -> None:
         """As two processes have two."""
-        databases = [Database(new_database_url), Database(new_database_url)]
+        databases = [opened(new_database_url), opened(new_database_url)]
         await migrations.upgrade(databases[0])
         rows = [meter("a"), meter("b"), meter("c")]
 
@@ -436,12 +452,12 @@ class TestWrite:
         )
         async with databases[0].read() as reader:
             used = await reader.fetch(select(meters_table.c.used_credits))
-        for each in databases:
-            await each.close()
         assert [row.used_credits for row in used] == [40, 40, 40]
 
-    async def test_a_wait_for_a_lock_that_is_too_long_writes_nothing(self, new_database_url: str) -> None:
-        first, second = Database(new_database_url), Database(new_database_url, wait_seconds=0.2)
+    async def test_a_wait_for_a_lock_that_is_too_long_writes_nothing(
+        self, opened: Callable[..., Database], new_database_url: str
+    ) -> None:
+        first, second = opened(new_database_url), opened(new_database_url, wait_seconds=0.2)
         await migrations.upgrade(first)
         await first.write(lambda writer: billing_meters.insert_meter(writer, meter("m")))
         is_locked, is_enough = asyncio.Event(), asyncio.Event()
@@ -467,8 +483,6 @@ class TestWrite:
             rows = await reader.fetch(select(meters_table.c.total_credits))
         assert [row.total_credits for row in rows] == [0]
         await second.write(change)
-        for database in (first, second):
-            await database.close()
 
 
 @pytest.fixture(scope="module")
