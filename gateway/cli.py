@@ -180,7 +180,7 @@ def serve(
         log_config=LOGGING_CONFIG | {"handlers": dict.fromkeys(LOGGING_CONFIG["handlers"], _STANDARD_ERROR)},
         log_level=settings.log_level,
         access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=8,
+        timeout_graceful_shutdown=6,
     )
 
 

@@ -57,8 +57,13 @@ async def graphql(request: Request) -> Response:
         found = await answer(operation, context, only_queries=is_read)
     except OperationNotAllowed:
         raise HTTPProblem(405, "A mutation must be sent by POST.", headers={"allow": "POST"}) from None
+    try:
+        body = orjson.dumps(found.body)
+    except TypeError:
+        # The objects lead to each other in circles, so a selection can be as deep as its text is long.
+        raise HTTPProblem(400, "The answer would be nested too deeply.", code="LIMIT_EXCEEDED") from None
     status = 400 if media_type == GRAPHQL_RESPONSE and not found.is_executed else 200
-    return Response(orjson.dumps(found.body), status, media_type=f"{media_type}; charset=utf-8")
+    return Response(body, status, media_type=f"{media_type}; charset=utf-8")
 
 
 def problem_response(_request: Request, problem: HTTPProblem) -> Response:

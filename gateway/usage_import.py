@@ -147,7 +147,7 @@ class Import:
                     event = self._event(actor, number, text)
                     if event is not None:
                         group.append(_Line(number, text, event))
-                    if len(group) >= GROUP:
+                    if len(group) + len(self._rejected) >= GROUP:
                         await self._record(context, group)
                         self._write_rejects()
                         group = []
@@ -184,6 +184,8 @@ class Import:
             return None
 
     async def _record(self, context: Context, group: Sequence[_Line]) -> None:
+        if not group:
+            return
         results = await context.usage_writer.record([line.event for line in group])
         missing = [
             line for line, result in zip(group, results, strict=True) if isinstance(result, BillingMeterNotFound)
@@ -235,9 +237,12 @@ class Import:
 
     def _clear_rejects(self) -> None:
         """Remove the rejects of an earlier run, and make sure that new ones can be written."""
-        self.rejects.unlink(missing_ok=True)
-        self.rejects.touch()
-        self.rejects.unlink()
+        is_device = self.rejects.exists() and not self.rejects.is_file()
+        if not is_device:
+            self.rejects.unlink(missing_ok=True)
+        self.rejects.open("ab").close()
+        if not is_device:
+            self.rejects.unlink()
 
     def _write_rejects(self) -> None:
         """Add what was rejected since the last time to the rejects file, in the order of the lines."""

@@ -88,7 +88,8 @@ class ApiKeys:
         digest = _digest(key)
         now = self._clock()
         remembered = self._remembered.get(digest)
-        if remembered is None or now >= remembered[0]:
+        # A clock that was set back makes nothing younger.
+        if remembered is None or not remembered[0] <= now < remembered[0] + REMEMBERED:
             remembered = await self._look_up(digest, now)
         _, row, actor = remembered
         if row.expires_at is not None and now >= row.expires_at:
@@ -111,7 +112,7 @@ class ApiKeys:
         if len(self._remembered) >= MOST_REMEMBERED:
             self._remembered.clear()
         # From before the look-up on: what it found is at least as old.
-        remembered = self._remembered[digest] = (now + REMEMBERED, row, actor)
+        remembered = self._remembered[digest] = (now, row, actor)
         return remembered
 
 

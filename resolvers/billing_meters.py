@@ -120,6 +120,8 @@ async def create_billing_meter(
     async def create(writer: Writer) -> MeterOutcome:
         # Looked up before the key: when a request under the same key has just made it, its key is seen as well.
         existing = await billing_meters.lock_by_name(writer, name)
+        if existing is not None and existing.id == meter_id:
+            return MeterOutcome(existing, await _opening_of(writer, existing), replayed=False)
         earlier = await idempotency.earlier(writer, actor, operation=_CREATE, key=idempotency_key)
         is_same = earlier is not None and earlier.request_digest == idempotency.digest(request)
         if earlier is not None and is_same:
@@ -132,8 +134,6 @@ async def create_billing_meter(
             # Another workspace's entry is not shown to a key that is not for it.
             opening = await _opening_of(writer, first) if actor.may_enter(first.workspace_id) else None
             raise IdempotencyConflict(earlier.key, entry=opening)
-        if existing is not None and existing.id == meter_id:
-            return MeterOutcome(existing, await _opening_of(writer, existing), replayed=False)
         if existing is not None:
             raise AlreadyExists(
                 f"Billing meter {external_meter_id!r} exists already in workspace {workspace_id!r}.",

@@ -25,6 +25,9 @@ MOST_USAGE_DAYS = 10_000
 #: The most usage days that the meters of one request may answer together, by one statement.
 MOST_USAGE_DAYS_TOGETHER = 200_000
 
+#: The most ledger entries that the meters of one request may answer together, by one statement.
+MOST_ENTRIES_TOGETHER = 20_000
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 G = TypeVar("G", bound=Hashable)
@@ -159,7 +162,10 @@ class Loaders:
             )
         return [found.get(key) for key in keys]
 
-    async def _entries_of_meters(self, keys: list[EntriesOfMeter]) -> list[list[LedgerEntryRow]]:
+    async def _entries_of_meters(self, keys: list[EntriesOfMeter]) -> Sequence[list[LedgerEntryRow] | LimitExceeded]:
+        if sum(key.last_seq - key.first_seq + 1 for key in keys) > MOST_ENTRIES_TOGETHER:
+            too_many = LimitExceeded(f"The ledgers of one request answer at most {MOST_ENTRIES_TOGETHER} entries.")
+            return [too_many] * len(keys)
         async with self._database.read() as reader:
             return await ledger.by_ranges(reader, keys)
 

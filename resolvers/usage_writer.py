@@ -30,6 +30,9 @@ MOST_IN_GROUP = 1_000
 #: The most events that may wait; beyond them a caller is told to come again.
 MOST_WAITING = 20_000
 
+#: How long the queue is given to be finished when the writer closes.
+CLOSE_SECONDS = 2
+
 #: The most names whose ids are remembered.
 MOST_NAMES = 100_000
 
@@ -115,10 +118,12 @@ class UsageWriter:
         return await submission.answer
 
     async def close(self) -> None:
-        """Refuse what comes from now on, and finish what is queued."""
+        """Refuse what comes from now on, and finish what is queued, except what a lost database holds up."""
         self._closed = True
         if self._running is not None:
-            await self._running
+            await asyncio.wait({self._running}, timeout=CLOSE_SECONDS)
+        while self._queue:
+            _fail(self._queue.popleft(), Unavailable(Outcome.NOT_WRITTEN))
 
     async def _run(self) -> None:
         try:

@@ -29,6 +29,9 @@ from schema.root import schema
 #: How many documents are kept parsed and validated.
 KEPT_DOCUMENTS = 256
 
+#: The longest document that is kept, in characters: parsed, it takes a hundred times its text.
+LONGEST_KEPT = 16 * 1024
+
 #: How many errors of one document or its variables are told.
 MOST_ERRORS = 20
 
@@ -56,7 +59,8 @@ class Answer:
 
 async def answer(operation: Operation, context: Context, *, only_queries: bool = False) -> Answer:
     """Run the operation and return its answer. Raises `OperationNotAllowed`."""
-    document = _valid_document(operation.query)
+    is_kept = len(operation.query) <= LONGEST_KEPT
+    document = _kept_document(operation.query) if is_kept else _valid_document(operation.query)
     if not isinstance(document, DocumentNode):
         return _not_executed([faults.of_document(error) for error in document])
     chosen = get_operation_ast(document, operation.operation_name)
@@ -77,17 +81,19 @@ async def answer(operation: Operation, context: Context, *, only_queries: bool =
     )
     if isawaitable(result):
         result = await result
-    return _executed(result, context)
+    return _executed(result, context, is_mutation=chosen.operation is OperationType.MUTATION)
 
 
-def _executed(result: ExecutionResult, context: Context) -> Answer:
+def _executed(result: ExecutionResult, context: Context, *, is_mutation: bool) -> Answer:
     errors = result.errors or []
     if result.data is None and errors and all(error.path is None for error in errors):
         # graphql-core could not read the variables; an error of a field has a path.
         return _not_executed([faults.of_variables(error) for error in errors])
     body: dict[str, Any] = {"data": result.data}
     if errors:
-        body["errors"] = [faults.of_field(error, request_id=context.request_id) for error in errors]
+        body["errors"] = [
+            faults.of_field(error, request_id=context.request_id, is_mutation=is_mutation) for error in errors
+        ]
     return Answer(body, is_executed=True)
 
 
@@ -96,6 +102,10 @@ def _not_executed(errors: list[dict[str, Any]]) -> Answer:
 
 
 @lru_cache(maxsize=KEPT_DOCUMENTS)
+def _kept_document(query: str) -> DocumentNode | list[GraphQLError]:
+    return _valid_document(query)
+
+
 def _valid_document(query: str) -> DocumentNode | list[GraphQLError]:
     """Return the parsed document, or what is wrong with it."""
     try:

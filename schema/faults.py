@@ -6,7 +6,7 @@ from typing import Any
 from graphql import ArgumentNode, GraphQLError, GraphQLSyntaxError, ObjectFieldNode, Visitor, parse, visit
 
 from resolvers.errors import Fault, InvalidInput, Unavailable
-from storage.database import DatabaseUnavailable
+from storage.database import DatabaseUnavailable, Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -36,15 +36,17 @@ def of_variables(error: GraphQLError) -> dict[str, Any]:
     return _shown(error, error.message, code="BAD_USER_INPUT")
 
 
-def of_field(error: GraphQLError, *, request_id: str) -> dict[str, Any]:
+def of_field(error: GraphQLError, *, request_id: str, is_mutation: bool) -> dict[str, Any]:
     """Return what went wrong in a field.
 
-    A bug is logged with its traceback under the request's id, and told by that id alone.
+    Below a mutation's field nothing is known to be unwritten: what is read there is read after the commit. A bug is
+    logged with its traceback under the request's id, and told by that id alone.
     """
     cause = error.original_error
     if isinstance(cause, DatabaseUnavailable):
         _log.warning("Request %s met an unavailable database: %r", request_id, cause.__cause__)
-        cause = Unavailable(cause.outcome)
+        is_of_answer = is_mutation and len(error.path or ()) > 1
+        cause = Unavailable(Outcome.UNKNOWN if is_of_answer else cause.outcome)
     if isinstance(cause, Unavailable):
         return _shown(error, cause.message, code=cause.code, outcome=cause.outcome.value)
     if isinstance(cause, Fault):

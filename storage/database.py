@@ -42,6 +42,9 @@ from sqlalchemy.types import TypeEngine
 #: How often a transaction is tried that lost a race, or its connection before COMMIT was sent.
 ATTEMPTS = 4
 
+#: How long writes under way are given to end when the database is closed.
+CLOSE_SECONDS = 1
+
 #: How long the second attempt waits; each later one waits twice as long as the one before.
 PAUSE_SECONDS = 0.05
 
@@ -136,13 +139,13 @@ class Database:
             self._readers = _sqlite_engine(url, pool_size=4, wait_seconds=wait_seconds)
             self._writers = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
             event.listen(self._writers.sync_engine, "begin", _begin_immediate)
+            self._patient = self._writers
             self._snapshots = self._readers
         else:
             self._writers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._readers = self._writers.execution_options(isolation_level="AUTOCOMMIT")
-            self._snapshots = _postgresql_engine(self.url, pool_size=1, wait_seconds=None).execution_options(
-                isolation_level="AUTOCOMMIT"
-            )
+            self._patient = _postgresql_engine(self.url, pool_size=1, wait_seconds=None)
+            self._snapshots = self._patient.execution_options(isolation_level="AUTOCOMMIT")
         self._writes: set[asyncio.Task[Any]] = set()
 
     @property
@@ -223,7 +226,12 @@ class Database:
                         await transaction.rollback()
                         raise
                     committing = True
-                    await transaction.commit()
+                    try:
+                        await transaction.commit()
+                    except BaseException:
+                        # Nobody knows in which state it is, so nobody is to get it from the pool.
+                        await connection.invalidate()
+                        raise
                     return result
             except _UNAVAILABLE as error:
                 is_unknown = is_unknown or (committing and not _is_refused(error))
@@ -241,7 +249,7 @@ class Database:
     async def connect_to_migrate(self) -> AsyncIterator[AsyncConnection]:
         """Open one transaction on the bare connection, for Alembic, which writes its own statements."""
         try:
-            async with self._writers.begin() as connection:
+            async with self._patient.begin() as connection:
                 yield connection
         except _UNAVAILABLE as error:
             if _is_unavailable(error):
@@ -251,7 +259,7 @@ class Database:
     async def close(self) -> None:
         """Finish the writes under way, then close every connection."""
         if self._writes:
-            await asyncio.wait(self._writes)
+            await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
         for engine in self.engines:
             await engine.dispose()
 
@@ -376,14 +384,24 @@ def _is_disconnected(error: BaseException) -> bool:
         return error.connection_invalidated
     if isinstance(error, asyncpg.InterfaceError):
         return True
-    return _sqlstate(error)[:2] == "08" or (isinstance(error, OSError) and not isinstance(error, TimeoutError))
+    # 25P03: the server ended the session, because its transaction stood idle.
+    return (
+        _sqlstate(error) == "25P03"
+        or _sqlstate(error)[:2] == "08"
+        or (isinstance(error, OSError) and not isinstance(error, TimeoutError))
+    )
 
 
 def _is_refused(error: BaseException) -> bool:
-    """Whether the database itself answered with this error, so that the transaction is known to be rolled back."""
-    if isinstance(error, sqlite3.Error):
-        return True
-    return isinstance(error, DBAPIError | asyncpg.PostgresError) and not _is_disconnected(error)
+    """Whether the error of a COMMIT proves that nothing was committed.
+
+    Of PostgreSQL's, only a broken constraint and a lost race do: others may come from a proxy, or after the commit.
+    SQLite knows what it did, unless the disk failed it.
+    """
+    driver = _of_driver(error)
+    if isinstance(driver, sqlite3.Error):
+        return not getattr(driver, "sqlite_errorname", "").startswith("SQLITE_IOERR")
+    return _sqlstate(error)[:2] in {"23", "40"}
 
 
 def _is_unavailable(error: BaseException) -> bool:
