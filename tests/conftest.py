@@ -45,7 +45,7 @@ class Clock:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--torture", action="store_true", help="Run the crash tests and the model for many rounds.")
+    parser.addoption("--torture", action="store_true", help="Run the model for many more rounds.")
 
 
 @pytest.fixture(scope="session")

@@ -291,6 +291,43 @@ SPOILT = [
         ["entry 6: its amount is -1"],
     ),
     Spoilt(
+        "a change of settings has an amount",
+        (ENTRY.format("amount = 1", 6),),
+        ["entry 6: its amount is 1"],
+    ),
+    Spoilt(
+        "a debit has no key",
+        (ENTRY.format("key = NULL", 2),),
+        ["entry 2: it has no key"],
+    ),
+    Spoilt(
+        "a void does not tell what it voids",
+        (ENTRY.format("voids_seq = NULL", 5),),
+        ["entry 5: it is VOID and voids entry None"],
+    ),
+    Spoilt(
+        "a debit voids another one",
+        (ENTRY.format("voids_seq = 2", 3),),
+        [
+            "entry 3: it is USAGE and voids entry 2",
+            "entry 2: more is voided than it took, or it is missing",
+        ],
+    ),
+    Spoilt(
+        "what is voided is a refill",
+        (ENTRY.format("voids_seq = 4", 5),),
+        ["entry 4: more is voided than it took, or it is missing"],
+    ),
+    Spoilt(
+        "a void is on another day than what it voids",
+        (ENTRY.format("day = '2026-03-15', usage_name = 'tokens'", 5),),
+        [
+            "day 2026-03-15, 'tokens': the usage is 20 and should be 16",
+            "day 2026-03-16, 'default': the usage is 6 and should be 10",
+            "entry 2: more is voided than it took, or it is missing",
+        ],
+    ),
+    Spoilt(
         "a debit is on another day than its usage",
         (ENTRY.format("day = '2026-03-13'", 3),),
         [
