@@ -32,7 +32,7 @@ from resolvers.errors import (
     Unavailable,
 )
 from resolvers.usage import UsageEvent, UsageOutcome, usage_event
-from resolvers.values import NAME_LENGTH, check_text, parse_amount, parse_instant, parse_json
+from resolvers.values import ORG_LENGTH, check_text, parse_amount, parse_instant, parse_json
 from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
 
@@ -135,7 +135,7 @@ class Import:
         Raises `InvalidInput` for the organization's name, and `OSError` when the rejects cannot be written: before
         anything is recorded.
         """
-        check_text("org", self.org_id, length=NAME_LENGTH)
+        check_text("org", self.org_id, length=ORG_LENGTH)
         self._clear_rejects()
         actor = Actor(RECORDED_BY, self.org_id, self.environment, frozenset(Scope))
         context = Context(actor, services.database, services.usage_writer, services.clock)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from resolvers.actor import Actor, Scope
 from resolvers.errors import InvalidInput, Unauthenticated
-from resolvers.values import NAME_LENGTH, check_text
+from resolvers.values import NAME_LENGTH, ORG_LENGTH, check_text
 from storage import api_keys, ids
 from storage.api_keys import ApiKeyRow
 from storage.database import Database
@@ -39,7 +39,7 @@ async def create_api_key(
 
     Raises `InvalidInput`.
     """
-    check_text("org", org_id, length=NAME_LENGTH)
+    check_text("org", org_id, length=ORG_LENGTH)
     for workspace_id in workspace_ids or ():
         check_text("workspace", workspace_id, length=NAME_LENGTH)
     if name is not None:

@@ -22,6 +22,8 @@ from resolvers.errors import InvalidInput
 #: The greatest amount of credits: what a signed 64-bit integer holds.
 MAX_AMOUNT = 2**63 - 1
 
+#: An organization's name and a meter's two stand in one index, whose rows PostgreSQL bounds to 2,704 bytes.
+ORG_LENGTH = 64
 NAME_LENGTH = 256
 KEY_LENGTH = 255
 USAGE_NAME_LENGTH = 128

@@ -118,7 +118,7 @@ async def by_ids(
 ) -> dict[str, BillingMeterRow]:
     """Return the tenant's meters of these ids, by id."""
     statement = _tenant(_by_ids(reader.dialect), org_id, environment, workspace_ids)
-    rows = await reader.fetch(statement, keys([[id_] for id_ in ids]))
+    rows = await reader.fetch(statement, keys(reader.dialect, [[id_] for id_ in ids]))
     return {row.id: BillingMeterRow._make(row) for row in rows}
 
 
@@ -127,13 +127,13 @@ async def by_names(
 ) -> dict[tuple[str, str], BillingMeterRow]:
     """Return the tenant's meters of these (workspace id, external meter id), by them."""
     statement = _tenant(_by_names(reader.dialect), org_id, environment, None)
-    rows = await reader.fetch(statement, keys(names))
+    rows = await reader.fetch(statement, keys(reader.dialect, names))
     return {(row.workspace_id, row.external_meter_id): BillingMeterRow._make(row) for row in rows}
 
 
 async def ids_by_names(reader: Reader, names: Sequence[MeterName]) -> dict[MeterName, str]:
     """Return the ids of the meters that these name, of whatever tenants, by name."""
-    rows = await reader.fetch(_ids_by_names(reader.dialect), keys(names))
+    rows = await reader.fetch(_ids_by_names(reader.dialect), keys(reader.dialect, names))
     return {MeterName._make(row[:-1]): row.id for row in rows}
 
 
@@ -183,14 +183,14 @@ async def pages_by_customers(
         .order_by(numbered.c.customer_id, numbered.c.place)
     )
     found: dict[str, list[BillingMeterRow]] = {customer_id: [] for customer_id in customer_ids}
-    for row in await reader.fetch(statement, keys([[customer_id] for customer_id in customer_ids])):
+    for row in await reader.fetch(statement, keys(reader.dialect, [[customer_id] for customer_id in customer_ids])):
         found[row.customer_id].append(BillingMeterRow._make(row))
     return found
 
 
 async def lock(writer: Writer, ids: Sequence[str]) -> dict[str, BillingMeterRow]:
     """Lock the meters of these ids until the transaction ends, and return them as they then are, by id."""
-    rows = await writer.fetch(_locked_by_ids(writer.dialect), keys([[id_] for id_ in ids]))
+    rows = await writer.fetch(_locked_by_ids(writer.dialect), keys(writer.dialect, [[id_] for id_ in ids]))
     return {row.id: BillingMeterRow._make(row) for row in rows}
 
 
@@ -208,4 +208,5 @@ async def insert_meter(writer: Writer, row: BillingMeterRow) -> None:
 
 async def update_meters(writer: Writer, rows: Sequence[BillingMeterRow]) -> None:
     """Write what may change of the meters, which the transaction has locked."""
-    await writer.execute(_update(writer.dialect), keys((row.id, *_changing(row)) for row in rows))
+    changed = [(row.id, *_changing(row)) for row in rows]
+    await writer.execute(_update(writer.dialect), keys(writer.dialect, changed))

@@ -59,7 +59,7 @@ async def by_ids(
 ) -> dict[str, CustomerRow]:
     """Return the tenant's customers of these ids, by id."""
     statement = _tenant(_by_key(reader.dialect, "id"), org_id, environment, workspace_ids)
-    rows = await reader.fetch(statement, keys([[id_] for id_ in ids]))
+    rows = await reader.fetch(statement, keys(reader.dialect, [[id_] for id_ in ids]))
     return {row.id: CustomerRow._make(row) for row in rows}
 
 
@@ -82,7 +82,7 @@ async def by_external_ids(
 ) -> dict[str, CustomerRow]:
     """Return the tenant's customers of these external ids, by external id."""
     statement = _tenant(_by_key(reader.dialect, "external_id"), org_id, environment, workspace_ids)
-    rows = await reader.fetch(statement, keys([[external_id] for external_id in external_ids]))
+    rows = await reader.fetch(statement, keys(reader.dialect, [[external_id] for external_id in external_ids]))
     return {row.external_id: CustomerRow._make(row) for row in rows}
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Executable,
     FromClause,
     Insert,
+    Integer,
     Row,
     Table,
     Text,
@@ -112,7 +113,7 @@ class Writer(Reader):
         rows themselves.
         """
         if self.dialect == "postgresql":
-            await self.execute(_insert_rows(table), keys(rows))
+            await self.execute(_insert_rows(table), keys(self.dialect, rows))
             return
         statement = _insert_row(table)
         sync_connection = self._connection.sync_connection
@@ -122,7 +123,7 @@ class Writer(Reader):
         driver = (await self._connection.get_raw_connection()).driver_connection
         assert driver is not None  # noqa: S101  # Likewise.
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
-        cursor = await driver.executemany(statement, orjson.loads(keys(rows)["keys"]))
+        cursor = await driver.executemany(statement, orjson.loads(keys(self.dialect, rows)["keys"]))
         await cursor.close()
 
 
@@ -272,7 +273,10 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
     """
     parameter = bindparam("keys", type_=Text)
     if dialect == "postgresql":
-        each = func.jsonb_array_elements(cast(parameter, JSONB)).table_valued("value", name="each")
+        all_ = func.jsonb_array_elements(cast(parameter, JSONB)).table_valued("value", name="all")
+        # PostgreSQL takes an array for a hundred records, whatever is in it, and would rather read a whole table than
+        # look up a hundred: the limit tells it how many there are.
+        each: FromClause = select(all_.c.value).limit(bindparam("key_count", type_=Integer)).subquery("each")
         convert: Any = cast
     else:
         each = func.json_each(parameter).table_valued("value", name="each")
@@ -286,9 +290,11 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
     ).subquery("keys")
 
 
-def keys(records: Iterable[Iterable[Any]]) -> dict[str, str]:
-    """Return the parameter of a statement made with `keys_table`, whose records have the values of its columns."""
-    return {"keys": orjson.dumps([list(record) for record in records]).decode()}
+def keys(dialect: str, records: Iterable[Iterable[Any]]) -> dict[str, Any]:
+    """Return the parameters of a statement made with `keys_table`, whose records have the values of its columns."""
+    listed = [list(record) for record in records]
+    parameters: dict[str, Any] = {"keys": orjson.dumps(listed).decode()}
+    return parameters | {"key_count": len(listed)} if dialect == "postgresql" else parameters
 
 
 @cache

@@ -87,7 +87,7 @@ async def by_ids(
     )
     if workspace_ids is not None:
         statement = statement.where(billing_meters.c.workspace_id.in_(workspace_ids))
-    rows = await reader.fetch(statement, keys(ids))
+    rows = await reader.fetch(statement, keys(reader.dialect, ids))
     return {(row.meter_id, row.seq): LedgerEntryRow._make(row) for row in rows}
 
 
@@ -98,7 +98,7 @@ async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> l
     """
     found: list[list[LedgerEntryRow]] = [[] for _ in ranges]
     records = [(place, *wanted) for place, wanted in enumerate(ranges)]
-    for row in await reader.fetch(_by_ranges(reader.dialect), keys(records)):
+    for row in await reader.fetch(_by_ranges(reader.dialect), keys(reader.dialect, records)):
         found[row.place].append(LedgerEntryRow._make(row[1:]))
     for entries in found:
         entries.sort(key=lambda entry: entry.seq, reverse=True)
@@ -112,7 +112,7 @@ async def by_keys(
 
     Whose the meters are is the caller's to check.
     """
-    rows = await reader.fetch(_by_keys(reader.dialect), keys(wanted) | {"kind": kind})
+    rows = await reader.fetch(_by_keys(reader.dialect), keys(reader.dialect, wanted) | {"kind": kind})
     return {(row.meter_id, row.key): LedgerEntryRow._make(row) for row in rows}
 
 

@@ -63,7 +63,7 @@ async def by_ranges(
         statement = statement.where(usage_days.c.usage_name.in_(usage_names))
     found: list[list[UsageDayRow]] = [[] for _ in ranges]
     records = [(place, *wanted) for place, wanted in enumerate(ranges)]
-    for row in await reader.fetch(statement, keys(records)):
+    for row in await reader.fetch(statement, keys(reader.dialect, records)):
         found[row.place].append(UsageDayRow._make(row[1:]))
     for days in found:
         days.sort()  # One meter's rows: by day, then by name, by code point as the databases do.
@@ -72,4 +72,5 @@ async def by_ranges(
 
 async def add(writer: Writer, usage: Mapping[tuple[str, date, str], int]) -> None:
     """Add credits to the days (meter id, day, usage name) of meters that the transaction has locked."""
-    await writer.execute(_add(writer.dialect), keys((*key, credits_) for key, credits_ in sorted(usage.items())))
+    added = [(*key, credits_) for key, credits_ in sorted(usage.items())]
+    await writer.execute(_add(writer.dialect), keys(writer.dialect, added))

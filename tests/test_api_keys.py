@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import make_url, select
+from sqlalchemy import make_url, select, text
 
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key, revoke_api_key
@@ -263,7 +263,7 @@ class TestSecrecy:
         await gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="e", amount="1")
         async with gateway.database.read() as reader:
             for table in metadata.sorted_tables:
-                for row in await reader.fetch(select(table)):
+                for row in await reader.fetch(text(f"SELECT * FROM {table.name}")):  # noqa: S608  # Our own names.
                     assert secret not in repr(row)
         if gateway.database.dialect == "sqlite":
             file = make_url(str(gateway.database.url)).database

