@@ -42,7 +42,7 @@ WHERE {_NAMES}
     AND NOT EXISTS (
         SELECT 1 FROM ledger_entries e WHERE e.meter_id = billing_meters.id AND e.kind = 'usage' AND e.key = $5
     )
-RETURNING id, last_seq, total_credits, used_credits, limit_credits, """  # noqa: S608
+RETURNING id, last_seq, total_credits, used_credits, limit_credits, """  # noqa: S608  # As above.
 
 _DAY = """
 INSERT INTO usage_days (meter_id, day, usage_name, total_usage) {}
@@ -64,7 +64,7 @@ entry AS (
     FROM debit
 )
 SELECT * FROM debit
-"""  # noqa: S608
+"""  # noqa: S608  # As above.
 
 SQLITE_DEBIT = f"{_DEBIT} timezone"
 SQLITE_DAY = _DAY.format("VALUES ($1, $2, $3, $4)")
@@ -81,7 +81,7 @@ _REFILL = f"""
 UPDATE billing_meters SET total_credits = total_credits + $5, limit_credits = limit_credits + $5,
     last_seq = last_seq + 1, updated_at = $6
 WHERE {_NAMES} AND NOT allow_overages AND total_credits <= {MOST} - $5
-RETURNING id, last_seq, total_credits, used_credits, limit_credits"""  # noqa: S608
+RETURNING id, last_seq, total_credits, used_credits, limit_credits"""  # noqa: S608  # As above.
 
 _REFILL_ENTRY = """
 INSERT INTO ledger_entries (meter_id, seq, kind, amount, total_credits_after, used_credits_after, limit_credits,
@@ -95,7 +95,7 @@ entry AS (
     SELECT id, last_seq, 'refill', $5, total_credits, used_credits, limit_credits, $6, $7, '{{}}' FROM refill
 )
 SELECT * FROM refill
-"""  # noqa: S608
+"""  # noqa: S608  # As above.
 
 SQLITE_REFILL = _REFILL
 SQLITE_REFILL_ENTRY = f"{_REFILL_ENTRY} VALUES ($1, $2, 'refill', $3, $4, $5, $6, $7, $8, '{{}}')"
@@ -321,7 +321,7 @@ async def record(request: Request) -> Response:
     values = orjson.loads(await request.body())
     names = (org_id, environment, values["workspaceId"], values["externalMeterId"])
     event_id, amount, usage_name = values["eventId"], int(values["amount"]), values.get("usageName", "default")
-    if not (1 <= len(event_id) <= 255 and 1 <= len(usage_name) <= 128 and 0 < amount <= MOST):  # noqa: PLR2004
+    if not (1 <= len(event_id) <= 255 and 1 <= len(usage_name) <= 128 and 0 < amount <= MOST):  # noqa: PLR2004  # The rule's own numbers.
         return _answer({"code": "INVALID_INPUT"}, 400)
     store: Store = request.app.state.store
     row = await store.debit(names, (event_id, amount, usage_name), key_id)

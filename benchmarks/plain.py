@@ -35,7 +35,7 @@ MOST = 2**63 - 1
 class Base(DeclarativeBase):
     """The base of the ORM classes. Credits need 64 bits, and the times their own type on SQLite."""
 
-    type_annotation_map = {int: BigInteger(), datetime: Instant(), date: Day(), dict[str, Any]: JsonText()}  # noqa: RUF012
+    type_annotation_map = {int: BigInteger(), datetime: Instant(), date: Day(), dict[str, Any]: JsonText()}  # noqa: RUF012  # As SQLAlchemy teaches.
 
 
 class ApiKey(Base):
@@ -379,7 +379,7 @@ class Application(GraphQL[Context, None]):
         self._sessions = sessions
         self._keys = keys
 
-    async def get_context(self, request: Request | WebSocket, response: Response | WebSocket) -> Context:  # noqa: ARG002
+    async def get_context(self, request: Request | WebSocket, response: Response | WebSocket) -> Context:  # noqa: ARG002  # Its signature.
         """Make the context of one request; its session's connection goes back when its transaction ends."""
         key = request.headers["authorization"].removeprefix("Bearer ")
         session = self._sessions()

@@ -228,7 +228,7 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
-            time.sleep(0.05)
+            time.sleep(0.05)  # Until the next look, within the deadline.
         else:
             return
     raise RuntimeError(f"the server {process.args!r} did not start; its log is in its folder")

@@ -150,7 +150,7 @@ def wait_until_ready(demo: Demo, server: subprocess.Popen[bytes]) -> None:
         try:
             httpx.get(f"{demo.address}/readyz").raise_for_status()
         except httpx.HTTPError:
-            time.sleep(0.05)
+            time.sleep(0.05)  # Until the next look, within the deadline.
         else:
             return
     pytest.fail(f"The demo is not ready: {demo.printed()}")
