@@ -247,7 +247,7 @@ class TestKeys:
             ((*create[:-1], "production"), 2, "--environment"),
             (create[:-2], 2, "--environment"),
             (("keys", "create", "--environment", "live"), 2, "--org"),
-            (("keys", "create", "--org", "", "--environment", "live"), 1, "org must have 1 to 256 characters"),
+            (("keys", "create", "--org", "", "--environment", "live"), 1, "org must have 1 to 64 characters"),
             ((*create, "--name", ""), 1, "name must have 1 to 256 characters"),
             ((*create, "--name", "x" * 257), 1, "name must have 1 to 256 characters"),
             ((*create, "--workspace", ""), 1, "workspace must have 1 to 256 characters"),
@@ -262,7 +262,7 @@ class TestKeys:
     async def test_the_list_shows_ids_whole(self, tollgate: Command) -> None:
         ids = [
             tollgate(
-                "keys", "create", "--org", "acme" * 20, "--environment", "live", "--name", "n" * 200, "--json"
+                "keys", "create", "--org", "acme" * 16, "--environment", "live", "--name", "n" * 200, "--json"
             ).json
             for _ in range(3)
         ]
