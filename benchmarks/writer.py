@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.auth import authenticate
-from gateway.services import Services
+from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.actor import Actor
 from resolvers.errors import Refusal
@@ -25,6 +25,7 @@ from resolvers.values import parse_amount
 
 def create_app() -> Starlette:
     """Return the application on the database that `TOLLGATE_DATABASE_URL` names."""
+    collect_less_often()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from gateway.auth import authenticate
 from gateway.graphql import HTTPProblem, graphql, problem_response
-from gateway.services import Services
+from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.context import Clock, utc_now
 from resolvers.errors import Unauthenticated, Unavailable
@@ -59,6 +59,7 @@ def app_from_environment() -> Starlette:
     """Return the application that the environment's settings make, for a server that starts it by name."""
     settings = Settings.read()
     log_to_standard_error(settings)
+    collect_less_often()
     return create_app(settings)
 
 

@@ -4,7 +4,6 @@ Results go to standard output, all else to standard error. Exit codes: 0 done; 1
 the command line itself is wrong.
 """
 
-import asyncio
 import json
 import os
 import re
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from gateway.services import Services
+from gateway.services import Services, collect_less_often
 from gateway.settings import BadSetting, Settings, variable_of
 from resolvers.actor import Scope
 from resolvers.errors import BillingError
@@ -101,8 +101,9 @@ def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = No
         finally:
             await services.close()
 
+    collect_less_often()
     try:
-        return asyncio.run(with_services())
+        return uvloop.run(with_services())
     except DatabaseUnavailable as error:
         fail(f"The database is unavailable: {cause_of(error)}")
     except BillingError as error:
@@ -225,7 +226,7 @@ def migrate() -> None:
             await services.close()
 
     try:
-        asyncio.run(upgrade())
+        uvloop.run(upgrade())
     except DatabaseUnavailable as error:
         fail(f"The database is unavailable: {cause_of(error)}")
     err.print("The database is up to date.")

@@ -1,5 +1,6 @@
 """What all requests of one process share."""
 
+import gc
 from dataclasses import dataclass, field
 
 from gateway.settings import Settings
@@ -32,3 +33,14 @@ class Services:
         """Finish what was begun, then close the database."""
         await self.usage_writer.close()
         await self.database.close()
+
+
+def collect_less_often() -> None:
+    """Spare the process most of Python's search for cycles of objects that nobody holds.
+
+    What was imported stays; what a request makes goes when its last reference does. Searching after every 700 objects,
+    as Python does, took up to a third of the time of recording usage.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import orjson
 from rich.console import Console
@@ -31,10 +31,12 @@ from resolvers.errors import (
     Refusal,
     Unavailable,
 )
-from resolvers.usage import UsageEvent, UsageOutcome, usage_event
+from resolvers.usage import DEFAULT_USAGE_NAME, UsageEvent, UsageOutcome, usage_event
 from resolvers.values import ORG_LENGTH, check_text, parse_amount, parse_instant, parse_json
 from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
+
+T = TypeVar("T")
 
 #: How many lines are recorded by one transaction.
 GROUP = 1_000
@@ -105,12 +107,36 @@ class Counts:
         """Return the counts by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
+    def add(self, other: "Counts") -> None:
+        """Count what the other has counted, too."""
+        for name, count in other.as_json().items():
+            setattr(self, name, getattr(self, name) + count)
+
 
 @dataclass(slots=True)
 class _Line:
     number: int
     text: bytes
     event: UsageEvent
+
+
+@dataclass(slots=True)
+class _Group:
+    """Lines that are recorded together: the events among them, and what became of each line."""
+
+    lines: list[_Line] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    rejected: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def reject(self, number: int, text: bytes, refusal: Refusal) -> None:
+        """Note a line that was not accepted: its number, the reason, and the line itself, so that it can be mended."""
+        rejected = {
+            "line": number,
+            "code": refusal.code,
+            "message": refusal.message,
+            "input": text[:LONGEST_LINE].decode(errors="replace"),
+        }
+        self.rejected.append((number, orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE)))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,7 +153,6 @@ class Import:
     #: Whether an event was refused for its age, which `backfill` would have let pass.
     met_old_events: bool = False
     counts: Counts = field(default_factory=Counts)
-    _rejected: list[tuple[int, bytes]] = field(default_factory=list)
 
     async def run(self, services: Services, lines: Lines, console: Console) -> Counts:
         """Record all lines and return what became of them.
@@ -139,63 +164,64 @@ class Import:
         self._clear_rejects()
         actor = Actor(RECORDED_BY, self.org_id, self.environment, frozenset(Scope))
         context = Context(actor, services.database, services.usage_writer, services.clock)
-        group: list[_Line] = []
         try:
             with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:
                 task = progress.add_task("Importing", total=lines.size, lines=0)
-                for number, text in self._readable(lines):
-                    event = self._event(actor, number, text)
-                    if event is not None:
-                        group.append(_Line(number, text, event))
-                    if len(group) + len(self._rejected) >= GROUP:
-                        await self._record(context, group)
-                        self._write_rejects()
-                        group = []
-                        progress.update(task, completed=lines.position, lines=self.counts.read)
-                if group:
+                for group in self._groups(actor, lines):
                     await self._record(context, group)
+                    progress.update(task, completed=lines.position, lines=self.counts.read)
         except (Unavailable, DatabaseUnavailable) as error:
-            self.counts.read -= len(group)
             reason = (
                 error.message if isinstance(error, Unavailable) else f"The database is unavailable: {error.__cause__}."
             )
             self.failure = f"{reason} Run the import again to resume it."
-        self._write_rejects()
         return self.counts
 
-    def _readable(self, lines: Lines) -> Iterator[tuple[int, bytes]]:
-        """Return the lines that are not empty with their numbers, up to where the file can be read."""
+    def _groups(self, actor: Actor, lines: Lines) -> Iterator[_Group]:
+        """Return the lines that are not empty, in groups, up to where the file can be read."""
+        group = _Group()
+        read = 0
         try:
             for number, text in enumerate(lines, start=1):
-                if text.strip() or len(text) > LONGEST_LINE:
-                    self.counts.read += 1
-                    yield number, text
+                if not text.strip() and len(text) <= LONGEST_LINE:
+                    continue
+                read += 1
+                group.counts.read += 1
+                self._add(group, actor, number, text)
+                if group.counts.read == GROUP:
+                    yield group
+                    group = _Group()
         except (OSError, EOFError, zlib.error) as error:
-            self.failure = f"The file cannot be read beyond its first {self.counts.read:,} lines: {error}"
+            self.failure = f"The file cannot be read beyond its first {read:,} lines: {error}"
+        if group.counts.read:
+            yield group
 
-    def _event(self, actor: Actor, number: int, text: bytes) -> UsageEvent | None:
-        """Return the event of the line, or None when the line is no event, which is noted."""
+    def _add(self, group: _Group, actor: Actor, number: int, text: bytes) -> None:
+        """Add the line's event to the group, or note that it is none."""
         try:
             event = _parse(actor, text, self.policy)
-            return event if self.backfill else event._replace(may_backfill=False)
         except InvalidInput as refusal:
-            self.counts.invalid += 1
-            self._reject(number, text, refusal)
-            return None
+            group.counts.invalid += 1
+            group.reject(number, text, refusal)
+        else:
+            group.lines.append(_Line(number, text, event if self.backfill else event._replace(may_backfill=False)))
 
-    async def _record(self, context: Context, group: Sequence[_Line]) -> None:
-        if not group:
-            return
-        results = await context.usage_writer.record([line.event for line in group])
+    async def _record(self, context: Context, group: _Group) -> None:
+        """Record the group, and count and write down what became of its lines."""
+        results = await context.usage_writer.record([line.event for line in group.lines]) if group.lines else []
         missing = [
-            line for line, result in zip(group, results, strict=True) if isinstance(result, BillingMeterNotFound)
+            line for line, result in zip(group.lines, results, strict=True) if isinstance(result, BillingMeterNotFound)
         ]
         if missing and self.create_meters:
             await self._create_meters(context, missing)
             again = iter(await context.usage_writer.record([line.event for line in missing]))
             results = [next(again) if isinstance(result, BillingMeterNotFound) else result for result in results]
-        for line, result in zip(group, results, strict=True):
-            self._count(line, result)
+        for line, result in zip(group.lines, results, strict=True):
+            self._count(group, line, result)
+        self.counts.add(group.counts)
+        if group.rejected:
+            with self.rejects.open("ab") as file:
+                file.writelines(text for _, text in sorted(group.rejected))
 
     async def _create_meters(self, context: Context, lines: Sequence[_Line]) -> None:
         for meter in dict.fromkeys(line.event.meter for line in lines):
@@ -207,33 +233,24 @@ class Import:
                     allow_overages=True,
                 )
 
-    def _count(self, line: _Line, result: UsageOutcome | Refusal) -> None:
+    def _count(self, group: _Group, line: _Line, result: UsageOutcome | Refusal) -> None:
+        counts = group.counts
         if isinstance(result, UsageOutcome):
             if result.replayed:
-                self.counts.replayed += 1
+                counts.replayed += 1
             elif result.refused:
-                self.counts.partial += 1
+                counts.partial += 1
             else:
-                self.counts.accepted += 1
+                counts.accepted += 1
             return
         if isinstance(result, IdempotencyConflict):
-            self.counts.conflicts += 1
+            counts.conflicts += 1
         elif isinstance(result, InvalidInput):
-            self.counts.invalid += 1
+            counts.invalid += 1
             self.met_old_events |= not self.backfill and result.field == "occurredAt"
         else:
-            self.counts.refused += 1
-        self._reject(line.number, line.text, result)
-
-    def _reject(self, number: int, text: bytes, refusal: Refusal) -> None:
-        """Note a line that was not accepted: its number, the reason, and the line itself, so that it can be mended."""
-        rejected = {
-            "line": number,
-            "code": refusal.code,
-            "message": refusal.message,
-            "input": text[:LONGEST_LINE].decode(errors="replace"),
-        }
-        self._rejected.append((number, orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE)))
+            counts.refused += 1
+        group.reject(line.number, line.text, result)
 
     def _clear_rejects(self) -> None:
         """Remove the rejects of an earlier run, and make sure that new ones can be written."""
@@ -243,13 +260,6 @@ class Import:
         self.rejects.open("ab").close()
         if not is_device:
             self.rejects.unlink()
-
-    def _write_rejects(self) -> None:
-        """Add what was rejected since the last time to the rejects file, in the order of the lines."""
-        if self._rejected:
-            with self.rejects.open("ab") as file:
-                file.writelines(text for _, text in sorted(self._rejected))
-            self._rejected = []
 
 
 def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageEvent:
@@ -262,53 +272,53 @@ def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageE
         raise InvalidInput("line", f"must be JSON in UTF-8: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidInput("line", "must be a JSON object.")
-    for name in _REQUIRED:
-        if fields.get(name) is None:
-            raise InvalidInput(name, "is required.")
-    values: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name not in _FIELDS:
-            raise InvalidInput(name, "is not a field of RecordUsageInput.")
-        if value is None:
-            continue
-        argument, read = _FIELDS[name]
-        try:
-            values[argument] = read(value)
-        except ValueError as error:
-            raise InvalidInput(name, f"is refused: {error}") from None
-    values.setdefault("policy", default_policy)
-    return usage_event(actor, **values)
+    for name in fields.keys() - _FIELDS:
+        raise InvalidInput(name, "is not a field of RecordUsageInput.")
+    return usage_event(
+        actor,
+        workspace_id=_text(fields, "workspaceId"),
+        external_meter_id=_text(fields, "externalMeterId"),
+        event_id=_text(fields, "eventId"),
+        amount=_read(fields, "amount", parse_amount),
+        usage_name=_text(fields, "usageName", DEFAULT_USAGE_NAME),
+        occurred_at=_read(fields, "occurredAt", parse_instant) if fields.get("occurredAt") is not None else None,
+        policy=_read(fields, "policy", _policy) if fields.get("policy") is not None else default_policy,
+        metadata=fields.get("metadata"),
+    )
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("It must be a string.")  # noqa: TRY004  # As the other readers do.
-    return value
+def _text(fields: dict[str, Any], name: str, default: str | None = None) -> str:
+    value = fields.get(name)
+    if isinstance(value, str):
+        return value
+    if value is not None:
+        raise InvalidInput(name, "is refused: It must be a string.")
+    if default is None:
+        raise InvalidInput(name, "is required.")
+    return default
+
+
+def _read(fields: dict[str, Any], name: str, read: Callable[[object], T]) -> T:
+    value = fields.get(name)
+    try:
+        return read(value)
+    except ValueError as error:
+        raise InvalidInput(name, f"is refused: {error}" if value is not None else "is required.") from None
 
 
 def _policy(value: object) -> OverLimitPolicy:
+    if not isinstance(value, str):
+        raise ValueError("It must be a string.")  # noqa: TRY004  # As the other readers do.
     try:
-        return OverLimitPolicy[_text(value)]
+        return OverLimitPolicy[value]
     except KeyError:
         raise ValueError(f"It must be one of {', '.join(OverLimitPolicy.__members__)}.") from None
 
 
-def _as_it_is(value: object) -> object:
-    return value
-
-
-#: The fields of a line: the argument that each becomes, and how it is read.
-_FIELDS: dict[str, tuple[str, Callable[[object], object]]] = {
-    "workspaceId": ("workspace_id", _text),
-    "externalMeterId": ("external_meter_id", _text),
-    "eventId": ("event_id", _text),
-    "amount": ("amount", parse_amount),
-    "usageName": ("usage_name", _text),
-    "occurredAt": ("occurred_at", parse_instant),
-    "policy": ("policy", _policy),
-    "metadata": ("metadata", _as_it_is),
-}
-_REQUIRED = ("workspaceId", "externalMeterId", "eventId", "amount")
+#: The fields that a line may have.
+_FIELDS = frozenset(
+    ("workspaceId", "externalMeterId", "eventId", "amount", "usageName", "occurredAt", "policy", "metadata")
+)
 
 _COLUMNS = (
     TextColumn("{task.description}"),

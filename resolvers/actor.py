@@ -1,13 +1,12 @@
 """Who asks, and what they may do."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from resolvers.errors import Forbidden
-from storage.tables import Environment
+from storage.tables import Environment, Word
 
 
-class Scope(StrEnum):
+class Scope(Word):
     """What a key allows."""
 
     BILLING_READ = "billing:read"

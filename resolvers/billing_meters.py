@@ -162,7 +162,7 @@ async def create_billing_meter(
         return MeterOutcome(meter, entry, replayed=False)
 
     outcome = await context.database.write(create, is_repeatable=True)
-    context.loaders.clear()
+    context.forget()
     return outcome
 
 
@@ -235,7 +235,7 @@ async def update_billing_meter(
         return MeterOutcome(after, entry, replayed=False)
 
     outcome = await context.database.write(change)
-    context.loaders.clear()
+    context.forget()
     return outcome
 
 
@@ -294,7 +294,7 @@ async def refill_billing_meter(
 
     # Without a key nothing would tell a refill that was written from one that was not.
     outcome = await context.database.write(add, is_repeatable=idempotency_key is not None)
-    context.loaders.clear()
+    context.forget()
     return outcome
 
 

@@ -4,11 +4,14 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from resolvers.actor import Actor, Scope
-from resolvers.loaders import Loaders
 from resolvers.usage_writer import UsageWriter
 from storage.database import Database
+
+if TYPE_CHECKING:
+    from resolvers.loaders import Loaders
 
 Clock = Callable[[], datetime]
 
@@ -28,13 +31,20 @@ class Context:
     clock: Clock = utc_now
     # Told to the caller instead of the cause when there is a bug, and written to the log with it.
     request_id: str = field(default_factory=lambda: secrets.token_hex(8))
-    loaders: Loaders = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.loaders = Loaders(self.database, self.actor)
+    _loaders: "Loaders | None" = field(init=False, default=None)
 
     @property
-    def reading(self) -> Loaders:
+    def reading(self) -> "Loaders":
         """The loaders, for a query or an edge of a returned object. Raises `Forbidden` without `billing:read`."""
         self.actor.require(Scope.BILLING_READ)
-        return self.loaders
+        if self._loaders is None:
+            # Commands that only write do without them, and without the import of the library they stand on.
+            from resolvers.loaders import Loaders  # noqa: PLC0415
+
+            self._loaders = Loaders(self.database, self.actor)
+        return self._loaders
+
+    def forget(self) -> None:
+        """Read again what was read before: something was written."""
+        if self._loaders is not None:
+            self._loaders.clear()

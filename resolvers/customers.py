@@ -96,7 +96,7 @@ async def create_customer(
         return CustomerOutcome(row, replayed=False)
 
     outcome = await context.database.write(create, is_repeatable=idempotency_key is not None)
-    context.loaders.clear()
+    context.forget()
     return outcome
 
 
@@ -138,7 +138,7 @@ async def update_customer(context: Context, *, customer_id: str, changes: Mappin
         return after
 
     changed = await context.database.write(change)
-    context.loaders.clear()
+    context.forget()
     return changed
 
 

@@ -11,6 +11,7 @@ from strawberry.dataloader import DataLoader
 
 from resolvers.actor import Actor
 from resolvers.errors import LimitExceeded
+from resolvers.usage import MOST_USAGE_DAYS
 from storage import billing_meters, customers, ids, ledger, usage
 from storage.billing_meters import BillingMeterRow
 from storage.customers import CustomerRow
@@ -18,9 +19,6 @@ from storage.database import Database
 from storage.ledger import LedgerEntryRow
 from storage.pages import Page
 from storage.usage import UsageDayRow, UsageRange
-
-#: The most usage days that one meter's field may answer.
-MOST_USAGE_DAYS = 10_000
 
 #: The most usage days that the meters of one request may answer together, by one statement.
 MOST_USAGE_DAYS_TOGETHER = 200_000

@@ -17,7 +17,7 @@ async def record_usage(context: Context, **values: Any) -> UsageOutcome:
     Raises what `usage_event` and `decide` raise, `BillingMeterNotFound`, and `Unavailable`.
     """
     (result,) = await context.usage_writer.record([usage_event(context.actor, **values)])
-    context.loaders.clear()
+    context.forget()
     if isinstance(result, Refusal):
         raise result
     return result
@@ -38,7 +38,7 @@ async def record_usage_batch(context: Context, items: Sequence[Mapping[str, Any]
     checked = [_checked(context, values) for values in items]
     events = [event for event in checked if isinstance(event, UsageEvent)]
     recorded = iter(await context.usage_writer.record(events) if events else [])
-    context.loaders.clear()
+    context.forget()
     results = [next(recorded) if isinstance(event, UsageEvent) else event for event in checked]
     for place, result in enumerate(results):
         if isinstance(result, InvalidInput):

@@ -6,6 +6,7 @@ Everything here is a pure function of its arguments. The transaction around them
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from resolvers.actor import Actor, Scope
@@ -20,7 +21,6 @@ from resolvers.errors import (
 )
 from resolvers.idempotency import same_json
 from resolvers.limits import available_credits
-from resolvers.loaders import MOST_USAGE_DAYS
 from resolvers.values import (
     KEY_LENGTH,
     MAX_AMOUNT,
@@ -32,7 +32,7 @@ from resolvers.values import (
 )
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.ledger import LedgerEntryRow
-from storage.tables import LedgerEntryKind, OverLimitPolicy
+from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy
 from storage.usage import UsageDayRow
 
 #: How far back an event may have occurred without the scope `usage:correct`, and how far ahead any event may.
@@ -46,7 +46,16 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DEFAULT_DAYS = 30
 MOST_DAYS = 366
 
+#: The most usage days that one meter's field may answer.
+MOST_USAGE_DAYS = 10_000
+
 DEFAULT_USAGE_NAME = "default"
+
+
+# An enumeration's member costs more to look up than what is done with it here, for each event.
+_REJECT, _PARTIAL, _FORCE = OverLimitPolicy.REJECT, OverLimitPolicy.PARTIAL, OverLimitPolicy.FORCE
+_USAGE = LedgerEntryKind.USAGE
+_USAGE_WRITE, _USAGE_CORRECT = Scope.USAGE_WRITE, Scope.USAGE_CORRECT
 
 
 class UsageEvent(NamedTuple):
@@ -64,8 +73,28 @@ class UsageEvent(NamedTuple):
 
 
 @dataclass(slots=True)
+class Balance:
+    """A meter while events are decided: its row when it was locked, and what the events since have made of it."""
+
+    meter: BillingMeterRow
+    used_credits: int
+    last_seq: int
+
+    @classmethod
+    def of(cls, meter: BillingMeterRow) -> "Balance":
+        """Return the balance before any event."""
+        return cls(meter, meter.used_credits, meter.last_seq)
+
+    def meter_after(self, now: datetime) -> BillingMeterRow:
+        """Return the row that the events have made of the meter."""
+        if self.last_seq == self.meter.last_seq:
+            return self.meter
+        return self.meter._replace(used_credits=self.used_credits, last_seq=self.last_seq, updated_at=now)
+
+
+@dataclass(slots=True)
 class UsageOutcome:
-    """An accepted debit, and the meter after it. `entry` None: the amount was 0 and nothing was written."""
+    """An accepted debit, and its meter. `entry` None: the amount was 0 and nothing was written."""
 
     billing_meter: BillingMeterRow
     entry: LedgerEntryRow | None
@@ -84,7 +113,7 @@ def usage_event(
     amount: int,
     usage_name: str = DEFAULT_USAGE_NAME,
     occurred_at: datetime | None = None,
-    policy: OverLimitPolicy = OverLimitPolicy.REJECT,
+    policy: OverLimitPolicy = _REJECT,
     metadata: object = None,
 ) -> UsageEvent:
     """Return the event that an actor asks to record.
@@ -92,29 +121,30 @@ def usage_event(
     Raises `InvalidInput` for a malformed value, then `Forbidden` without `usage:write`, for `FORCE` without
     `usage:correct`, or for a workspace that the key is not for.
     """
-    check_text("workspaceId", workspace_id, length=NAME_LENGTH)
-    check_text("externalMeterId", external_meter_id, length=NAME_LENGTH)
+    meter = _meter_name(actor.org_id, actor.environment, workspace_id, external_meter_id)
     check_text("eventId", event_id, length=KEY_LENGTH)
     check_text("usageName", usage_name, length=USAGE_NAME_LENGTH)
     checked_metadata = check_metadata("metadata", metadata) if metadata is not None else {}
-    actor.require(Scope.USAGE_WRITE)
-    if policy is OverLimitPolicy.FORCE:
-        actor.require(Scope.USAGE_CORRECT)
+    actor.require(_USAGE_WRITE)
+    if policy is _FORCE:
+        actor.require(_USAGE_CORRECT)
     actor.require_workspace(workspace_id)
+    may_backfill = _USAGE_CORRECT in actor.scopes
+    # In the order of the fields: naming eight of them costs as much as all the checks above.
     return UsageEvent(
-        meter=MeterName(actor.org_id, actor.environment, workspace_id, external_meter_id),
-        event_id=event_id,
-        amount=amount,
-        usage_name=usage_name,
-        occurred_at=occurred_at,
-        policy=policy,
-        metadata=checked_metadata,
-        recorded_by=actor.key_id,
-        may_backfill=Scope.USAGE_CORRECT in actor.scopes,
+        meter, event_id, amount, usage_name, occurred_at, policy, checked_metadata, actor.key_id, may_backfill
     )
 
 
-def accepted_amount(meter: BillingMeterRow, amount: int, policy: OverLimitPolicy) -> int:
+@lru_cache(maxsize=10_000)
+def _meter_name(org_id: str, environment: Environment, workspace_id: str, external_meter_id: str) -> MeterName:
+    """Return the checked name; most events are of a meter that was named before."""
+    check_text("workspaceId", workspace_id, length=NAME_LENGTH)
+    check_text("externalMeterId", external_meter_id, length=NAME_LENGTH)
+    return MeterName(org_id, environment, workspace_id, external_meter_id)
+
+
+def accepted_amount(balance: Balance, amount: int, policy: OverLimitPolicy) -> int:
     """Return how much of the amount the meter's limit lets the policy accept.
 
     `REJECT`: all of it, if it is available. `PARTIAL`: what is available, if that is anything. `FORCE`: all of it.
@@ -122,69 +152,71 @@ def accepted_amount(meter: BillingMeterRow, amount: int, policy: OverLimitPolicy
     Raises `InsufficientCredits`, or `SpendCapExceeded` where overages are allowed; `AmountOutOfRange` when what is
     accepted would carry the used credits past 2**63 - 1.
     """
-    available = available_credits(meter.limit_credits, meter.used_credits)
+    meter = balance.meter
     accepted = amount
-    if available is not None and policy is not OverLimitPolicy.FORCE:
-        if policy is OverLimitPolicy.PARTIAL and available > 0:
+    available = available_credits(meter.limit_credits, balance.used_credits)
+    if available is not None and policy is not _FORCE:
+        if policy is _PARTIAL and available > 0:
             accepted = min(amount, available)
         elif amount > available:
             refusal = SpendCapExceeded if meter.allow_overages else InsufficientCredits
             raise refusal(amount, available=available, billing_meter=meter)
-    if meter.used_credits + accepted > MAX_AMOUNT:
+    if balance.used_credits + accepted > MAX_AMOUNT:
         raise AmountOutOfRange("used")
     return accepted
 
 
-def decide(meter: BillingMeterRow, event: UsageEvent, earlier: LedgerEntryRow | None, *, now: datetime) -> UsageOutcome:
+def decide(balance: Balance, event: UsageEvent, earlier: LedgerEntryRow | None, *, now: datetime) -> UsageOutcome:
     """Decide one event on its meter as it now is. `earlier` is what the meter's ledger holds under the event's id.
+
+    What is accepted and not a replay is taken from the balance, and is the outcome's entry to be written.
 
     Raises `IdempotencyConflict`; `InvalidInput` for a time outside the window; what `accepted_amount` raises.
     """
+    meter = balance.meter
     if event.amount == 0:
         _check_time_window(event, now)
-        return UsageOutcome(meter, None, 0, 0, _is_over(meter.used_credits, meter.limit_credits), replayed=False)
+        return UsageOutcome(meter, None, 0, 0, _is_over(balance.used_credits, meter.limit_credits), False)  # noqa: FBT003  # The fields' order.
     if earlier is not None:
         if not _is_same(event, earlier):
             raise IdempotencyConflict(event.event_id, entry=earlier)
         return _outcome(meter, earlier, replayed=True)
     _check_time_window(event, now)
-    accepted = accepted_amount(meter, event.amount, event.policy)
-    meter = meter._replace(
-        used_credits=meter.used_credits + accepted,
-        last_seq=meter.last_seq + 1,
-        updated_at=now,
-    )
+    accepted = accepted_amount(balance, event.amount, event.policy)
+    balance.used_credits += accepted
+    balance.last_seq += 1
+    # In the order of the row's fields, for the same reason as an event's.
     entry = LedgerEntryRow(
-        meter_id=meter.id,
-        seq=meter.last_seq,
-        kind=LedgerEntryKind.USAGE,
-        key=event.event_id,
-        amount=accepted,
-        total_credits_after=meter.total_credits,
-        used_credits_after=meter.used_credits,
-        limit_credits=meter.limit_credits,
-        usage_name=event.usage_name,
-        day=day_of(event.occurred_at or now, meter.timezone),
-        requested_amount=event.amount,
-        policy=event.policy,
-        voids_seq=None,
-        sent_at=event.occurred_at,
-        recorded_at=now,
-        recorded_by=event.recorded_by,
-        reason=None,
-        metadata=event.metadata,
+        meter.id,
+        balance.last_seq,
+        _USAGE,
+        event.event_id,
+        accepted,
+        meter.total_credits,
+        balance.used_credits,
+        meter.limit_credits,
+        event.usage_name,
+        day_of(event.occurred_at or now, meter.timezone),
+        event.amount,
+        event.policy,
+        None,  # voids_seq
+        event.occurred_at,
+        now,
+        event.recorded_by,
+        None,  # reason
+        event.metadata,
     )
     return _outcome(meter, entry, replayed=False)
 
 
 def _outcome(meter: BillingMeterRow, entry: LedgerEntryRow, *, replayed: bool) -> UsageOutcome:
     return UsageOutcome(
-        billing_meter=meter,
-        entry=entry,
-        accepted=entry.amount,
-        refused=(entry.requested_amount or 0) - entry.amount,
-        over_limit=_is_over(entry.used_credits_after, entry.limit_credits),
-        replayed=replayed,
+        meter,
+        entry,
+        entry.amount,
+        (entry.requested_amount or 0) - entry.amount,
+        _is_over(entry.used_credits_after, entry.limit_credits),
+        replayed,
     )
 
 
@@ -203,13 +235,14 @@ def _is_same(event: UsageEvent, earlier: LedgerEntryRow) -> bool:
 
 
 def _check_time_window(event: UsageEvent, now: datetime) -> None:
-    if event.occurred_at is None:
+    occurred_at = event.occurred_at
+    if occurred_at is None:
         return
-    if event.occurred_at > now + NEWEST:
+    if occurred_at > now + NEWEST:
         raise InvalidInput("occurredAt", "must be at most 5 minutes ahead.")
-    if event.occurred_at < EPOCH:
+    if occurred_at < EPOCH:
         raise InvalidInput("occurredAt", "must not be before 1970.")
-    if event.occurred_at < now - OLDEST and not event.may_backfill:
+    if not event.may_backfill and occurred_at < now - OLDEST:
         raise InvalidInput(
             "occurredAt", f"must be at most 35 days ago; older ones need the scope {Scope.USAGE_CORRECT}."
         )

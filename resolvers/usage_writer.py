@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from resolvers.errors import BillingError, BillingMeterNotFound, LimitRefusal, Refusal, Unavailable
-from resolvers.usage import UsageEvent, UsageOutcome, decide
+from resolvers.usage import Balance, UsageEvent, UsageOutcome, decide
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.database import Database, DatabaseUnavailable, Outcome, Writer
@@ -52,39 +52,34 @@ class _Submission:
 class _Group:
     """A group being decided: its meters as they become, a result an event, and what is to be written."""
 
-    meters: dict[str, BillingMeterRow]
+    balances: dict[str, Balance]
     known: dict[_Key, LedgerEntryRow]
     own: dict[_Key, LedgerEntryRow]
     now: datetime
     results: list[Result] = field(default_factory=list)
-    written: list[_Key] = field(default_factory=list)
-    entries: list[LedgerEntryRow] = field(default_factory=list)
+    written: list[LedgerEntryRow] = field(default_factory=list)
     days: dict[tuple[str, date, str], int] = field(default_factory=dict)
 
-    def decide(self, meter_id: str | None, event: UsageEvent) -> None:
+    def decide(self, meter_id: str | None, event: UsageEvent) -> Result:
         """Decide one event after those before it."""
-        meter = self.meters.get(meter_id) if meter_id is not None else None
-        if meter is None:
-            self.results.append(BillingMeterNotFound(event.meter.workspace_id, event.meter.external_meter_id))
-            return
-        key = (meter.id, event.event_id)
+        balance = self.balances.get(meter_id) if meter_id is not None else None
+        if balance is None or meter_id is None:
+            return BillingMeterNotFound(event.meter.workspace_id, event.meter.external_meter_id)
+        key = (meter_id, event.event_id)
         try:
-            outcome = decide(meter, event, self.known.get(key), now=self.now)
+            outcome = decide(balance, event, self.known.get(key), now=self.now)
         except Refusal as refusal:
-            self.results.append(refusal)
-            return
+            return refusal
         entry = outcome.entry
         if outcome.replayed and self.own.pop(key, None) == entry:
             outcome.replayed = False
         elif entry is not None and not outcome.replayed:
-            self.meters[meter.id] = outcome.billing_meter
             self.known[key] = entry
-            self.written.append(key)
-            self.entries.append(entry)
+            self.written.append(entry)
             assert entry.day is not None  # noqa: S101  # A USAGE entry has its day.
-            day = (meter.id, entry.day, event.usage_name)
+            day = (meter_id, entry.day, event.usage_name)
             self.days[day] = self.days.get(day, 0) + entry.amount
-        self.results.append(outcome)
+        return outcome
 
 
 class UsageWriter:
@@ -166,16 +161,18 @@ class UsageWriter:
     async def _record(self, events: Sequence[UsageEvent]) -> list[Result]:
         ids = await self._ids_of({event.meter for event in events})
         # What an attempt wrote whose commit was not answered: found again, it is this group's own and no replay.
-        tried: dict[_Key, LedgerEntryRow] = {}
+        tried: list[LedgerEntryRow] = []
 
         async def decide_all(writer: Writer) -> _Group:
-            group = await self._decide(writer, [(ids.get(event.meter), event) for event in events], dict(tried))
-            tried.update(zip(group.written, group.entries, strict=True))
+            own = {(entry.meter_id, entry.key or ""): entry for entry in tried}
+            group = await self._decide(writer, [(ids.get(event.meter), event) for event in events], own)
+            tried.extend(group.written)
             return group
 
         # Every event has its id, so deciding a group again is safe.
         group = await self._database.write(decide_all, is_repeatable=True)
-        return [_as_of_now(result, group.meters) for result in group.results]
+        meters = {meter_id: balance.meter_after(group.now) for meter_id, balance in group.balances.items()}
+        return [_as_of_now(result, meters) for result in group.results]
 
     async def _ids_of(self, names: Collection[MeterName]) -> dict[MeterName, str]:
         """Return the ids of those of the meters that exist."""
@@ -199,14 +196,14 @@ class UsageWriter:
         keys = [(meter_id, event.event_id) for meter_id, event in events if meter_id is not None]
         meters = await billing_meters.lock(writer, sorted({meter_id for meter_id, _ in keys}))
         known = await ledger.by_keys(writer, LedgerEntryKind.USAGE, keys)
-        group = _Group(meters, known, own, self._clock())
-        for meter_id, event in events:
-            group.decide(meter_id, event)
-        if group.entries:
-            changed = sorted({meter_id for meter_id, _ in group.written})
-            await billing_meters.update_meters(writer, [meters[meter_id] for meter_id in changed])
+        group = _Group({id_: Balance.of(meter) for id_, meter in meters.items()}, known, own, self._clock())
+        group.results = [group.decide(meter_id, event) for meter_id, event in events]
+        if group.written:
+            changed = sorted({entry.meter_id for entry in group.written})
+            rows = [group.balances[meter_id].meter_after(group.now) for meter_id in changed]
+            await billing_meters.update_meters(writer, rows)
             await usage.add(writer, group.days)
-            await ledger.insert_entries(writer, group.entries)
+            await ledger.insert_entries(writer, group.written)
         return group
 
 

@@ -95,7 +95,7 @@ async def void_usage(
         return VoidOutcome(after, tried, replayed=False)
 
     outcome = await context.database.write(void, is_repeatable=True)
-    context.loaders.clear()
+    context.forget()
     return outcome
 
 

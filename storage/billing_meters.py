@@ -6,9 +6,9 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, Text, Update, func, insert, select, update
+from sqlalchemy import Select, Text, func, insert, select, update
 
-from storage.database import Reader, Writer, keys, keys_table
+from storage.database import Prepared, Reader, Writer, keys, keys_table
 from storage.pages import Page, between, page_order, page_statement
 from storage.tables import Environment, billing_meters
 
@@ -60,13 +60,14 @@ _changing = attrgetter(*_CHANGING)
 
 
 @cache
-def _update(dialect: str) -> Update:
+def _update(dialect: str) -> Prepared:
     columns = {name: billing_meters.c[name].type for name in _CHANGING}
     changed = keys_table(dialect, id=Text(), **columns)
-    return (
+    return Prepared(
+        dialect,
         update(billing_meters)
         .where(billing_meters.c.id == changed.c.id)
-        .values({name: changed.c[name] for name in _CHANGING})
+        .values({name: changed.c[name] for name in _CHANGING}),
     )
 
 
@@ -95,22 +96,25 @@ def _by_names(dialect: str) -> Select[Any]:
 
 
 @cache
-def _ids_by_names(dialect: str) -> Select[Any]:
+def _ids_by_names(dialect: str) -> Prepared:
     wanted = keys_table(dialect, org_id=Text(), environment=Text(), workspace_id=Text(), external_meter_id=Text())
     columns = [billing_meters.c[name] for name in MeterName._fields]
-    return select(*columns, billing_meters.c.id).join(
-        wanted,
-        (billing_meters.c.org_id == wanted.c.org_id)
-        & (billing_meters.c.environment == wanted.c.environment)
-        & (billing_meters.c.workspace_id == wanted.c.workspace_id)
-        & (billing_meters.c.external_meter_id == wanted.c.external_meter_id),
+    return Prepared(
+        dialect,
+        select(*columns, billing_meters.c.id).join(
+            wanted,
+            (billing_meters.c.org_id == wanted.c.org_id)
+            & (billing_meters.c.environment == wanted.c.environment)
+            & (billing_meters.c.workspace_id == wanted.c.workspace_id)
+            & (billing_meters.c.external_meter_id == wanted.c.external_meter_id),
+        ),
     )
 
 
 @cache
-def _locked_by_ids(dialect: str) -> Select[Any]:
+def _locked_by_ids(dialect: str) -> Prepared:
     # Locked in the order of their ids, so that no two transactions wait for each other.
-    return _by_ids(dialect).order_by(billing_meters.c.id).with_for_update(of=billing_meters)
+    return Prepared(dialect, _by_ids(dialect).order_by(billing_meters.c.id).with_for_update(of=billing_meters))
 
 
 async def by_ids(
@@ -133,8 +137,8 @@ async def by_names(
 
 async def ids_by_names(reader: Reader, names: Sequence[MeterName]) -> dict[MeterName, str]:
     """Return the ids of the meters that these name, of whatever tenants, by name."""
-    rows = await reader.fetch(_ids_by_names(reader.dialect), keys(reader.dialect, names))
-    return {MeterName._make(row[:-1]): row.id for row in rows}
+    rows = await reader.run(_ids_by_names(reader.dialect), keys(reader.dialect, names))
+    return {MeterName._make(row[:-1]): row[-1] for row in rows}
 
 
 async def page(
@@ -190,8 +194,8 @@ async def pages_by_customers(
 
 async def lock(writer: Writer, ids: Sequence[str]) -> dict[str, BillingMeterRow]:
     """Lock the meters of these ids until the transaction ends, and return them as they then are, by id."""
-    rows = await writer.fetch(_locked_by_ids(writer.dialect), keys(writer.dialect, [[id_] for id_ in ids]))
-    return {row.id: BillingMeterRow._make(row) for row in rows}
+    rows = await writer.run(_locked_by_ids(writer.dialect), keys(writer.dialect, [[id_] for id_ in ids]))
+    return {row.id: row for row in map(BillingMeterRow._make, rows)}
 
 
 async def lock_by_name(writer: Writer, name: MeterName) -> BillingMeterRow | None:
@@ -209,4 +213,4 @@ async def insert_meter(writer: Writer, row: BillingMeterRow) -> None:
 async def update_meters(writer: Writer, rows: Sequence[BillingMeterRow]) -> None:
     """Write what may change of the meters, which the transaction has locked."""
     changed = [(row.id, *_changing(row)) for row in rows]
-    await writer.execute(_update(writer.dialect), keys(writer.dialect, changed))
+    await writer.run(_update(writer.dialect), keys(writer.dialect, changed))

@@ -7,9 +7,10 @@ transaction in a task of its own: it is committed or rolled back as a whole, wha
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from functools import cache
+from itertools import chain
 from typing import Any, TypeVar
 
 import asyncpg
@@ -17,13 +18,16 @@ import orjson
 from sqlalchemy import (
     URL,
     Connection,
+    Dialect,
     Executable,
     FromClause,
     Insert,
     Integer,
     Row,
+    Select,
     Table,
     Text,
+    Update,
     bindparam,
     cast,
     event,
@@ -35,6 +39,8 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -48,6 +54,15 @@ CLOSE_SECONDS = 1
 
 #: How long the second attempt waits; each later one waits twice as long as the one before.
 PAUSE_SECONDS = 0.05
+
+#: The most rows that one statement adds on SQLite: a longer one takes longer to prepare and is no quicker.
+MOST_ROWS = 64
+
+#: What text of a statement is made for.
+_DIALECTS: Mapping[str, Dialect] = {
+    "postgresql": PGDialect_asyncpg(),  # type: ignore[no-untyped-call]
+    "sqlite": SQLiteDialect_aiosqlite(),
+}
 
 #: PostgreSQL's codes for a deadlock and for a serialization failure: the transaction was rolled back and may be run
 #: again.
@@ -72,16 +87,49 @@ class DatabaseUnavailable(Exception):
         self.outcome = outcome
 
 
+class Prepared:
+    """A statement whose text is made once and then given to the driver as it is.
+
+    SQLAlchemy looks up its cache, converts each row and, on SQLite, crosses to the driver's thread four times at every
+    call, which costs more than most statements do. So what the hot paths run is declared in SQLAlchemy and made once.
+
+    Its parameters are given as plain values; its rows are sequences of what its columns' types make of the database's
+    values.
+    """
+
+    def __init__(self, dialect: str, statement: Select[Any] | Insert | Update) -> None:
+        compiled = statement.compile(dialect=_DIALECTS[dialect])
+        self.text = compiled.string
+        self._parameters: Sequence[str] = compiled.positiontup or ()
+        columns = statement.selected_columns if isinstance(statement, Select) else ()
+        readers = [
+            column.type.dialect_impl(_DIALECTS[dialect]).result_processor(_DIALECTS[dialect], None)
+            for column in columns
+        ]
+        self._readers = [(place, read) for place, read in enumerate(readers) if read is not None]
+
+    def values(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the parameters in the order in which the driver wants them."""
+        return tuple([parameters[name] for name in self._parameters])
+
+    def read(self, rows: Iterable[Iterable[Any]]) -> list[Sequence[Any]]:
+        """Return the rows that the driver gave, with the values that the columns' types make of them."""
+        found: list[Sequence[Any]] = []
+        for row in rows:
+            values = list(row)
+            for place, read in self._readers:
+                values[place] = read(values[place])
+            found.append(values)
+        return found
+
+
 class Reader:
     """Runs statements that change nothing."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
-
-    @property
-    def dialect(self) -> str:
+        self.dialect = connection.dialect.name
         """The database's kind: `sqlite` or `postgresql`."""
-        return self._connection.dialect.name
 
     async def fetch(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
         """Return all rows of the statement."""
@@ -93,9 +141,36 @@ class Reader:
         result = await self._connection.execute(statement, parameters)
         return result.one_or_none()
 
+    async def run(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
+        """Run a prepared statement and return its rows."""
+        return statement.read(await self._run(statement.text, statement.values(parameters)))
+
     async def run_sync(self, work: Callable[[Connection], T]) -> T:
         """Run work that is written for SQLAlchemy's blocking connection."""
         return await self._connection.run_sync(work)
+
+    async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
+        """Give the driver a statement and return its rows; on SQLite, run it for each of `many` lists of values."""
+        connection = self._connection.sync_connection
+        assert connection is not None  # noqa: S101  # It is open.
+        for listener in connection.dispatch.before_cursor_execute:
+            listener(connection, None, text, values, None, many)
+        driver: Any = connection.connection.driver_connection
+        try:
+            if self.dialect == "postgresql":
+                rows: Iterable[Sequence[Any]] = await driver.fetch(text, *values)
+            elif many:
+                await (await driver.executemany(text, values)).close()
+                rows = ()
+            else:
+                rows = await driver.execute_fetchall(text, values)
+        except (asyncpg.PostgresError, sqlite3.Error):
+            raise  # The statement's own fault, which leaves the connection as it was.
+        except BaseException:
+            # Nobody knows in which state it is, so nobody is to get it from the pool.
+            await self._connection.invalidate()
+            raise
+        return rows
 
 
 class Writer(Reader):
@@ -106,25 +181,42 @@ class Writer(Reader):
         await self._connection.execute(statement, parameters)
 
     async def insert_rows(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-        """Add rows, whose values are in the order of the table's columns, by one statement.
+        """Add rows, whose values are in the order of the table's columns.
 
         The values are plain ones or what JSON has a form for; a JSON column's is given as its text. On PostgreSQL the
-        rows are one parameter. SQLite takes longer to take JSON apart than to insert it, so its driver is given the
-        rows themselves.
+        rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and between two runs of a
+        statement the interpreter changes threads: there, a statement of many rows is run for each of some equal parts.
         """
         if self.dialect == "postgresql":
-            await self.execute(_insert_rows(table), keys(self.dialect, rows))
+            await self.run(_insert_rows(table), keys(self.dialect, rows))
             return
-        statement = _insert_row(table)
-        sync_connection = self._connection.sync_connection
-        assert sync_connection is not None  # noqa: S101  # The transaction has begun.
-        for listener in sync_connection.dispatch.before_cursor_execute:
-            listener(sync_connection, None, statement, rows, None, True)  # noqa: FBT003  # SQLAlchemy's signature.
-        driver = (await self._connection.get_raw_connection()).driver_connection
-        assert driver is not None  # noqa: S101  # Likewise.
+        size = max(size for size in range(1, MOST_ROWS + 1) if len(rows) % size == 0)
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
-        cursor = await driver.executemany(statement, orjson.loads(keys(self.dialect, rows)["keys"]))
-        await cursor.close()
+        plain = orjson.loads(orjson.dumps(rows))
+        parts = [tuple(chain.from_iterable(plain[start : start + size])) for start in range(0, len(plain), size)]
+        await self._run(_insert_values(table, size), parts, many=True)
+
+    async def begin(self) -> None:
+        """Open the transaction."""
+        # SQLite's write lock is taken at once: a transaction that takes it later fails when another wrote meanwhile.
+        await self._end("BEGIN" if self.dialect == "postgresql" else "BEGIN IMMEDIATE")
+
+    async def commit(self) -> None:
+        """Commit. Whatever it raises, the connection is not used again."""
+        await self._end("COMMIT")
+
+    async def roll_back(self) -> None:
+        """Undo everything, if need be by giving up the connection."""
+        if not self._connection.invalidated:
+            with suppress(*_UNAVAILABLE):
+                await self._end("ROLLBACK")
+
+    async def _end(self, command: str) -> None:
+        try:
+            await self._run(command)
+        except BaseException:
+            await self._connection.invalidate()
+            raise
 
 
 class Database:
@@ -139,14 +231,11 @@ class Database:
         if self.dialect == "sqlite":
             self._readers = _sqlite_engine(url, pool_size=4, wait_seconds=wait_seconds)
             self._writers = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
-            event.listen(self._writers.sync_engine, "begin", _begin_immediate)
-            self._patient = self._writers
             self._snapshots = self._readers
         else:
-            self._writers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
-            self._readers = self._writers.execution_options(isolation_level="AUTOCOMMIT")
-            self._patient = _postgresql_engine(self.url, pool_size=1, wait_seconds=None)
-            self._snapshots = self._patient.execution_options(isolation_level="AUTOCOMMIT")
+            self._readers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
+            self._writers = self._readers
+            self._snapshots = _postgresql_engine(self.url, pool_size=1, wait_seconds=None)
         self._writes: set[asyncio.Task[Any]] = set()
 
     @property
@@ -178,8 +267,7 @@ class Database:
         """
         try:
             async with self._snapshots.connect() as connection:
-                for statement in _SNAPSHOT[self.dialect]:
-                    await connection.exec_driver_sql(statement)
+                await connection.exec_driver_sql(_SNAPSHOT[self.dialect])
                 try:
                     yield Reader(connection)
                 finally:
@@ -220,19 +308,15 @@ class Database:
                 await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 2))
             try:
                 async with self._writers.connect() as connection:
-                    transaction = await connection.begin()
+                    writer = Writer(connection)
+                    await writer.begin()
                     try:
-                        result = await work(Writer(connection))
+                        result = await work(writer)
                     except BaseException:
-                        await transaction.rollback()
+                        await writer.roll_back()
                         raise
                     committing = True
-                    try:
-                        await transaction.commit()
-                    except BaseException:
-                        # Nobody knows in which state it is, so nobody is to get it from the pool.
-                        await connection.invalidate()
-                        raise
+                    await writer.commit()
                     return result
             except _UNAVAILABLE as error:
                 is_unknown = is_unknown or (committing and not _is_refused(error))
@@ -250,8 +334,17 @@ class Database:
     async def connect_to_migrate(self) -> AsyncIterator[AsyncConnection]:
         """Open one transaction on the bare connection, for Alembic, which writes its own statements."""
         try:
-            async with self._patient.begin() as connection:
-                yield connection
+            async with (self._writers if self.dialect == "sqlite" else self._snapshots).connect() as connection:
+                # Alembic sees that there is a transaction, and leaves it alone.
+                await connection.begin()
+                writer = Writer(connection)
+                await writer.begin()
+                try:
+                    yield connection
+                except BaseException:
+                    await writer.roll_back()
+                    raise
+                await writer.commit()
         except _UNAVAILABLE as error:
             if _is_unavailable(error):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
@@ -290,28 +383,24 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
     ).subquery("keys")
 
 
-def keys(dialect: str, records: Iterable[Iterable[Any]]) -> dict[str, Any]:
+def keys(dialect: str, records: Iterable[Sequence[Any]]) -> dict[str, Any]:
     """Return the parameters of a statement made with `keys_table`, whose records have the values of its columns."""
-    listed = [list(record) for record in records]
+    # A named tuple is no list to orjson.
+    listed = [record if type(record) is tuple else list(record) for record in records]
     parameters: dict[str, Any] = {"keys": orjson.dumps(listed).decode()}
     return parameters | {"key_count": len(listed)} if dialect == "postgresql" else parameters
 
 
 @cache
-def _insert_rows(table: Table) -> Insert:
+def _insert_rows(table: Table) -> Prepared:
     rows = keys_table("postgresql", **{column.name: column.type for column in table.c})
-    return insert(table).from_select(table.c.keys(), select(*rows.c))
+    return Prepared("postgresql", insert(table).from_select(table.c.keys(), select(*rows.c)))
 
 
 @cache
-def _insert_row(table: Table) -> str:
-    places = ", ".join("?" for _ in table.c)
-    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) VALUES ({places})"  # noqa: S608  # Our own names.
-
-
-def _begin_immediate(connection: Connection) -> None:
-    """Take SQLite's write lock at once: a transaction that takes it later fails when another one wrote meanwhile."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _insert_values(table: Table, count: int) -> str:
+    row = f"({', '.join('?' * len(table.c))})"
+    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) VALUES {', '.join([row] * count)}"  # noqa: S608  # Our own names.
 
 
 def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEngine:
@@ -320,9 +409,11 @@ def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEng
         # The driver's own transactions begin late and deferred: with them, concurrent debits overwrite each other or
         # fail.
         connect_args={"isolation_level": None, "timeout": wait_seconds},
+        isolation_level="AUTOCOMMIT",
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=wait_seconds,
+        pool_reset_on_return=None,
     )
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     return engine
@@ -358,13 +449,16 @@ def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) 
         max_overflow=0,
         pool_timeout=wait_seconds or 10,
         pool_pre_ping=True,
+        # Every transaction is begun and ended here, by the statements of `Writer`.
+        isolation_level="AUTOCOMMIT",
+        pool_reset_on_return=None,
     )
 
 
 #: How a snapshot begins.
 _SNAPSHOT = {
-    "sqlite": ["BEGIN"],
-    "postgresql": ["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"],
+    "sqlite": "BEGIN",
+    "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
 }
 
 #: What the pool, the drivers and the network raise. A refused connection arrives as it is, unwrapped, and so does what

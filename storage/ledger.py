@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Integer, Select, Text, bindparam, func, select
 
-from storage.database import Reader, Writer, keys, keys_table
+from storage.database import Prepared, Reader, Writer, keys, keys_table
 from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy, billing_meters, json_text, ledger_entries
 
 
@@ -62,13 +62,16 @@ def _by_ranges(dialect: str) -> Select[Any]:
 
 
 @cache
-def _by_keys(dialect: str) -> Select[Any]:
+def _by_keys(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), key=Text())
-    return select(*_COLUMNS).join(
-        wanted,
-        (ledger_entries.c.meter_id == wanted.c.meter_id)
-        & (ledger_entries.c.kind == bindparam("kind", type_=ledger_entries.c.kind.type))
-        & (ledger_entries.c.key == wanted.c.key),
+    return Prepared(
+        dialect,
+        select(*_COLUMNS).join(
+            wanted,
+            (ledger_entries.c.meter_id == wanted.c.meter_id)
+            & (ledger_entries.c.kind == bindparam("kind", type_=Text()))
+            & (ledger_entries.c.key == wanted.c.key),
+        ),
     )
 
 
@@ -112,8 +115,8 @@ async def by_keys(
 
     Whose the meters are is the caller's to check.
     """
-    rows = await reader.fetch(_by_keys(reader.dialect), keys(reader.dialect, wanted) | {"kind": kind})
-    return {(row.meter_id, row.key): LedgerEntryRow._make(row) for row in rows}
+    rows = await reader.run(_by_keys(reader.dialect), keys(reader.dialect, wanted) | {"kind": kind.value})
+    return {(row.meter_id, row.key or ""): row for row in map(LedgerEntryRow._make, rows)}
 
 
 async def voided_credits(reader: Reader, meter_id: str, seq: int) -> int:

@@ -34,14 +34,20 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 
-class Environment(StrEnum):
+class Word(StrEnum):
+    """A word of a closed list. It is hashed as the text that it is, which `Enum` would do in Python each time."""
+
+    __hash__ = str.__hash__
+
+
+class Environment(Word):
     """Which of an organization's two separate worlds a row belongs to."""
 
     LIVE = "live"
     SANDBOX = "sandbox"
 
 
-class LedgerEntryKind(StrEnum):
+class LedgerEntryKind(Word):
     """What a ledger entry did: `OPENING` and `REFILL` add to total, `USAGE` to used, `VOID` takes from used."""
 
     OPENING = "opening"
@@ -51,7 +57,7 @@ class LedgerEntryKind(StrEnum):
     SETTINGS = "settings"
 
 
-class OverLimitPolicy(StrEnum):
+class OverLimitPolicy(Word):
     """What the caller wants of a debit that the available credits do not cover."""
 
     REJECT = "reject"
@@ -78,7 +84,9 @@ class Instant(TypeDecorator[datetime]):
 
 
 def _write_instant(value: datetime | None) -> str | None:
-    return None if value is None else value.astimezone(UTC).isoformat()
+    if value is None:
+        return None
+    return (value if value.tzinfo is UTC else value.astimezone(UTC)).isoformat()
 
 
 def _read_instant(value: str | None) -> datetime | None:

@@ -5,10 +5,10 @@ from datetime import date
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Insert, Integer, Select, Text, select, true
+from sqlalchemy import Integer, Select, Text, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
-from storage.database import Reader, Writer, keys, keys_table
+from storage.database import Prepared, Reader, Writer, keys, keys_table
 from storage.tables import Day, usage_days
 
 
@@ -42,16 +42,16 @@ def _by_ranges(dialect: str) -> Select[Any]:
 
 
 @cache
-def _add(dialect: str) -> Insert:
+def _add(dialect: str) -> Prepared:
     rows = keys_table(dialect, **{column.name: column.type for column in _COLUMNS})
     # The condition tells SQLite's parser that ON CONFLICT is no join's.
     values = select(*rows.c).where(true())
     statement = (postgresql if dialect == "postgresql" else sqlite).insert(usage_days)
-    upsert: Insert = statement.from_select(UsageDayRow._fields, values).on_conflict_do_update(
+    upsert = statement.from_select(UsageDayRow._fields, values).on_conflict_do_update(
         index_elements=list(usage_days.primary_key.columns),
         set_={"total_usage": usage_days.c.total_usage + statement.excluded.total_usage},
     )
-    return upsert
+    return Prepared(dialect, upsert)
 
 
 async def by_ranges(
@@ -73,4 +73,4 @@ async def by_ranges(
 async def add(writer: Writer, usage: Mapping[tuple[str, date, str], int]) -> None:
     """Add credits to the days (meter id, day, usage name) of meters that the transaction has locked."""
     added = [(*key, credits_) for key, credits_ in sorted(usage.items())]
-    await writer.execute(_add(writer.dialect), keys(writer.dialect, added))
+    await writer.run(_add(writer.dialect), keys(writer.dialect, added))
