@@ -157,11 +157,13 @@ class Reader:
             listener(connection, None, text, values, None, many)
         driver: Any = connection.connection.driver_connection
         try:
-            if self.dialect == "postgresql":
-                rows: Iterable[Sequence[Any]] = await driver.fetch(text, *values)
+            rows: Iterable[Sequence[Any]] = ()
+            if self.dialect == "postgresql" and values:
+                rows = await driver.fetch(text, *values)
+            elif self.dialect == "postgresql":
+                await driver.execute(text)  # A command of transactions needs not be prepared.
             elif many:
                 await (await driver.executemany(text, values)).close()
-                rows = ()
             else:
                 rows = await driver.execute_fetchall(text, values)
         except (asyncpg.PostgresError, sqlite3.Error):
@@ -463,7 +465,15 @@ _SNAPSHOT = {
 
 #: What the pool, the drivers and the network raise. A refused connection arrives as it is, unwrapped, and so does what
 #: goes wrong in a statement that the driver is given directly.
-_UNAVAILABLE = (DBAPIError, PoolTimeoutError, OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError)
+_UNAVAILABLE = (
+    DBAPIError,
+    PoolTimeoutError,
+    OSError,
+    sqlite3.Error,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 #: PostgreSQL's classes of errors that say nothing of the statement: insufficient resources, operator intervention (also
 #: a statement's timeout), system error, and object not in prerequisite state (also a lock's timeout).
@@ -482,7 +492,8 @@ def _of_driver(error: BaseException) -> BaseException:
 def _is_disconnected(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    if isinstance(error, asyncpg.InterfaceError):
+    # asyncpg's client is at odds with itself when a connection is lost at some moments.
+    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return True
     # 25P03: the server ended the session, because its transaction stood idle.
     return (

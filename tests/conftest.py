@@ -46,12 +46,7 @@ class Clock:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--torture", action="store_true", help="Run the crash tests, and the model for many more rounds.")
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    # Minutes of crashes and cut connections: `make torture` runs them.
-    return True if collection_path.name == "test_torture.py" and not config.getoption("torture") else None
+    parser.addoption("--torture", action="store_true", help="Run the crash tests and the model for many more rounds.")
 
 
 @pytest.fixture(scope="session")
