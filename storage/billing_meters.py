@@ -6,7 +6,7 @@ from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, Text, func, insert, select, update
+from sqlalchemy import FromClause, Select, Text, and_, func, insert, select, update
 
 from storage.database import Prepared, Reader, Writer, keys, keys_table
 from storage.pages import Page, between, page_order, page_statement
@@ -80,65 +80,58 @@ def _tenant(
 
 
 @cache
-def _by_ids(dialect: str) -> Select[Any]:
-    wanted = keys_table(dialect, id=Text())
-    return select(*_COLUMNS).join(wanted, billing_meters.c.id == wanted.c.id)
+def _by_ids(dialect: str) -> Prepared:
+    # The tenant is among the keys: with a constant tenant, SQLite would rather read all its meters than look some up.
+    wanted = keys_table(dialect, org_id=Text(), environment=Text(), id=Text())
+    return Prepared(dialect, _joined(wanted))
 
 
 @cache
-def _by_names(dialect: str) -> Select[Any]:
-    wanted = keys_table(dialect, workspace_id=Text(), external_meter_id=Text())
-    return select(*_COLUMNS).join(
-        wanted,
-        (billing_meters.c.workspace_id == wanted.c.workspace_id)
-        & (billing_meters.c.external_meter_id == wanted.c.external_meter_id),
-    )
+def _by_names(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, **dict.fromkeys(MeterName._fields, Text()))
+    return Prepared(dialect, _joined(wanted))
+
+
+def _joined(wanted: FromClause) -> Select[Any]:
+    """Select the meters that agree with one of the wanted records in all of its columns."""
+    return select(*_COLUMNS).join(wanted, and_(*[billing_meters.c[column.name] == column for column in wanted.c]))
 
 
 @cache
 def _ids_by_names(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, org_id=Text(), environment=Text(), workspace_id=Text(), external_meter_id=Text())
-    columns = [billing_meters.c[name] for name in MeterName._fields]
-    return Prepared(
-        dialect,
-        select(*columns, billing_meters.c.id).join(
-            wanted,
-            (billing_meters.c.org_id == wanted.c.org_id)
-            & (billing_meters.c.environment == wanted.c.environment)
-            & (billing_meters.c.workspace_id == wanted.c.workspace_id)
-            & (billing_meters.c.external_meter_id == wanted.c.external_meter_id),
-        ),
-    )
+    wanted = keys_table(dialect, **dict.fromkeys(MeterName._fields, Text()))
+    return Prepared(dialect, _joined(wanted).with_only_columns(*wanted.c, billing_meters.c.id))
 
 
 @cache
 def _locked_by_ids(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, id=Text())
     # Locked in the order of their ids, so that no two transactions wait for each other.
-    return Prepared(dialect, _by_ids(dialect).order_by(billing_meters.c.id).with_for_update(of=billing_meters))
+    return Prepared(dialect, _joined(wanted).order_by(billing_meters.c.id).with_for_update(of=billing_meters))
 
 
 async def by_ids(
     reader: Reader, ids: Sequence[str], *, org_id: str, environment: Environment, workspace_ids: Sequence[str] | None
 ) -> dict[str, BillingMeterRow]:
     """Return the tenant's meters of these ids, by id."""
-    statement = _tenant(_by_ids(reader.dialect), org_id, environment, workspace_ids)
-    rows = await reader.fetch(statement, keys(reader.dialect, [[id_] for id_ in ids]))
-    return {row.id: BillingMeterRow._make(row) for row in rows}
+    wanted = [(org_id, environment, id_) for id_ in ids]
+    rows = map(BillingMeterRow._make, await reader.run(_by_ids(reader.dialect), keys(reader.dialect, wanted)))
+    return {row.id: row for row in rows if workspace_ids is None or row.workspace_id in workspace_ids}
 
 
 async def by_names(
     reader: Reader, names: Sequence[tuple[str, str]], *, org_id: str, environment: Environment
 ) -> dict[tuple[str, str], BillingMeterRow]:
     """Return the tenant's meters of these (workspace id, external meter id), by them."""
-    statement = _tenant(_by_names(reader.dialect), org_id, environment, None)
-    rows = await reader.fetch(statement, keys(reader.dialect, names))
-    return {(row.workspace_id, row.external_meter_id): BillingMeterRow._make(row) for row in rows}
+    wanted = [(org_id, environment, *name) for name in names]
+    rows = map(BillingMeterRow._make, await reader.run(_by_names(reader.dialect), keys(reader.dialect, wanted)))
+    return {(row.workspace_id, row.external_meter_id): row for row in rows}
 
 
 async def ids_by_names(reader: Reader, names: Sequence[MeterName]) -> dict[MeterName, str]:
     """Return the ids of the meters that these name, of whatever tenants, by name."""
     rows = await reader.run(_ids_by_names(reader.dialect), keys(reader.dialect, names))
-    return {MeterName._make(row[:-1]): row[-1] for row in rows}
+    return {MeterName(org_id, Environment(environment), *name): id_ for org_id, environment, *name, id_ in rows}
 
 
 async def page(

@@ -1,13 +1,13 @@
 """Customers: the rows, and the statements that read and write them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import Select, Text, bindparam, exists, insert, select, update
 
-from storage.database import Reader, Writer, keys, keys_table
+from storage.database import Prepared, Reader, Writer, keys, keys_table
 from storage.pages import Page, page_statement
 from storage.tables import Environment, billing_meters, customers
 
@@ -34,8 +34,10 @@ def _tenant(
 ) -> Select[Any]:
     """Keep a tenant's customers; where workspaces are given, those that have a meter in one of them."""
     statement = statement.where(customers.c.org_id == org_id, customers.c.environment == environment)
-    if workspace_ids is None:
-        return statement
+    return statement if workspace_ids is None else _in_workspaces(statement, workspace_ids)
+
+
+def _in_workspaces(statement: Select[Any], workspace_ids: Sequence[str]) -> Select[Any]:
     return statement.where(
         exists().where(
             billing_meters.c.customer_id == customers.c.id, billing_meters.c.workspace_id.in_(workspace_ids)
@@ -45,8 +47,35 @@ def _tenant(
 
 @cache
 def _by_key(dialect: str, column: str) -> Select[Any]:
-    wanted = keys_table(dialect, key=Text())
-    return select(*_COLUMNS).join(wanted, customers.c[column] == wanted.c.key)
+    # The tenant is among the keys: with a constant one, SQLite would rather read all its customers than look some up.
+    wanted = keys_table(dialect, org_id=Text(), environment=Text(), key=Text())
+    return select(*_COLUMNS).join(
+        wanted,
+        (customers.c[column] == wanted.c.key)
+        & (customers.c.org_id == wanted.c.org_id)
+        & (customers.c.environment == wanted.c.environment),
+    )
+
+
+@cache
+def _prepared_by_key(dialect: str, column: str) -> Prepared:
+    return Prepared(dialect, _by_key(dialect, column))
+
+
+async def _found(
+    reader: Reader,
+    column: str,
+    values: Sequence[str],
+    *,
+    org_id: str,
+    environment: Environment,
+    workspace_ids: Sequence[str] | None,
+) -> Iterable[CustomerRow]:
+    wanted = keys(reader.dialect, [(org_id, environment, value) for value in values])
+    if workspace_ids is None:
+        return map(CustomerRow._make, await reader.run(_prepared_by_key(reader.dialect, column), wanted))
+    statement = _in_workspaces(_by_key(reader.dialect, column), workspace_ids)
+    return map(CustomerRow._make, await reader.fetch(statement, wanted))
 
 
 async def by_ids(
@@ -58,9 +87,8 @@ async def by_ids(
     workspace_ids: Sequence[str] | None = None,
 ) -> dict[str, CustomerRow]:
     """Return the tenant's customers of these ids, by id."""
-    statement = _tenant(_by_key(reader.dialect, "id"), org_id, environment, workspace_ids)
-    rows = await reader.fetch(statement, keys(reader.dialect, [[id_] for id_ in ids]))
-    return {row.id: CustomerRow._make(row) for row in rows}
+    rows = await _found(reader, "id", ids, org_id=org_id, environment=environment, workspace_ids=workspace_ids)
+    return {row.id: row for row in rows}
 
 
 async def lock(
@@ -81,9 +109,10 @@ async def by_external_ids(
     workspace_ids: Sequence[str] | None = None,
 ) -> dict[str, CustomerRow]:
     """Return the tenant's customers of these external ids, by external id."""
-    statement = _tenant(_by_key(reader.dialect, "external_id"), org_id, environment, workspace_ids)
-    rows = await reader.fetch(statement, keys(reader.dialect, [[external_id] for external_id in external_ids]))
-    return {row.external_id: CustomerRow._make(row) for row in rows}
+    rows = await _found(
+        reader, "external_id", external_ids, org_id=org_id, environment=environment, workspace_ids=workspace_ids
+    )
+    return {row.external_id or "": row for row in rows}
 
 
 async def page(

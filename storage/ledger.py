@@ -43,12 +43,23 @@ _COLUMNS = [ledger_entries.c[name] for name in LedgerEntryRow._fields]
 
 
 @cache
-def _by_ids(dialect: str) -> Select[Any]:
-    wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
-    return (
-        select(*_COLUMNS)
-        .join(wanted, (ledger_entries.c.meter_id == wanted.c.meter_id) & (ledger_entries.c.seq == wanted.c.seq))
-        .join(billing_meters, billing_meters.c.id == ledger_entries.c.meter_id)
+def _by_ids(dialect: str) -> Prepared:
+    # The tenant is among the keys: with a constant tenant, SQLite would rather read all its meters than look some up.
+    wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger(), org_id=Text(), environment=Text())
+    return Prepared(
+        dialect,
+        select(billing_meters.c.workspace_id, *_COLUMNS)
+        .join_from(
+            wanted,
+            ledger_entries,
+            (ledger_entries.c.meter_id == wanted.c.meter_id) & (ledger_entries.c.seq == wanted.c.seq),
+        )
+        .join(
+            billing_meters,
+            (billing_meters.c.id == wanted.c.meter_id)
+            & (billing_meters.c.org_id == wanted.c.org_id)
+            & (billing_meters.c.environment == wanted.c.environment),
+        ),
     )
 
 
@@ -84,14 +95,14 @@ async def by_ids(
     workspace_ids: Sequence[str] | None,
 ) -> dict[tuple[str, int], LedgerEntryRow]:
     """Return the tenant's entries of these (meter id, seq), by them."""
-    statement = _by_ids(reader.dialect).where(
-        billing_meters.c.org_id == org_id,
-        billing_meters.c.environment == environment,
-    )
-    if workspace_ids is not None:
-        statement = statement.where(billing_meters.c.workspace_id.in_(workspace_ids))
-    rows = await reader.fetch(statement, keys(reader.dialect, ids))
-    return {(row.meter_id, row.seq): LedgerEntryRow._make(row) for row in rows}
+    wanted = [(*id_, org_id, environment) for id_ in ids]
+    rows = await reader.run(_by_ids(reader.dialect), keys(reader.dialect, wanted))
+    return {
+        (entry.meter_id, entry.seq): entry
+        for workspace_id, *values in rows
+        if workspace_ids is None or workspace_id in workspace_ids
+        for entry in (LedgerEntryRow._make(values),)
+    }
 
 
 async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> list[list[LedgerEntryRow]]:
