@@ -12,12 +12,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from gateway import rest
 from gateway.auth import authenticate
-from gateway.graphql import HTTPProblem, graphql, problem_response
+from gateway.graphql import graphql
+from gateway.http import HTTPProblem, problem_response
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.context import Clock, utc_now
-from resolvers.errors import Unauthenticated, Unavailable
+from resolvers.errors import BillingError, Unavailable
 from schema.root import schema
 from storage import migrations
 from storage.database import DatabaseUnavailable
@@ -43,11 +45,12 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
             Route("/schema.graphql", schema_graphql),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            *rest.ROUTES,
         ],
         exception_handlers={
             HTTPProblem: problem_response,  # type: ignore[dict-item]  # Starlette types a handler by `Exception` alone.
             HTTPException: _http_exception,  # type: ignore[dict-item]
-            Unauthenticated: _unauthenticated,  # type: ignore[dict-item]
+            BillingError: _refused,  # type: ignore[dict-item]
             DatabaseUnavailable: _unavailable,  # type: ignore[dict-item]
             Exception: _bug,
         },
@@ -98,18 +101,13 @@ async def schema_graphql(request: Request) -> Response:
     return PlainTextResponse(schema.as_str())
 
 
-def _unauthenticated(request: Request, error: Unauthenticated) -> Response:
-    problem = HTTPProblem(401, error.message, code=error.code, headers={"www-authenticate": "Bearer"})
-    return problem_response(request, problem)
+def _refused(request: Request, error: BillingError) -> Response:
+    return problem_response(request, rest.problem_of(error))
 
 
 def _unavailable(request: Request, error: DatabaseUnavailable) -> Response:
     _log.warning("The database is unavailable: %r", error.__cause__)
-    fault = Unavailable(error.outcome)
-    problem = HTTPProblem(
-        503, fault.message, code=fault.code, headers={"retry-after": "1"}, outcome=fault.outcome.value
-    )
-    return problem_response(request, problem)
+    return _refused(request, Unavailable(error.outcome))
 
 
 def _http_exception(request: Request, error: HTTPException) -> Response:

@@ -4,6 +4,7 @@ Results go to standard output, all else to standard error. Exit codes: 0 done; 1
 the command line itself is wrong.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
-import uvloop
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -103,7 +103,7 @@ def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = No
 
     collect_less_often()
     try:
-        return uvloop.run(with_services())
+        return asyncio.run(with_services())
     except DatabaseUnavailable as error:
         fail(f"The database is unavailable: {cause_of(error)}")
     except BillingError as error:
@@ -226,7 +226,7 @@ def migrate() -> None:
             await services.close()
 
     try:
-        uvloop.run(upgrade())
+        asyncio.run(upgrade())
     except DatabaseUnavailable as error:
         fail(f"The database is unavailable: {cause_of(error)}")
     err.print("The database is up to date.")

@@ -39,7 +39,8 @@ def _literal_reader(parse: Callable[[object], Any], *kinds: type[ValueNode]) -> 
     return read
 
 
-def _write_instant(value: datetime) -> str:
+def write_instant(value: datetime) -> str:
+    """Return the moment as answers write it: RFC 3339 in UTC, ending in Z."""
     return value.isoformat().removesuffix("+00:00") + "Z"
 
 
@@ -69,7 +70,7 @@ SCALARS: dict[object, ScalarDefinition] = {
             "most 6 decimals of a second."
         ),
         specified_by_url="https://www.rfc-editor.org/rfc/rfc3339",
-        serialize=_write_instant,
+        serialize=write_instant,
         parse_value=_value_reader(parse_instant),
         parse_literal=_literal_reader(parse_instant, StringValueNode),
     ),

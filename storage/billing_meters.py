@@ -104,6 +104,12 @@ def _ids_by_names(dialect: str) -> Prepared:
 
 
 @cache
+def _locked_by_names(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, **dict.fromkeys(MeterName._fields, Text()))
+    return Prepared(dialect, _joined(wanted).with_for_update(of=billing_meters))
+
+
+@cache
 def _locked_by_ids(dialect: str) -> Prepared:
     wanted = keys_table(dialect, id=Text())
     # Locked in the order of their ids, so that no two transactions wait for each other.
@@ -193,9 +199,8 @@ async def lock(writer: Writer, ids: Sequence[str]) -> dict[str, BillingMeterRow]
 
 async def lock_by_name(writer: Writer, name: MeterName) -> BillingMeterRow | None:
     """Lock the meter of this name until the transaction ends, and return it as it then is."""
-    conditions = [billing_meters.c[column] == value for column, value in name._asdict().items()]
-    row = await writer.fetch_one(select(*_COLUMNS).where(*conditions).with_for_update())
-    return BillingMeterRow._make(row) if row is not None else None
+    rows = await writer.run(_locked_by_names(writer.dialect), keys(writer.dialect, [name]))
+    return BillingMeterRow._make(rows[0]) if rows else None
 
 
 async def insert_meter(writer: Writer, row: BillingMeterRow) -> None:

@@ -55,8 +55,8 @@ CLOSE_SECONDS = 1
 #: How long the second attempt waits; each later one waits twice as long as the one before.
 PAUSE_SECONDS = 0.05
 
-#: The most rows that one statement adds on SQLite: a longer one takes longer to prepare and is no quicker.
-MOST_ROWS = 64
+#: How many rows one statement may add on SQLite: so few sizes that the driver can keep each prepared.
+ROWS_AT_ONCE = (1_000, 500, 250, 125, *range(64, 0, -1))
 
 #: What text of a statement is made for.
 _DIALECTS: Mapping[str, Dialect] = {
@@ -101,6 +101,8 @@ class Prepared:
         compiled = statement.compile(dialect=_DIALECTS[dialect])
         self.text = compiled.string
         self._parameters: Sequence[str] = compiled.positiontup or ()
+        # What SQLAlchemy adds by itself, like SQLite's OFFSET.
+        self._own = {name: value for name, value in compiled.params.items() if value is not None}
         columns = statement.selected_columns if isinstance(statement, Select) else ()
         readers = [
             column.type.dialect_impl(_DIALECTS[dialect]).result_processor(_DIALECTS[dialect], None)
@@ -110,7 +112,8 @@ class Prepared:
 
     def values(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the parameters in the order in which the driver wants them."""
-        return tuple([parameters[name] for name in self._parameters])
+        given = self._own | dict(parameters)
+        return tuple([given[name] for name in self._parameters])
 
     def read(self, rows: Iterable[Iterable[Any]]) -> list[Sequence[Any]]:
         """Return the rows that the driver gave, with the values that the columns' types make of them."""
@@ -192,7 +195,7 @@ class Writer(Reader):
         if self.dialect == "postgresql":
             await self.run(_insert_rows(table), keys(self.dialect, rows))
             return
-        size = max(size for size in range(1, MOST_ROWS + 1) if len(rows) % size == 0)
+        size = next(size for size in ROWS_AT_ONCE if len(rows) % size == 0)
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
         plain = orjson.loads(orjson.dumps(rows))
         parts = [tuple(chain.from_iterable(plain[start : start + size])) for start in range(0, len(plain), size)]
@@ -416,6 +419,7 @@ def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEng
         max_overflow=0,
         pool_timeout=wait_seconds,
         pool_reset_on_return=None,
+        skip_autocommit_rollback=True,
     )
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     return engine
@@ -454,6 +458,7 @@ def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) 
         # Every transaction is begun and ended here, by the statements of `Writer`.
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,
+        skip_autocommit_rollback=True,
     )
 
 

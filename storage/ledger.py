@@ -5,7 +5,7 @@ from datetime import date, datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Integer, Select, Text, bindparam, func, select
+from sqlalchemy import BigInteger, Integer, Text, bindparam, func, select
 
 from storage.database import Prepared, Reader, Writer, keys, keys_table
 from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy, billing_meters, json_text, ledger_entries
@@ -64,11 +64,15 @@ def _by_ids(dialect: str) -> Prepared:
 
 
 @cache
-def _by_ranges(dialect: str) -> Select[Any]:
+def _by_ranges(dialect: str) -> Prepared:
     wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=BigInteger(), last=BigInteger())
-    return select(wanted.c.place, *_COLUMNS).join(
-        wanted,
-        (ledger_entries.c.meter_id == wanted.c.meter_id) & ledger_entries.c.seq.between(wanted.c.first, wanted.c.last),
+    return Prepared(
+        dialect,
+        select(wanted.c.place, *_COLUMNS).join(
+            wanted,
+            (ledger_entries.c.meter_id == wanted.c.meter_id)
+            & ledger_entries.c.seq.between(wanted.c.first, wanted.c.last),
+        ),
     )
 
 
@@ -112,8 +116,8 @@ async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> l
     """
     found: list[list[LedgerEntryRow]] = [[] for _ in ranges]
     records = [(place, *wanted) for place, wanted in enumerate(ranges)]
-    for row in await reader.fetch(_by_ranges(reader.dialect), keys(reader.dialect, records)):
-        found[row.place].append(LedgerEntryRow._make(row[1:]))
+    for place, *row in await reader.run(_by_ranges(reader.dialect), keys(reader.dialect, records)):
+        found[place].append(LedgerEntryRow._make(row))
     for entries in found:
         entries.sort(key=lambda entry: entry.seq, reverse=True)
     return found

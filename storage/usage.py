@@ -1,11 +1,11 @@
 """Usage days: what each day used of a meter, by usage name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Select, Text, select, true
+from sqlalchemy import Integer, Select, Text, bindparam, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Prepared, Reader, Writer, keys, keys_table
@@ -35,10 +35,16 @@ _COLUMNS = [usage_days.c[name] for name in UsageDayRow._fields]
 @cache
 def _by_ranges(dialect: str) -> Select[Any]:
     wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Day(), last=Day())
-    return select(wanted.c.place, *_COLUMNS).join(
+    statement = select(wanted.c.place, *_COLUMNS).join(
         wanted,
         (usage_days.c.meter_id == wanted.c.meter_id) & usage_days.c.day.between(wanted.c.first, wanted.c.last),
     )
+    return statement.limit(bindparam("most_rows", type_=Integer))
+
+
+@cache
+def _prepared_by_ranges(dialect: str) -> Prepared:
+    return Prepared(dialect, _by_ranges(dialect))
 
 
 @cache
@@ -58,13 +64,16 @@ async def by_ranges(
     reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_rows: int
 ) -> list[list[UsageDayRow]]:
     """Return the days of each range, ordered by day and then by name; at most `most_rows` rows in all."""
-    statement = _by_ranges(reader.dialect).limit(most_rows)
-    if usage_names is not None:
-        statement = statement.where(usage_days.c.usage_name.in_(usage_names))
+    wanted = keys(reader.dialect, [(place, *range_) for place, range_ in enumerate(ranges)]) | {"most_rows": most_rows}
+    rows: Iterable[Sequence[Any]]
+    if usage_names is None:
+        rows = await reader.run(_prepared_by_ranges(reader.dialect), wanted)
+    else:
+        statement = _by_ranges(reader.dialect).where(usage_days.c.usage_name.in_(usage_names))
+        rows = await reader.fetch(statement, wanted)
     found: list[list[UsageDayRow]] = [[] for _ in ranges]
-    records = [(place, *wanted) for place, wanted in enumerate(ranges)]
-    for row in await reader.fetch(statement, keys(reader.dialect, records)):
-        found[row.place].append(UsageDayRow._make(row[1:]))
+    for place, *row in rows:
+        found[place].append(UsageDayRow._make(row))
     for days in found:
         days.sort()  # One meter's rows: by day, then by name, by code point as the databases do.
     return found
