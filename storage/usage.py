@@ -5,7 +5,7 @@ from datetime import date
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Select, Text, bindparam, select, true
+from sqlalchemy import BigInteger, Integer, Select, Text, bindparam, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import Prepared, Reader, Writer, keys, keys_table
@@ -39,7 +39,7 @@ def _by_ranges(dialect: str) -> Select[Any]:
         wanted,
         (usage_days.c.meter_id == wanted.c.meter_id) & usage_days.c.day.between(wanted.c.first, wanted.c.last),
     )
-    return statement.limit(bindparam("most_rows", type_=Integer))
+    return statement.limit(bindparam("most_rows", type_=BigInteger))
 
 
 @cache
