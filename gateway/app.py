@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import email_validator  # noqa: F401  # The rules import it late, for the commands; no request is to wait for it.
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request

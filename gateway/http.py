@@ -10,8 +10,8 @@ from resolvers.values import parse_json
 
 JSON = "application/json"
 
-#: Where the paths of the REST operations begin; everything else speaks GraphQL.
-REST_PATHS = ("/api/", "/v1/")
+#: Where the paths of the REST operations and of their description begin; everything else speaks GraphQL.
+REST_PATHS = ("/api/", "/v1/", "/openapi.json/")
 
 
 class HTTPProblem(Exception):
@@ -36,7 +36,7 @@ class HTTPProblem(Exception):
 def problem_response(request: Request, problem: HTTPProblem) -> Response:
     """Answer a problem in the form of the face that the request is for."""
     body: dict[str, Any]
-    if request.url.path.startswith(REST_PATHS):
+    if f"{request.scope['path']}/".startswith(REST_PATHS):
         body = {"error": {"code": problem.status, "message": problem.message}}
     else:
         body = {"errors": [{"message": problem.message, "extensions": problem.extensions}]}

@@ -3,6 +3,7 @@
 `openapi.json` beside this file describes them. An amount is a string of digits in and out, and a refill a JSON integer.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, timedelta
 from importlib.resources import files
@@ -22,16 +23,17 @@ from resolvers.customers import create_customer
 from resolvers.errors import AlreadyExists, BillingError, Forbidden, InvalidInput, Unauthenticated, Unavailable
 from resolvers.loaders import UsageOfMeter
 from resolvers.usage import MOST_DAYS, usage_days
-from resolvers.values import day_of, parse_amount, parse_day
+from resolvers.values import MAX_AMOUNT, day_of, parse_amount, parse_day
 from schema.scalars import write_instant
 from storage.billing_meters import BillingMeterRow
 from storage.customers import CustomerRow
+from storage.database import Outcome
 
 if TYPE_CHECKING:
     from gateway.services import Services
 
-#: Up to here each whole number has a double of its own, so that one written as 1.0 is certainly what was meant.
-_MOST_EXACT = 2**53
+#: Below it each whole number has a double of its own, so that one written as 1.0 is certainly what was meant.
+_LEAST_ROUNDED = 2**53
 
 #: What the rules name as the GraphQL API spells it, and these operations otherwise.
 _SPELLED = {"externalId": "external_id", "idempotencyKey": "Idempotency-Key"}
@@ -47,7 +49,8 @@ def problem_of(error: BillingError) -> HTTPProblem:
     if isinstance(error, Forbidden):
         return HTTPProblem(403, error.message, code=error.code)
     if isinstance(error, Unavailable):
-        headers = {"retry-after": "1"}
+        # What may have been written must not be repeated by a client that does so by itself.
+        headers = {"retry-after": "1"} if error.outcome is Outcome.NOT_WRITTEN else None
         return HTTPProblem(503, error.message, code=error.code, headers=headers, outcome=error.outcome.value)
     message = error.message
     if isinstance(error, AlreadyExists):
@@ -64,7 +67,7 @@ class CustomerBilling(HTTPEndpoint):
     async def get(self, request: Request) -> Response:
         """Answer the meter of these names, or null."""
         context = await _context(request)
-        names = _read(dict(_query(request)), _NAMES, required=_NAMES)
+        names = _read(_query(request), _NAMES, required=_NAMES)
         check_names(**names)
         loaders = context.reading
         context.actor.require_workspace(names["workspace_id"])
@@ -90,7 +93,7 @@ async def refill(request: Request) -> Response:
 async def usage(request: Request) -> Response:
     """Answer a meter's usage days: of the last 366 days, unless the query says which; none of an unknown meter."""
     context = await _context(request)
-    wanted = _read(dict(_query(request)), _DAYS)
+    wanted = _read(_query(request), _DAYS)
     first, last = wanted.get("first"), wanted.get("last")
     if first is not None and last is not None:
         usage_days(first, last, today=date.min)  # Malformed comes before what the key may do.
@@ -168,6 +171,7 @@ async def _context(request: Request) -> Context:
 
 
 async def _body(request: Request) -> dict[str, Any]:
+    _read(_query(request), {})
     headers = request.headers
     if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
         message = "The body must be a JSON object; there is none."
@@ -180,12 +184,13 @@ async def _body(request: Request) -> dict[str, Any]:
     return body
 
 
-def _query(request: Request) -> list[tuple[str, str]]:
+def _query(request: Request) -> dict[str, str]:
     parameters = request.query_params.multi_items()
-    for name, _ in parameters:
-        if len(request.query_params.getlist(name)) > 1:
-            raise HTTPProblem(400, f"{name} must be given once.")
-    return parameters
+    found = dict(parameters)
+    if len(found) < len(parameters):
+        [(name, _)] = Counter(name for name, _ in parameters).most_common(1)
+        raise HTTPProblem(400, f"{name[:256]!r} must be given once.")
+    return found
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -193,14 +198,20 @@ def _idempotency_key(request: Request) -> str | None:
     if len(found) > 1:
         message = "Idempotency-Key must be given once."
         raise HTTPProblem(400, message)
-    return found[0] if found else None
+    try:
+        # A header is bytes; Starlette reads them as Latin-1.
+        return found[0].encode("latin-1").decode() if found else None
+    except UnicodeDecodeError:
+        message = "Idempotency-Key must be in UTF-8."
+        raise HTTPProblem(400, message) from None
 
 
 def _read(given: Mapping[str, Any], readers: _Readers, *, required: Collection[str] = ()) -> dict[str, Any]:
     """Return the arguments that the fields become. Raises `HTTPProblem`, which names the field and the rule."""
     for name in given:
         if name not in readers:
-            raise HTTPProblem(400, f"{name[:256]!r} is not known here; known are {', '.join(readers)}.")
+            known = f"known are {', '.join(readers)}" if readers else "nothing is"
+            raise HTTPProblem(400, f"{name[:256]!r} is not known here; {known}.")
     values: dict[str, Any] = {}
     for name, (argument, read) in readers.items():
         if name not in given:
@@ -233,17 +244,19 @@ def _or_null(read: Callable[[object], Any]) -> Callable[[object], Any]:
 
 
 def _amount(value: object) -> int:
-    if not isinstance(value, str):
-        raise ValueError("An amount is a string of ASCII digits.")  # noqa: TRY004  # As above.
-    return parse_amount(value)
+    try:
+        return parse_amount(value if isinstance(value, str) else None)
+    except ValueError:
+        raise ValueError(f"An amount is a string of ASCII digits, from 0 to {MAX_AMOUNT}.") from None
 
 
 def _refill_amount(value: object) -> int:
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _MOST_EXACT:
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LEAST_ROUNDED:
         value = int(value)
-    if isinstance(value, str):
-        raise ValueError("A refill is a JSON integer.")  # noqa: TRY004  # As above.
-    return parse_amount(value)
+    try:
+        return parse_amount(value if isinstance(value, int) else None)
+    except ValueError:
+        raise ValueError(f"A refill is a JSON integer, from 1 to {MAX_AMOUNT}.") from None
 
 
 _NAMES: _Readers = {"workspaceId": ("workspace_id", _text), "externalMeterId": ("external_meter_id", _text)}
@@ -266,7 +279,7 @@ _OPENAPI = files("gateway").joinpath("openapi.json").read_bytes()
 ROUTES = [
     Route("/api/v1/customer-billing", CustomerBilling),
     Route("/api/v1/customer-billing/refill", refill, methods=["POST"]),
-    Route("/api/v1/usage/{bid:path}", usage, methods=["GET"]),
+    Route("/api/v1/usage/{bid}", usage, methods=["GET"]),
     Route("/v1/customers", customers, methods=["POST"]),
     Route("/openapi.json", openapi, methods=["GET"]),
 ]

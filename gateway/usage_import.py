@@ -272,8 +272,9 @@ def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageE
         raise InvalidInput("line", f"must be JSON in UTF-8: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidInput("line", "must be a JSON object.")
-    for name in fields.keys() - _FIELDS:
-        raise InvalidInput(name, "is not a field of RecordUsageInput.")
+    for name in fields:
+        if name not in _FIELDS:
+            raise InvalidInput(name, "is not a field of RecordUsageInput.")
     return usage_event(
         actor,
         workspace_id=_text(fields, "workspaceId"),

@@ -175,6 +175,10 @@ class Unavailable(Fault):
     code = "UNAVAILABLE"
 
     def __init__(self, outcome: Outcome) -> None:
-        what = "Nothing was written." if outcome is Outcome.NOT_WRITTEN else "Whether it was written is not known."
-        super().__init__(f"The service is unavailable for the moment. {what} Repeat the request with the same id.")
+        what = (
+            "Nothing was written. Repeat the request with the same id."
+            if outcome is Outcome.NOT_WRITTEN
+            else "Whether it was written is not known. Repeat the request only under the id or key that it had."
+        )
+        super().__init__(f"The service is unavailable for the moment. {what}")
         self.outcome = outcome

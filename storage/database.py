@@ -55,8 +55,8 @@ CLOSE_SECONDS = 1
 #: How long the second attempt waits; each later one waits twice as long as the one before.
 PAUSE_SECONDS = 0.05
 
-#: How many rows one statement may add on SQLite: so few sizes that the driver can keep each prepared.
-ROWS_AT_ONCE = (1_000, 500, 250, 125, *range(64, 0, -1))
+#: The most rows that one statement adds on SQLite: so few that the driver can keep one for each number prepared.
+MOST_ROWS = 100
 
 #: What text of a statement is made for.
 _DIALECTS: Mapping[str, Dialect] = {
@@ -190,16 +190,19 @@ class Writer(Reader):
 
         The values are plain ones or what JSON has a form for; a JSON column's is given as its text. On PostgreSQL the
         rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and between two runs of a
-        statement the interpreter changes threads: there, a statement of many rows is run for each of some equal parts.
+        statement the interpreter changes threads: there, a statement of many rows is run for every hundred, and one of
+        fewer for the rest.
         """
         if self.dialect == "postgresql":
             await self.run(_insert_rows(table), keys(self.dialect, rows))
             return
-        size = next(size for size in ROWS_AT_ONCE if len(rows) % size == 0)
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
         plain = orjson.loads(orjson.dumps(rows))
-        parts = [tuple(chain.from_iterable(plain[start : start + size])) for start in range(0, len(plain), size)]
-        await self._run(_insert_values(table, size), parts, many=True)
+        parts = [tuple(chain.from_iterable(plain[at : at + MOST_ROWS])) for at in range(0, len(plain), MOST_ROWS)]
+        rest = [parts.pop()] if len(plain) % MOST_ROWS else []
+        for count, values in ((MOST_ROWS, parts), (len(plain) % MOST_ROWS, rest)):
+            if values:
+                await self._run(_insert_values(table, count), values, many=True)
 
     async def begin(self) -> None:
         """Open the transaction."""

@@ -14,10 +14,12 @@ import httpx
 import pytest
 
 from gateway.app import create_app
-from gateway.rest import ROUTES
+from gateway.rest import ROUTES, problem_of
 from gateway.settings import Settings
 from resolvers.actor import Scope
+from resolvers.errors import Unavailable
 from resolvers.verify import Verified, verify
+from storage.database import Outcome
 from storage.tables import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.meters import make_meter
@@ -132,7 +134,7 @@ class TestOperations:
 
     async def test_of_an_unknown_meter_there_is_no_usage(self, gateway: Gateway, other: Gateway) -> None:
         foreign = await make_meter(other, totalCredits="10")
-        for bid in ("none", "mtr_000000000000000000000000", foreign, "a/b", "%00", "é"):
+        for bid in ("none", "mtr_000000000000000000000000", foreign, "%00", "é"):
             assert await call(gateway, "GET", f"{USAGE}/{bid}") == (200, {"data": []})
 
     async def test_a_customer_is_made(self, gateway: Gateway) -> None:
@@ -166,13 +168,48 @@ MALFORMED: list[tuple[str, str, dict[str, Any], str]] = [
     ("POST", BILLING, {"json": NAMES | {"workspaceId": 1}}, "workspaceId is refused: It must be a string."),
     ("POST", BILLING, {"json": NAMES | {"workspaceId": ""}}, "workspaceId must have 1 to 256 characters; it has 0."),
     ("POST", BILLING, {"json": NAMES | {"externalMeterId": "\0"}}, "externalMeterId must not contain NUL"),
-    ("POST", BILLING, {"json": NAMES | {"totalCredits": 5}}, "totalCredits is refused: An amount is a string"),
-    ("POST", BILLING, {"json": NAMES | {"totalCredits": None}}, "totalCredits is refused: An amount is a string"),
-    ("POST", BILLING, {"json": NAMES | {"totalCredits": "-1"}}, "totalCredits is refused: An amount is a whole"),
-    ("POST", BILLING, {"json": NAMES | {"totalCredits": "٣"}}, "totalCredits is refused: An amount is a whole"),
-    ("POST", BILLING, {"json": NAMES | {"totalCredits": str(2**63)}}, "totalCredits is refused: An amount is a whole"),
-    ("POST", BILLING, {"json": NAMES | {"spendCap": None}}, "spendCap is refused: An amount is a string"),
-    ("POST", BILLING, {"json": NAMES | {"spendCap": 5}}, "spendCap is refused: An amount is a string"),
+    (
+        "POST",
+        BILLING,
+        {"json": NAMES | {"totalCredits": 5}},
+        "totalCredits is refused: An amount is a string of ASCII digits, from 0 to",
+    ),
+    (
+        "POST",
+        BILLING,
+        {"json": NAMES | {"totalCredits": None}},
+        "totalCredits is refused: An amount is a string of ASCII digits, from 0 to",
+    ),
+    (
+        "POST",
+        BILLING,
+        {"json": NAMES | {"totalCredits": "-1"}},
+        "totalCredits is refused: An amount is a string of ASCII digits, from 0 to",
+    ),
+    (
+        "POST",
+        BILLING,
+        {"json": NAMES | {"totalCredits": "٣"}},
+        "totalCredits is refused: An amount is a string of ASCII digits, from 0 to",
+    ),
+    (
+        "POST",
+        BILLING,
+        {"json": NAMES | {"totalCredits": str(2**63)}},
+        "totalCredits is refused: An amount is a string of ASCII digits, from 0 to",
+    ),
+    (
+        "POST",
+        BILLING,
+        {"json": NAMES | {"spendCap": None}},
+        "spendCap is refused: An amount is a string of ASCII digits, from 0 to",
+    ),
+    (
+        "POST",
+        BILLING,
+        {"json": NAMES | {"spendCap": 5}},
+        "spendCap is refused: An amount is a string of ASCII digits, from 0 to",
+    ),
     (
         "POST",
         BILLING,
@@ -188,14 +225,19 @@ MALFORMED: list[tuple[str, str, dict[str, Any], str]] = [
     ("POST", BILLING, {"content": b"[]", "headers": JSON}, "The body must be a JSON object."),
     ("POST", BILLING, {"content": b'{"workspaceId": "\xff"}', "headers": JSON}, "The body must be JSON in UTF-8: "),
     ("POST", REFILL, {"json": NAMES | {"refill": 0}}, "refill must be greater than 0."),
-    ("POST", REFILL, {"json": NAMES | {"refill": -1}}, "refill is refused: An amount is a whole number"),
-    ("POST", REFILL, {"json": NAMES | {"refill": 1.5}}, "refill is refused: An amount is a whole number"),
-    ("POST", REFILL, {"json": NAMES | {"refill": "5"}}, "refill is refused: A refill is a JSON integer."),
-    ("POST", REFILL, {"json": NAMES | {"refill": True}}, "refill is refused: An amount is a whole number"),
-    ("POST", REFILL, {"json": NAMES | {"refill": None}}, "refill is refused: An amount is a whole number"),
-    ("POST", REFILL, {"json": NAMES | {"refill": 2**63}}, "refill is refused: An amount is a whole number"),
+    ("POST", REFILL, {"json": NAMES | {"refill": -1}}, "refill is refused: A refill is a JSON integer, from 1 to"),
+    ("POST", REFILL, {"json": NAMES | {"refill": 1.5}}, "refill is refused: A refill is a JSON integer, from 1 to"),
+    ("POST", REFILL, {"json": NAMES | {"refill": "5"}}, "refill is refused: A refill is a JSON integer, from 1 to"),
+    ("POST", REFILL, {"json": NAMES | {"refill": True}}, "refill is refused: A refill is a JSON integer, from 1 to"),
+    ("POST", REFILL, {"json": NAMES | {"refill": None}}, "refill is refused: A refill is a JSON integer, from 1 to"),
+    ("POST", REFILL, {"json": NAMES | {"refill": 2**63}}, "refill is refused: A refill is a JSON integer, from 1 to"),
     # 9007199254740993.0 would have been rounded to another amount on its way.
-    ("POST", REFILL, {"json": NAMES | {"refill": 2.0**53 + 2}}, "refill is refused: An amount is a whole number"),
+    (
+        "POST",
+        REFILL,
+        {"content": b'{"workspaceId":"w","externalMeterId":"m","refill":9007199254740993.0}', "headers": JSON},
+        "refill is refused: A refill is a JSON integer, from 1 to",
+    ),
     ("POST", REFILL, {"json": NAMES | {"amount": 5}}, "'amount' is not known here"),
     ("POST", CUSTOMERS, {"json": {}}, "email is required."),
     ("POST", CUSTOMERS, {"json": {"email": "ada"}}, "email must be a valid email address"),
@@ -215,8 +257,9 @@ MALFORMED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("GET", BILLING, {"params": {"workspaceId": "w"}}, "externalMeterId is required."),
     ("GET", BILLING, {"params": NAMES | {"externalMeterId": ""}}, "externalMeterId must have 1 to 256 characters"),
-    ("GET", BILLING, {"params": [*NAMES.items(), ("workspaceId", "v")]}, "workspaceId must be given once."),
+    ("GET", BILLING, {"params": [*NAMES.items(), ("workspaceId", "v")]}, "'workspaceId' must be given once."),
     ("GET", BILLING, {"params": NAMES | {"page": "1"}}, "'page' is not known here"),
+    ("POST", REFILL, {"json": NAMES, "params": {"refill": "5"}}, "'refill' is not known here; nothing is."),
     ("GET", f"{USAGE}/x", {"params": {"from": "2026-02-30"}}, "from is refused: A date is a day of the calendar"),
     ("GET", f"{USAGE}/x", {"params": {"to": "yesterday"}}, "to is refused: A date is a day of the calendar"),
     ("GET", f"{USAGE}/x", {"params": {"from": "2026-02-02", "to": "2026-02-01"}}, "from must not be after to"),
@@ -321,7 +364,9 @@ class TestRefusals:
 
     async def test_paths_methods_and_media_types_that_there_are_not(self, gateway: Gateway) -> None:
         assert await refused(gateway, "GET", "/api/v1/none") == (404, "Not Found")
-        assert await refused(gateway, "POST", "/v1/none") == (404, "Not Found")
+        for path in ("/v1/none", "/v1", "/api", f"{USAGE}/a/b"):
+            assert await refused(gateway, "POST", path) == (404, "Not Found")
+        assert await refused(gateway, "POST", "/openapi.json") == (405, "Method Not Allowed")
         for method, path, allowed in (
             ("PUT", BILLING, {"GET", "HEAD", "POST"}),
             ("DELETE", CUSTOMERS, {"POST"}),
@@ -348,8 +393,21 @@ class TestRefusals:
                 headers = {"authorization": f"Bearer sk_test_{'A' * 43}"}
                 response = await client.get(BILLING, params=NAMES, headers=headers)
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-        assert response.json()["error"]["code"] == 503
-        assert "Nothing was written." in response.json()["error"]["message"]
+        message = "The service is unavailable for the moment. Nothing was written. Repeat the request with the same id."
+        assert response.json() == {"error": {"code": 503, "message": message}}
+
+    def test_what_may_have_been_written_is_not_to_be_repeated_by_itself(self) -> None:
+        problem = problem_of(Unavailable(Outcome.UNKNOWN))
+        assert (problem.status, problem.headers) == (503, None)
+        assert problem.message == (
+            "The service is unavailable for the moment. Whether it was written is not known. Repeat the request only "
+            "under the id or key that it had."
+        )
+
+    async def test_thousands_of_parameters_are_refused_at_once(self, gateway: Gateway) -> None:
+        query = "&".join(f"{number}=" for number in range(20_000))
+        status, told = await refused(gateway, "GET", f"{BILLING}?{query}")
+        assert (status, told[:26]) == (400, "'0' is not known here; kno")
 
 
 class TestIdempotencyKeys:
@@ -385,6 +443,19 @@ class TestIdempotencyKeys:
         )
         assert again == {"__typename": "RefillBillingMeterSuccess", "replayed": True}
         assert (await meter(gateway))["totalCredits"] == "15"
+
+    async def test_a_key_is_the_same_text_in_both(self, gateway: Gateway) -> None:
+        await make_meter(gateway, totalCredits="10")
+        headers = [(b"authorization", f"Bearer {gateway.key}".encode()), (b"idempotency-key", "clé-1".encode())]
+        response = await gateway.client.post(REFILL, json=NAMES | {"refill": 7}, headers=headers)
+        assert response.status_code == 200
+        selection = "... on RefillBillingMeterSuccess { replayed }"
+        again = await gateway.mutate("refillBillingMeter", selection, **NAMES, refill="7", idempotencyKey="clé-1")
+        assert again["replayed"] is True
+        assert (await meter(gateway))["totalCredits"] == "17"
+        latin = [headers[0], (b"idempotency-key", "clé-1".encode("latin-1"))]
+        response = await gateway.client.post(REFILL, json=NAMES | {"refill": 7}, headers=latin)
+        assert response.json() == {"error": {"code": 400, "message": "Idempotency-Key must be in UTF-8."}}
 
     async def test_a_malformed_key_is_refused(self, gateway: Gateway) -> None:
         await make_meter(gateway, totalCredits="10")
@@ -426,7 +497,7 @@ class TestDescription:
         routes = set()
         for route in ROUTES:
             methods = route.methods or {name.upper() for name in ("get", "post") if hasattr(route.endpoint, name)}
-            routes |= {(method, route.path.replace(":path", "")) for method in methods - {"HEAD"}}
+            routes |= {(method, route.path) for method in methods - {"HEAD"}}
         assert routes == {*OPERATIONS, ("GET", "/openapi.json")}
 
     def test_it_is_a_valid_description(self) -> None:
