@@ -405,7 +405,7 @@ class TestRefusals:
         )
 
     async def test_thousands_of_parameters_are_refused_at_once(self, gateway: Gateway) -> None:
-        query = "&".join(f"{number}=" for number in range(20_000))
+        query = "&".join(f"{number}=" for number in range(9_000))
         status, told = await refused(gateway, "GET", f"{BILLING}?{query}")
         assert (status, told[:26]) == (400, "'0' is not known here; kno")
 
