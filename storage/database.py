@@ -5,12 +5,12 @@ transaction in a task of its own: it is committed or rolled back as a whole, wha
 """
 
 import asyncio
+import itertools
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
-from functools import cache
-from itertools import chain
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import asyncpg
@@ -189,20 +189,28 @@ class Writer(Reader):
         """Add rows, whose values are in the order of the table's columns.
 
         The values are plain ones or what JSON has a form for; a JSON column's is given as its text. On PostgreSQL the
-        rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and between two runs of a
-        statement the interpreter changes threads: there, a statement of many rows is run for every hundred, and one of
-        fewer for the rest.
+        rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and the driver as long to bind
+        a row's values one by one: there, a statement adds many rows, and a value that all rows have is bound once.
         """
         if self.dialect == "postgresql":
             await self.run(_insert_rows(table), keys(self.dialect, rows))
             return
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
-        plain = orjson.loads(orjson.dumps(rows))
-        parts = [tuple(chain.from_iterable(plain[at : at + MOST_ROWS])) for at in range(0, len(plain), MOST_ROWS)]
-        rest = [parts.pop()] if len(plain) % MOST_ROWS else []
-        for count, values in ((MOST_ROWS, parts), (len(plain) % MOST_ROWS, rest)):
+        columns = orjson.loads(orjson.dumps(list(zip(*rows, strict=True))))
+        is_shared = tuple([column.count(column[0]) == len(column) for column in columns])
+        shared = [column[0] for column, is_one in zip(columns, is_shared, strict=True) if is_one]
+        own = [column for column, is_one in zip(columns, is_shared, strict=True) if not is_one]
+        parts = [
+            (
+                *shared,
+                *itertools.chain.from_iterable(zip(*[column[at : at + MOST_ROWS] for column in own], strict=True)),
+            )
+            for at in range(0, len(rows), MOST_ROWS)
+        ]
+        rest = [parts.pop()] if len(rows) % MOST_ROWS else []
+        for count, values in ((MOST_ROWS, parts), (len(rows) % MOST_ROWS, rest)):
             if values:
-                await self._run(_insert_values(table, count), values, many=True)
+                await self._run(_insert_values(table, is_shared, count), values, many=True)
 
     async def begin(self) -> None:
         """Open the transaction."""
@@ -405,10 +413,15 @@ def _insert_rows(table: Table) -> Prepared:
     return Prepared("postgresql", insert(table).from_select(table.c.keys(), select(*rows.c)))
 
 
-@cache
-def _insert_values(table: Table, count: int) -> str:
-    row = f"({', '.join('?' * len(table.c))})"
-    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) VALUES {', '.join([row] * count)}"  # noqa: S608  # Our own names.
+@lru_cache(maxsize=1_000)
+def _insert_values(table: Table, is_shared: tuple[bool, ...], count: int) -> str:
+    """Return the statement that adds so many rows. The values that they share come first, then each row's own."""
+    shared, own = itertools.count(1), itertools.count(1 + sum(is_shared))
+    places = [next(shared) if is_one else None for is_one in is_shared]
+    rows = ", ".join(
+        f"({', '.join(f'?{next(own) if place is None else place}' for place in places)})" for _ in range(count)
+    )
+    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) VALUES {rows}"  # noqa: S608  # Our own names.
 
 
 def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEngine:
