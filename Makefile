@@ -20,7 +20,7 @@ DEV_READY := $(VENV)/.dev-ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test torture bench lint format lock clean
+.PHONY: help run test torture bench lint format lock graphiql clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,8 +62,12 @@ lock: $(DEV_READY) ## Write both lock files anew from pyproject.toml.
 	@if grep -n '://' requirements.lock requirements-dev.lock; then \
 		echo 'The lock files may not name an address: any mirror must serve.' >&2; exit 1; fi
 
+# Its node and npm are those of the environment.
+graphiql: $(DEV_READY) ## Build GraphiQL's page from its source.
+	@cd gateway/graphiql/source && export PATH="$(CURDIR)/$(BIN):$$PATH" && npm ci && npm run build
+
 clean: ## Remove the environment, caches and builds; databases stay.
-	@rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) gateway/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find $(wildcard $(PACKAGES) tests) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN_READY): requirements.lock pyproject.toml

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from gateway import rest
+from gateway import graphiql, rest
 from gateway.auth import authenticate
 from gateway.graphql import graphql
 from gateway.http import HTTPProblem, problem_response
@@ -47,6 +47,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             *rest.ROUTES,
+            *(graphiql.routes() if settings.has_graphiql else ()),
         ],
         exception_handlers={
             HTTPProblem: problem_response,  # type: ignore[dict-item]  # Starlette types a handler by `Exception` alone.

@@ -50,8 +50,6 @@ T = TypeVar("T")
 
 _STANDARD_ERROR = {"class": "logging.StreamHandler", "formatter": "default", "stream": "ext://sys.stderr"}
 
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-
 
 class ImportPolicy(StrEnum):
     """The policies as the command line spells them."""
@@ -156,13 +154,17 @@ def serve(
         if value is not None:
             # The serving processes read the environment for themselves.
             os.environ[variable_of(name)] = str(value)
+    if demo:
+        os.environ[variable_of("demo")] = "on"
     settings = read_settings()
-    if demo and settings.host not in _LOOPBACK:
+    if settings.is_demo and not settings.is_loopback:
         fail(f"--demo listens on loopback alone, not on {settings.host}.", code=2)
     _require_free_port(settings.host, settings.port)
     log_to_standard_error(settings)
-    key = run(_seed_demo, settings) if demo else run(_nothing, settings)
+    key = run(_seed_demo, settings) if settings.is_demo else run(_nothing, settings)
     out.print(f"Tollgate serves at [bold]http://{settings.host}:{settings.port}/graphql[/]", highlight=False)
+    if settings.has_graphiql:
+        out.print(f"GraphiQL at [bold]http://{settings.host}:{settings.port}/[/]", highlight=False)
     if key is not None:
         out.print(f"Demo key: [bold]{key}[/]", highlight=False)
         _tell_key_file(settings)

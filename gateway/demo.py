@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from gateway.services import Services
+from gateway.settings import Settings
 from resolvers.actor import Actor, Scope
 from resolvers.api_keys import create_api_key
 from resolvers.billing_meters import create_billing_meter
@@ -118,19 +119,20 @@ def _amount(series: str, day: datetime, usual: int) -> int:
 
 async def _key(services: Services) -> str:
     """Return the key that the demo's key file holds, or make one and write it there, for its owner alone to read."""
-    file = Path(services.settings.demo_key_file)
-    key = _read_key(file)
+    key = read_key(services.settings)
     with suppress(Unauthenticated):  # It is another database's, or was revoked.
         if (await services.api_keys.actor_of(key)).org_id == ORG:
             return key
     _, key = await create_api_key(
         services.database, org_id=ORG, environment=Environment.SANDBOX, name="demo", now=services.clock()
     )
-    _write_key(file, key)
+    _write_key(Path(services.settings.demo_key_file), key)
     return key
 
 
-def _read_key(file: Path) -> str:
+def read_key(settings: Settings) -> str:
+    """Return the key that the demo's key file holds, or nothing if there is none."""
+    file = Path(settings.demo_key_file)
     return file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
 
 

@@ -15,6 +15,8 @@ from sqlalchemy.exc import ArgumentError
 
 PREFIX = "TOLLGATE_"
 
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -83,6 +85,8 @@ class Settings:
     pool_size: int = _setting(8, _whole_number(2, 1_000))
     wait_seconds: int = _setting(10, _whole_number(1, 300))
     max_body_bytes: int = _setting(1_048_576, _whole_number(1_024, 104_857_600))
+    graphiql: str = _setting("auto", _one_of("auto", "on", "off"))
+    demo: str = _setting("off", _one_of("on", "off"))
     demo_key_file: str = _setting("tollgate-demo.key", _not_empty)
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"))
 
@@ -104,6 +108,21 @@ class Settings:
             except ValueError as error:
                 raise BadSetting(f"{variable} {error}") from None
         return cls(**values)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it listens to this machine alone."""
+        return self.host in _LOOPBACK
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the demo organization is served."""
+        return self.demo == "on"
+
+    @property
+    def has_graphiql(self) -> bool:
+        """Whether GraphiQL is served: unless it is said, where only this machine can see it."""
+        return self.graphiql == "on" or (self.graphiql == "auto" and self.is_loopback)
 
 
 def variable_of(name: str) -> str:

@@ -80,6 +80,8 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_POOL_SIZE": ("", "1", "1001", "eight"),
     "TOLLGATE_WAIT_SECONDS": ("", "0", "301", "0.5", "10s"),
     "TOLLGATE_MAX_BODY_BYTES": ("", "1023", "104857601", "1MB"),
+    "TOLLGATE_GRAPHIQL": ("", "true", "ON", "1"),
+    "TOLLGATE_DEMO": ("", "auto", "true", "ON"),
     "TOLLGATE_DEMO_KEY_FILE": ("",),
     "TOLLGATE_LOG_LEVEL": ("", "INFO", "verbose", "20"),
 }
@@ -404,6 +406,8 @@ class TestSettings:
                 "TOLLGATE_POOL_SIZE": "2",
                 "TOLLGATE_WAIT_SECONDS": "300",
                 "TOLLGATE_MAX_BODY_BYTES": "1024",
+                "TOLLGATE_GRAPHIQL": "off",
+                "TOLLGATE_DEMO": "on",
                 "TOLLGATE_DEMO_KEY_FILE": "key",
                 "TOLLGATE_LOG_LEVEL": "debug",
             }
@@ -415,6 +419,8 @@ class TestSettings:
             pool_size=2,
             wait_seconds=300,
             max_body_bytes=1_024,
+            graphiql="off",
+            demo="on",
             demo_key_file="key",
             log_level="debug",
         )
@@ -481,9 +487,12 @@ class TestServe:
             ((), {"TOLLGATE_HOST": "0.0.0.0"}),  # noqa: S104
         ):
             with subtests.test(arguments=arguments):
-                done = tollgate("serve", "--demo", *arguments, **settings)
-                assert (done.code, done.out) == (2, "")
-                assert "--demo listens on loopback alone" in done.err
+                for done in (
+                    tollgate("serve", "--demo", *arguments, **settings),
+                    tollgate("serve", *arguments, TOLLGATE_DEMO="on", **settings),
+                ):
+                    assert (done.code, done.out) == (2, "")
+                    assert "--demo listens on loopback alone" in done.err
         assert not (tollgate.folder / "tollgate.db").exists()
 
     def test_a_port_in_use_is_told(self, tollgate: Command) -> None:
@@ -529,8 +538,10 @@ class TestServe:
         assert process.stdout is not None
         assert process.stderr is not None
         address = (await process.stdout.readline()).decode()
+        graphiql = (await process.stdout.readline()).decode()
         demo_key = (await process.stdout.readline()).decode()
         assert f"http://127.0.0.1:{port}/graphql" in address
+        assert graphiql == f"GraphiQL at http://127.0.0.1:{port}/\n"
         match = re.search("sk_test_[A-Za-z0-9_-]{43}", demo_key)
         assert match is not None
         while b"startup complete" not in await process.stderr.readline():
