@@ -17,9 +17,10 @@ class Scope(Word):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The holder of a key, or an operator at the command line.
+    """The holder of a key or of a customer's session, or an operator at the command line.
 
-    `key_id` is what the ledger records as the author. `workspace_ids` None: all of them.
+    `key_id` is what the ledger records as the author. `workspace_ids` None: all of them. `customer_id` None: it asks
+    for the organization; else it is that customer's session, which sees the customer and what is billed to it.
     """
 
     key_id: str
@@ -27,6 +28,7 @@ class Actor:
     environment: Environment
     scopes: frozenset[Scope]
     workspace_ids: tuple[str, ...] | None = None
+    customer_id: str | None = None
 
     def require(self, scope: Scope) -> None:
         """Raise `Forbidden` unless the actor has the scope."""
@@ -41,3 +43,12 @@ class Actor:
     def may_enter(self, workspace_id: str) -> bool:
         """Whether the actor may work in the workspace."""
         return self.workspace_ids is None or workspace_id in self.workspace_ids
+
+    def require_organization(self) -> None:
+        """Raise `Forbidden` for a customer's session, which may not look for customers."""
+        if self.customer_id is not None:
+            raise Forbidden("A customer's session may not do this.")
+
+    def may_see_customer(self, customer_id: str | None) -> bool:
+        """Whether the actor may see the customer, and meters that are billed to it."""
+        return self.customer_id is None or self.customer_id == customer_id

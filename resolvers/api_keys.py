@@ -1,4 +1,4 @@
-"""API keys: making, revoking and recognizing them."""
+"""API keys: making, revoking and recognizing them, and the tokens of the sessions that are made with them."""
 
 import hashlib
 import re
@@ -21,7 +21,8 @@ REMEMBERED = timedelta(seconds=5)
 MOST_REMEMBERED = 10_000
 
 _PREFIXES = {Environment.LIVE: "sk_live_", Environment.SANDBOX: "sk_test_"}
-_KEY = re.compile(r"sk_(live|test)_[A-Za-z0-9_-]{43}", re.ASCII)
+_SESSION_PREFIXES = {Environment.LIVE: "cst_live_", Environment.SANDBOX: "cst_test_"}
+_KEY = re.compile(r"(sk|cst)_(live|test)_[A-Za-z0-9_-]{43}", re.ASCII)
 
 
 async def create_api_key(
@@ -46,7 +47,7 @@ async def create_api_key(
         check_text("name", name, length=NAME_LENGTH)
     if expires_at is not None and expires_at <= now:
         raise InvalidInput("expires", "must lie ahead.")
-    key = _PREFIXES[environment] + secrets.token_urlsafe(32)
+    key = _new_secret(_PREFIXES[environment])
     row = ApiKeyRow(
         id=ids.new_id(ids.API_KEY),
         org_id=org_id,
@@ -54,7 +55,7 @@ async def create_api_key(
         name=name,
         scopes=sorted(set(scopes)),
         workspace_ids=sorted(set(workspace_ids)) if workspace_ids is not None else None,
-        digest=_digest(key),
+        digest=digest_of(key),
         expires_at=expires_at,
         revoked_at=None,
         created_at=now,
@@ -70,8 +71,13 @@ async def revoke_api_key(database: Database, key_id: str, *, now: datetime) -> A
         return await api_keys.by_id(reader, key_id)
 
 
+def new_session_token(environment: Environment) -> str:
+    """Return a new token of a customer's session."""
+    return _new_secret(_SESSION_PREFIXES[environment])
+
+
 class ApiKeys:
-    """Recognizes keys, and remembers for a few seconds whose they are."""
+    """Recognizes keys and tokens, and remembers for a few seconds whose they are."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._database = database
@@ -79,13 +85,13 @@ class ApiKeys:
         self._remembered: dict[str, tuple[datetime, ApiKeyRow, Actor]] = {}
 
     async def actor_of(self, key: str) -> Actor:
-        """Return who holds the key.
+        """Return who holds the key, or the token of a session.
 
-        Raises `Unauthenticated` for a key that is malformed, unknown, expired or revoked.
+        Raises `Unauthenticated` for one that is malformed, unknown, expired or revoked, or whose parent is.
         """
         if _KEY.fullmatch(key) is None:
             raise _unknown()
-        digest = _digest(key)
+        digest = digest_of(key)
         now = self._clock()
         remembered = self._remembered.get(digest)
         # A clock that was set back makes nothing younger.
@@ -108,6 +114,7 @@ class ApiKeys:
             environment=row.environment,
             scopes=frozenset(Scope(scope) for scope in row.scopes),
             workspace_ids=tuple(row.workspace_ids) if row.workspace_ids is not None else None,
+            customer_id=row.customer_id,
         )
         if len(self._remembered) >= MOST_REMEMBERED:
             self._remembered.clear()
@@ -116,7 +123,12 @@ class ApiKeys:
         return remembered
 
 
-def _digest(key: str) -> str:
+def _new_secret(prefix: str) -> str:
+    return prefix + secrets.token_urlsafe(32)
+
+
+def digest_of(key: str) -> str:
+    """Return what is stored of a key or token: its SHA-256, in hexadecimal digits."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -64,7 +64,10 @@ async def list_billing_meters(
     actor.require(Scope.BILLING_READ)
     if workspace_id is not None:
         actor.require_workspace(workspace_id)
-    if available_below == 0 or (customer_id is not None and not ids.is_id(customer_id, ids.CUSTOMER)):
+    customer_id = actor.customer_id if customer_id is None else customer_id
+    if customer_id is not None and not (ids.is_id(customer_id, ids.CUSTOMER) and actor.may_see_customer(customer_id)):
+        return []
+    if available_below == 0:
         return []
     async with context.database.read() as reader:
         return await billing_meters.page(

@@ -30,6 +30,7 @@ async def list_customers(context: Context, page: Page) -> Sequence[CustomerRow]:
     """
     actor = context.actor
     actor.require(Scope.BILLING_READ)
+    actor.require_organization()
     async with context.database.read() as reader:
         return await customers.page(
             reader,

@@ -77,7 +77,7 @@ class Loaders:
                 loader.clear_all()
 
     async def _customers_by_ids(self, keys: list[str]) -> list[CustomerRow | None]:
-        wanted = [key for key in keys if ids.is_id(key, ids.CUSTOMER)]
+        wanted = [key for key in keys if ids.is_id(key, ids.CUSTOMER) and self._actor.may_see_customer(key)]
         if not wanted:
             return [None] * len(keys)
         async with self._database.read() as reader:
@@ -91,6 +91,7 @@ class Loaders:
         return [found.get(key) for key in keys]
 
     async def _customers_by_external_ids(self, keys: list[str]) -> list[CustomerRow | None]:
+        self._actor.require_organization()
         async with self._database.read() as reader:
             found = await customers.by_external_ids(
                 reader,
@@ -113,14 +114,18 @@ class Loaders:
                 environment=self._actor.environment,
                 workspace_ids=self._actor.workspace_ids,
             )
-        return [found.get(key) for key in keys]
+        return [self._seen(found.get(key)) for key in keys]
 
     async def _billing_meters_by_names(self, keys: list[tuple[str, str]]) -> list[BillingMeterRow | None]:
         async with self._database.read() as reader:
             found = await billing_meters.by_names(
                 reader, keys, org_id=self._actor.org_id, environment=self._actor.environment
             )
-        return [found.get(key) for key in keys]
+        return [self._seen(found.get(key)) for key in keys]
+
+    def _seen(self, meter: BillingMeterRow | None) -> BillingMeterRow | None:
+        """Return the meter, unless it is billed to a customer that the actor may not see."""
+        return meter if meter is not None and self._actor.may_see_customer(meter.customer_id) else None
 
     async def _billing_meters_of_customers(self, keys: list[MetersOfCustomer]) -> list[list[BillingMeterRow]]:
         async def load(page: Page, some: Sequence[MetersOfCustomer]) -> Sequence[list[BillingMeterRow]]:
@@ -157,6 +162,7 @@ class Loaders:
                 org_id=self._actor.org_id,
                 environment=self._actor.environment,
                 workspace_ids=self._actor.workspace_ids,
+                customer_id=self._actor.customer_id,
             )
         return [found.get(key) for key in keys]
 

@@ -26,7 +26,9 @@ class Scope(Enum):
     BILLING_READ = enum_value(
         actor.Scope.BILLING_READ, description="Every query, and every edge of a returned object (`billing:read`)."
     )
-    BILLING_WRITE = enum_value(actor.Scope.BILLING_WRITE, description="Creates, updates and refills (`billing:write`).")
+    BILLING_WRITE = enum_value(
+        actor.Scope.BILLING_WRITE, description="Creates, updates, refills and customers' sessions (`billing:write`)."
+    )
     USAGE_WRITE = enum_value(actor.Scope.USAGE_WRITE, description="Recording usage (`usage:write`).")
     USAGE_CORRECT = enum_value(
         actor.Scope.USAGE_CORRECT,

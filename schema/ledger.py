@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import strawberry
 from strawberry.scalars import JSON
 
-from resolvers.errors import BadUserInput
+from resolvers.errors import BadUserInput, Forbidden
 from resolvers.loaders import EntriesOfMeter
 from schema.connections import Arguments, Connection, connection_of
 from schema.enums import LedgerEntryKind, OverLimitPolicy
@@ -93,7 +93,9 @@ class LedgerEntry(Node):
         from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
 
         row = await info.context.reading.billing_meter_by_id.load(self.row.meter_id)
-        assert row is not None  # noqa: S101  # Whoever sees the entry sees its meter; a meter is never deleted.
+        if row is None:
+            # Whoever sees the entry sees its meter, unless it has gone to another customer since.
+            raise Forbidden("The billing meter is no longer the customer's.")
         return BillingMeter.of(row)
 
     @strawberry.field(description="Of a `VOID`: the usage that it takes back.")

@@ -9,6 +9,7 @@ from strawberry.schema.config import StrawberryConfig
 from resolvers.errors import LimitExceeded
 from resolvers.loaders import Loaders
 from schema.billing_meters import BillingMeter, BillingMeterMutation, BillingMeterQuery
+from schema.customer_sessions import CustomerSessionMutation
 from schema.customers import Customer, CustomerMutation, CustomerQuery
 from schema.errors import UserError
 from schema.info import Info
@@ -74,7 +75,7 @@ class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery
         "a top-level error, so that one field's fault never hides what another has committed."
     )
 )
-class Mutation(CustomerMutation, BillingMeterMutation, UsageMutation):
+class Mutation(CustomerMutation, CustomerSessionMutation, BillingMeterMutation, UsageMutation):
     """The root of mutations."""
 
 

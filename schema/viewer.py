@@ -1,4 +1,4 @@
-"""The holder of the key."""
+"""The holder of the key or token."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,8 @@ from schema.info import Info
 if TYPE_CHECKING:
     from schema.customers import Customer
 
+_CustomerType = Annotated["Customer", strawberry.lazy("schema.customers")]
+
 
 @strawberry.type(description="The holder of the key that the request was made with.")
 class Viewer:
@@ -22,9 +24,16 @@ class Viewer:
     workspace_ids: list[str] | None = strawberry.field(
         description="The workspaces that the key is limited to; null: it is not limited."
     )
-    customer: Annotated["Customer", strawberry.lazy("schema.customers")] | None = strawberry.field(
-        description="The customer that the request is made for; null: it is made for the organization."
-    )
+
+    @strawberry.field(description="The customer that the request is made for; null: it is made for the organization.")
+    async def customer(self, info: Info) -> _CustomerType | None:
+        """Return the customer whose session it is."""
+        from schema.customers import Customer  # noqa: PLC0415  # As the type above, it is read late.
+
+        loaders = info.context.reading
+        customer_id = info.context.actor.customer_id
+        row = await loaders.customer_by_id.load(customer_id) if customer_id is not None else None
+        return Customer.of(row) if row is not None else None
 
 
 @strawberry.type
@@ -41,5 +50,4 @@ class ViewerQuery:
             environment=Environment(actor.environment),
             scopes=[Scope(scope) for scope in ScopeValue if scope in actor.scopes],
             workspace_ids=list(actor.workspace_ids) if actor.workspace_ids is not None else None,
-            customer=None,
         )

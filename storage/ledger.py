@@ -48,7 +48,7 @@ def _by_ids(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger(), org_id=Text(), environment=Text())
     return Prepared(
         dialect,
-        select(billing_meters.c.workspace_id, *_COLUMNS)
+        select(billing_meters.c.workspace_id, billing_meters.c.customer_id, *_COLUMNS)
         .join_from(
             wanted,
             ledger_entries,
@@ -97,14 +97,15 @@ async def by_ids(
     org_id: str,
     environment: Environment,
     workspace_ids: Sequence[str] | None,
+    customer_id: str | None = None,
 ) -> dict[tuple[str, int], LedgerEntryRow]:
-    """Return the tenant's entries of these (meter id, seq), by them."""
+    """Return the tenant's entries of these (meter id, seq), by them; where a customer is given, of its meters."""
     wanted = [(*id_, org_id, environment) for id_ in ids]
     rows = await reader.run(_by_ids(reader.dialect), keys(reader.dialect, wanted))
     return {
         (entry.meter_id, entry.seq): entry
-        for workspace_id, *values in rows
-        if workspace_ids is None or workspace_id in workspace_ids
+        for workspace_id, billed_to, *values in rows
+        if (workspace_ids is None or workspace_id in workspace_ids) and customer_id in {None, billed_to}
         for entry in (LedgerEntryRow._make(values),)
     }
 

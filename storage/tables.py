@@ -174,6 +174,16 @@ api_keys = Table(
     Column("expires_at", Instant),
     Column("revoked_at", Instant),
     Column("created_at", Instant, nullable=False),
+    # Of a customer's session: the customer that it is for, and the key that made it. Neither is ever deleted.
+    Column("customer_id", Name),
+    Column("parent_id", Name),
+    # Serves the search for sessions that have expired.
+    Index(
+        None,
+        "expires_at",
+        sqlite_where=text("parent_id IS NOT NULL"),
+        postgresql_where=text("parent_id IS NOT NULL"),
+    ),
 )
 
 customers = Table(

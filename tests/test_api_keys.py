@@ -254,6 +254,8 @@ class TestSecrecy:
             "expires_at": NOW + timedelta(days=30),
             "revoked_at": None,
             "created_at": NOW,
+            "customer_id": None,
+            "parent_id": None,
         }
 
     async def test_the_key_is_nowhere_in_the_database(self, gateway: Gateway) -> None:
@@ -317,6 +319,11 @@ QUERIES = {
 MUTATIONS = {
     "createCustomer": ('input: {email: "new@example.com"}', Scope.BILLING_WRITE, "CreateCustomerSuccess"),
     "updateCustomer": ('input: {id: "CUSTOMER", name: "Changed"}', Scope.BILLING_WRITE, "UpdateCustomerSuccess"),
+    "createCustomerSession": (
+        'input: {customerId: "CUSTOMER"}',
+        Scope.BILLING_WRITE,
+        "CreateCustomerSessionSuccess",
+    ),
     "createBillingMeter": (
         'input: {workspaceId: "w", externalMeterId: "new"}',
         Scope.BILLING_WRITE,
@@ -418,7 +425,9 @@ class TestScopes:
                 if scope is needed:
                     answer = {"__typename": success}
                     assert await caller.data(mutation) == {name: [answer] if name.endswith("Batch") else answer}
-                    assert await gateway.data(STATE) != before
+                    # A session is no part of what is billed.
+                    is_unchanged = await gateway.data(STATE) == before
+                    assert is_unchanged == (name == "createCustomerSession")
                 else:
                     error = await caller.error(mutation)
                     assert error["message"] == f"The key lacks the scope {needed}."

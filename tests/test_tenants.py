@@ -36,6 +36,11 @@ QUESTIONS = {
           updateCustomer(input: {{id: $customer, name: "Mallory", externalId: null}}) {{ __typename {REFUSALS} }}
         }}"""
     ],
+    "createCustomerSession": [
+        f"""mutation ($customer: ID!) {{
+          createCustomerSession(input: {{customerId: $customer}}) {{ __typename {REFUSALS} }}
+        }}"""
+    ],
     "createBillingMeter": [
         f"""mutation ($customer: ID!) {{
           createBillingMeter(input: {{workspaceId: "w", externalMeterId: "new", customerId: $customer}}) {{
@@ -447,7 +452,7 @@ async def test_an_id_outside_the_workspaces_is_as_one_that_is_not_there(gateway:
             assert await house.limited.run(question, ids._asdict()) == {"data": {field: answer}}
             assert await house.limited.run(question, MADE_UP._asdict()) == {"data": {field: answer}}
             assert (await gateway.data(question, ids._asdict()))[field] != answer
-    for field in ("updateCustomer", "createBillingMeter"):
+    for field in ("updateCustomer", "createCustomerSession", "createBillingMeter"):
         for question in QUESTIONS[field]:
             body = await house.limited.run(question, ids._asdict())
             assert body["data"][field]["__typename"] == "CustomerNotFound"
