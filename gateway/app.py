@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 import email_validator  # noqa: F401  # The rules import it late, for the commands; no request is to wait for it.
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -26,6 +28,9 @@ from storage import migrations
 from storage.database import DatabaseUnavailable
 
 _log = logging.getLogger(__name__)
+
+#: How long a browser may remember what it may send from an allowed origin.
+PREFLIGHT_SECONDS = 600
 
 
 def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
@@ -49,6 +54,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
             *rest.ROUTES,
             *(graphiql.routes() if settings.has_graphiql else ()),
         ],
+        middleware=_middleware(settings),
         exception_handlers={
             HTTPProblem: problem_response,  # type: ignore[dict-item]  # Starlette types a handler by `Exception` alone.
             HTTPException: _http_exception,  # type: ignore[dict-item]
@@ -58,6 +64,23 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
         },
         lifespan=lifespan,
     )
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    """Return what stands around the routes and the answers to what goes wrong in them."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=frozenset(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "idempotency-key"],
+            # A page is told by its token alone: cookies are neither read nor set.
+            allow_credentials=False,
+            max_age=PREFLIGHT_SECONDS,
+        )
+    ]
 
 
 def app_from_environment() -> Starlette:

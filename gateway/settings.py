@@ -6,6 +6,7 @@ name.
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -24,6 +25,11 @@ _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
+
+
+#: An origin as browsers send it: a scheme, a host and, where it is not the scheme's own, a port.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?", re.ASCII)
+_DEFAULT_PORTS = re.compile(r"http://.*:80|https://.*:443", re.ASCII)
 
 
 class BadSetting(Exception):
@@ -70,6 +76,20 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    """Return the origins; one that no browser sends is refused, because it would silently allow nobody."""
+    if text == "none":
+        return ()
+    origins = tuple(origin.strip() for origin in text.split(","))
+    for origin in origins:
+        if _ORIGIN.fullmatch(origin) is None or _DEFAULT_PORTS.fullmatch(origin) is not None:
+            raise ValueError(
+                "must be none, or origins with commas between them, each as a browser sends it: scheme://host or "
+                f"scheme://host:port, in lower case, without a path, a * or the scheme's own port; {origin!r} is not"
+            )
+    return origins
+
+
 def _setting(default: Any, read: Callable[[str], Any]) -> Any:
     return field(default=default, metadata={"read": read})
 
@@ -87,6 +107,7 @@ class Settings:
     max_body_bytes: int = _setting(1_048_576, _whole_number(1_024, 104_857_600))
     graphiql: str = _setting("auto", _one_of("auto", "on", "off"))
     demo: str = _setting("off", _one_of("on", "off"))
+    cors_origins: tuple[str, ...] = _setting((), _origins)
     demo_key_file: str = _setting("tollgate-demo.key", _not_empty)
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"))
 

@@ -211,10 +211,10 @@ class Gateway(Caller):
 
 
 @asynccontextmanager
-async def gateway_on(url: str) -> AsyncIterator[Gateway]:
+async def gateway_on(url: str, **settings: Any) -> AsyncIterator[Gateway]:
     """Open the gateway on a database that has the newest schema."""
     clock = Clock()
-    app = create_app(Settings(database_url=url), clock=clock)
+    app = create_app(Settings(database_url=url, **settings), clock=clock)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://tollgate.test") as client:

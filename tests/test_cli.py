@@ -82,6 +82,7 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_MAX_BODY_BYTES": ("", "1023", "104857601", "1MB"),
     "TOLLGATE_GRAPHIQL": ("", "true", "ON", "1"),
     "TOLLGATE_DEMO": ("", "auto", "true", "ON"),
+    "TOLLGATE_CORS_ORIGINS": ("", "*", "app.example.com", "https://app.example.com/", "https://app.example.com:443"),
     "TOLLGATE_DEMO_KEY_FILE": ("",),
     "TOLLGATE_LOG_LEVEL": ("", "INFO", "verbose", "20"),
 }
