@@ -19,6 +19,7 @@ from sqlalchemy import insert, text
 from benchmarks.scenario import LIMIT, PLAIN, TOLLGATE, WORKSPACE, WRITER
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
+from resolvers.limits import available_bits
 from storage import migrations
 from storage.database import Database, Writer
 from storage.ids import BILLING_METER, new_id
@@ -136,7 +137,12 @@ async def fill(database_url: str, meters: int) -> str:
         now = datetime.now(UTC)
         _, key = await create_api_key(database, org_id=ORG, environment=Environment.LIVE, scopes=tuple(Scope), now=now)
         ids = [new_id(BILLING_METER) for _ in range(meters)]
-        common = {"total_credits": CREDITS, "limit_credits": CREDITS}
+        common = {
+            "total_credits": CREDITS,
+            "limit_credits": CREDITS,
+            # The other contestants do not keep it up: what a run takes of the credits does not change it.
+            "available_bits": available_bits(CREDITS, 0),
+        }
 
         async def make(writer: Writer) -> None:
             connection = writer._connection  # noqa: SLF001  # Many rows of one statement.

@@ -454,6 +454,7 @@ def verify(as_json: AsJson = False) -> None:
     from rich.progress import Progress
 
     from resolvers.verify import Disagreement, Verified, verify
+    from storage import ids
 
     verified = Verified()
     disagreements: list[Disagreement] = []
@@ -468,7 +469,7 @@ def verify(as_json: AsJson = False) -> None:
             async for disagreement in verify(services.database, verified, on_progress=show):
                 disagreements.append(disagreement)
                 if not as_json:
-                    out.print(f"{disagreement.meter_id}: {disagreement.message}", highlight=False, markup=False)
+                    out.print(f"{disagreement.id}: {disagreement.message}", highlight=False, markup=False)
 
     run(check)
     if as_json:
@@ -477,7 +478,10 @@ def verify(as_json: AsJson = False) -> None:
                 "meters": verified.meters,
                 "entries": verified.entries,
                 "days": verified.days,
-                "disagreements": [{"meter": meter, "message": message} for meter, message in disagreements],
+                "disagreements": [
+                    {"customer" if id_.startswith(ids.CUSTOMER) else "meter": id_, "message": message}
+                    for id_, message in disagreements
+                ],
             },
         )
     else:

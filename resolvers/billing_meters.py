@@ -14,7 +14,7 @@ from resolvers.errors import (
     IdempotencyConflict,
     InvalidInput,
 )
-from resolvers.limits import limit_credits
+from resolvers.limits import available_bits, limit_credits
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, NAME_LENGTH, check_text, check_timezone
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow, MeterName
@@ -142,6 +142,7 @@ async def create_billing_meter(
                 f"Billing meter {external_meter_id!r} exists already in workspace {workspace_id!r}.",
                 existing_id=existing.id,
             )
+        limit = limit_credits(total_credits, allow_overages=allow_overages, spend_cap=spend_cap)
         meter = BillingMeterRow(
             id=meter_id,
             **name._asdict(),
@@ -151,7 +152,8 @@ async def create_billing_meter(
             used_credits=0,
             allow_overages=allow_overages,
             spend_cap=spend_cap,
-            limit_credits=limit_credits(total_credits, allow_overages=allow_overages, spend_cap=spend_cap),
+            limit_credits=limit,
+            available_bits=available_bits(limit, 0),
             last_seq=1,
             created_at=now,
             updated_at=now,
@@ -223,17 +225,14 @@ async def update_billing_meter(
         if changed.get("customer_id") is not None:
             await customer_rules.require_attachable(writer, actor, changed["customer_id"])
         after = meter._replace(**changed, last_seq=meter.last_seq + 1, updated_at=context.clock())
-        after = after._replace(
-            limit_credits=limit_credits(
-                after.total_credits, allow_overages=after.allow_overages, spend_cap=after.spend_cap
-            ),
-        )
+        limit = limit_credits(after.total_credits, allow_overages=after.allow_overages, spend_cap=after.spend_cap)
+        after = after._replace(limit_credits=limit, available_bits=available_bits(limit, after.used_credits))
         entry = new_entry(context, after, kind=LedgerEntryKind.SETTINGS, amount=0)._replace(
             metadata={
                 _SETTINGS[field]: [_setting(getattr(meter, field)), _setting(value)] for field, value in changed.items()
             },
         )
-        await billing_meters.update_meters(writer, [after])
+        await billing_meters.update_meters(writer, [(meter, after)])
         await ledger.insert_entries(writer, [entry])
         return MeterOutcome(after, entry, replayed=False)
 
@@ -284,14 +283,16 @@ async def refill_billing_meter(
         total_credits = meter.total_credits + refill
         if total_credits > MAX_AMOUNT:
             raise AmountOutOfRange("total")
+        limit = limit_credits(total_credits, allow_overages=meter.allow_overages, spend_cap=meter.spend_cap)
         after = meter._replace(
             total_credits=total_credits,
-            limit_credits=limit_credits(total_credits, allow_overages=meter.allow_overages, spend_cap=meter.spend_cap),
+            limit_credits=limit,
+            available_bits=available_bits(limit, meter.used_credits),
             last_seq=meter.last_seq + 1,
             updated_at=context.clock(),
         )
         tried = new_entry(context, after, kind=LedgerEntryKind.REFILL, amount=refill)._replace(key=idempotency_key)
-        await billing_meters.update_meters(writer, [after])
+        await billing_meters.update_meters(writer, [(meter, after)])
         await ledger.insert_entries(writer, [tried])
         return MeterOutcome(after, tried, replayed=False)
 

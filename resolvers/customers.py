@@ -9,7 +9,7 @@ from resolvers.context import Context
 from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
 from resolvers.values import KEY_LENGTH, NAME_LENGTH, check_email, check_metadata, check_text
 from storage import customers, ids
-from storage.customers import CustomerRow
+from storage.customers import CustomerFilter, CustomerRow
 from storage.database import Reader, Writer
 from storage.pages import Page
 
@@ -23,11 +23,22 @@ class CustomerOutcome(NamedTuple):
     replayed: bool
 
 
-async def list_customers(context: Context, page: Page) -> Sequence[CustomerRow]:
-    """Return a page of the customers that the actor may see, and one more row where there is one.
+async def list_customers(
+    context: Context,
+    page: Page,
+    wanted: CustomerFilter = CustomerFilter(),  # noqa: B008  # It does not change.
+) -> Sequence[CustomerRow]:
+    """Return a page of the customers that are wanted and that the actor may see, and one more row where there is one.
 
-    Raises `Forbidden`.
+    Raises `InvalidInput` and `Forbidden`, in this order.
     """
+    for field, value in (
+        ("email", wanted.email),
+        ("namePrefix", wanted.name_prefix),
+        ("externalIdPrefix", wanted.external_id_prefix),
+    ):
+        if value is not None:
+            check_text(field, value, length=NAME_LENGTH)
     actor = context.actor
     actor.require(Scope.BILLING_READ)
     actor.require_organization()
@@ -38,6 +49,7 @@ async def list_customers(context: Context, page: Page) -> Sequence[CustomerRow]:
             org_id=actor.org_id,
             environment=actor.environment,
             workspace_ids=actor.workspace_ids,
+            wanted=wanted,
         )
 
 

@@ -24,6 +24,14 @@ def available_credits(limit: int | None, used_credits: int) -> int | None:
     return None if limit is None else max(0, limit - used_credits)
 
 
+def available_bits(limit: int | None, used_credits: int) -> int | None:
+    """Return how many binary digits the available credits have, or None where there is no limit.
+
+    Fewer than `x` credits never have more of them than `x - 1`, so an index of them finds the meters that run low.
+    """
+    return None if limit is None else max(0, limit - used_credits).bit_length()
+
+
 def overage_credits(total_credits: int, used_credits: int) -> int:
     """Return what was used beyond what was granted."""
     return max(0, used_credits - total_credits)

@@ -20,7 +20,7 @@ from resolvers.errors import (
     SpendCapExceeded,
 )
 from resolvers.idempotency import same_json
-from resolvers.limits import available_credits
+from resolvers.limits import available_bits, available_credits
 from resolvers.values import (
     KEY_LENGTH,
     MAX_AMOUNT,
@@ -89,7 +89,12 @@ class Balance:
         """Return the row that the events have made of the meter."""
         if self.last_seq == self.meter.last_seq:
             return self.meter
-        return self.meter._replace(used_credits=self.used_credits, last_seq=self.last_seq, updated_at=now)
+        return self.meter._replace(
+            used_credits=self.used_credits,
+            available_bits=available_bits(self.meter.limit_credits, self.used_credits),
+            last_seq=self.last_seq,
+            updated_at=now,
+        )
 
 
 @dataclass(slots=True)

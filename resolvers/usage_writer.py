@@ -199,9 +199,10 @@ class UsageWriter:
         group = _Group({id_: Balance.of(meter) for id_, meter in meters.items()}, known, own, self._clock())
         group.results = [group.decide(meter_id, event) for meter_id, event in events]
         if group.written:
-            changed = sorted({entry.meter_id for entry in group.written})
-            rows = [group.balances[meter_id].meter_after(group.now) for meter_id in changed]
-            await billing_meters.update_meters(writer, rows)
+            changed = [group.balances[meter_id] for meter_id in sorted({entry.meter_id for entry in group.written})]
+            await billing_meters.update_meters(
+                writer, [(balance.meter, balance.meter_after(group.now)) for balance in changed]
+            )
             await usage.add(writer, group.days)
             await ledger.insert_entries(writer, group.written)
         return group

@@ -3,7 +3,8 @@
 Of each meter: its entries are numbered without a gap from its opening on; each entry's totals follow from the one
 before; the last one's are the meter's; an accepted debit by REJECT or PARTIAL stays within the limit of its moment; the
 usage days are the sums of its entries; its limit is what the limit rule says. Of the whole: a key names one entry, no
-more is voided than was used, and every row has its meter.
+more is voided than was used, and every row has its meter. And what lists are filtered by agrees with what it stands
+for: of a meter the size of its available credits, of a customer the email and name without regard to case.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -11,10 +12,11 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple
 
-from resolvers.limits import limit_credits
+from resolvers.limits import available_bits, limit_credits
 from resolvers.values import MAX_AMOUNT
 from storage import audit, ledger, usage
 from storage.billing_meters import BillingMeterRow
+from storage.customers import found_by
 from storage.database import Database, Reader
 from storage.ledger import LedgerEntryRow
 from storage.tables import LedgerEntryKind, OverLimitPolicy
@@ -26,14 +28,17 @@ ENTRIES_AT_ONCE = 20_000
 #: How many meters are read at once.
 METERS_AT_ONCE = 1_000
 
+#: How many customers are read at once.
+CUSTOMERS_AT_ONCE = 1_000
+
 #: How many disagreements of one kind are looked for over the whole database.
 MOST_OF_A_KIND = 1_000
 
 
 class Disagreement(NamedTuple):
-    """Where the database breaks an invariant, and how."""
+    """Which meter or customer breaks an invariant, and how."""
 
-    meter_id: str
+    id: str
     message: str
 
 
@@ -91,6 +96,11 @@ class MeterCheck:
             ("total credits", self.meter.total_credits, self.total_credits),
             ("used credits", self.meter.used_credits, self.used_credits),
             ("limit", self.meter.limit_credits, _limit(self.meter)),
+            (
+                "number of available bits",
+                self.meter.available_bits,
+                available_bits(self.meter.limit_credits, self.meter.used_credits),
+            ),
         ):
             if found != expected:
                 yield Disagreement(self.meter.id, f"its {name} is {found} and should be {expected}")
@@ -141,6 +151,20 @@ async def verify(
             yield Disagreement(meter_id, f"entry {seq}: more is voided than it took, or it is missing")
         for table, meter_id in await audit.orphans(reader, limit=MOST_OF_A_KIND):
             yield Disagreement(meter_id, f"{table} has rows of it, and there is no such meter")
+        async for disagreement in _customers(reader):
+            yield disagreement
+
+
+async def _customers(reader: Reader) -> AsyncIterator[Disagreement]:
+    """Check by what each customer is found."""
+    last = ""
+    while found := await audit.customers_after(reader, last, limit=CUSTOMERS_AT_ONCE):
+        last = found[-1].id
+        for customer in found:
+            for column, expected in found_by(customer.email, customer.name).items():
+                if getattr(customer, column) != expected:
+                    # Without the values, which say who the customer is.
+                    yield Disagreement(customer.id, f"its {column} does not follow from its {column.split('_')[0]}")
 
 
 async def _in_portions(reader: Reader) -> AsyncIterator[list[BillingMeterRow]]:

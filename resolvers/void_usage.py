@@ -12,6 +12,7 @@ from resolvers.errors import (
     InvalidInput,
     UsageEventNotFound,
 )
+from resolvers.limits import available_bits
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, check_text
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
@@ -74,8 +75,10 @@ async def void_usage(
         given_back = voidable if amount is None else amount
         if not 0 < given_back <= voidable:
             raise ExceedsVoidable(event_id, voidable=voidable)
+        used_credits = meter.used_credits - given_back
         after = meter._replace(
-            used_credits=meter.used_credits - given_back,
+            used_credits=used_credits,
+            available_bits=available_bits(meter.limit_credits, used_credits),
             last_seq=meter.last_seq + 1,
             updated_at=context.clock(),
         )
@@ -87,7 +90,7 @@ async def void_usage(
             voids_seq=event.seq,
             reason=reason,
         )
-        await billing_meters.update_meters(writer, [after])
+        await billing_meters.update_meters(writer, [(meter, after)])
         assert event.day is not None  # noqa: S101  # A USAGE entry has its day and name.
         assert event.usage_name is not None  # noqa: S101
         await usage.add(writer, {(meter.id, event.day, event.usage_name): -given_back})

@@ -16,6 +16,7 @@ from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, 
 from schema.info import Info, changes_of, given
 from schema.node import Node
 from storage import ids
+from storage.customers import CustomerFilter as FilterValues
 from storage.customers import CustomerRow
 
 
@@ -65,6 +66,37 @@ class Customer(Node):
         return meters_connection(arguments, rows)
 
 
+@strawberry.input(description="Which customers to list; what is left out does not restrict them.")
+class CustomerFilter:
+    """See `storage.customers.CustomerFilter`."""
+
+    email: str | None = strawberry.field(
+        default=strawberry.UNSET, description="Only customers of this email address, without regard to case."
+    )
+    name_prefix: str | None = strawberry.field(
+        default=strawberry.UNSET, description="Only customers whose name begins so, without regard to case."
+    )
+    external_id_prefix: str | None = strawberry.field(
+        default=strawberry.UNSET, description="Only customers whose external id begins so."
+    )
+    created_from: datetime | None = strawberry.field(
+        default=strawberry.UNSET, description="Only customers made at this moment or later."
+    )
+    created_before: datetime | None = strawberry.field(
+        default=strawberry.UNSET, description="Only customers made before this moment."
+    )
+
+    def wanted(self) -> FilterValues:
+        """Return the filter as the repository takes it."""
+        return FilterValues(
+            email=given(self.email),
+            name_prefix=given(self.name_prefix),
+            external_id_prefix=given(self.external_id_prefix),
+            created_from=given(self.created_from),
+            created_before=given(self.created_before),
+        )
+
+
 @strawberry.type
 class CustomerQuery:
     """The queries of customers."""
@@ -96,10 +128,14 @@ class CustomerQuery:
         after: After = strawberry.UNSET,
         last: Last = strawberry.UNSET,
         before: Before = strawberry.UNSET,
+        filter: Annotated[
+            CustomerFilter | None, strawberry.argument(description="Which customers to list; left out: all.")
+        ] = strawberry.UNSET,
     ) -> Connection[Customer]:
         """Return a page of the customers."""
         arguments = page_arguments(ids.CUSTOMER, first, after, last, before)
-        rows = await customers.list_customers(info.context, arguments.page)
+        wanted = given(filter) or CustomerFilter()
+        rows = await customers.list_customers(info.context, arguments.page, wanted.wanted())
         return connection_of(arguments, rows, node_of=Customer.of, id_of=lambda row: row.id)
 
 

@@ -1,15 +1,28 @@
 """What `tollgate verify` reads: all meters in order, and the rows that no meter would lead to."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, Table, exists, func, select
 
 from storage.billing_meters import BillingMeterRow
 from storage.database import Reader
-from storage.tables import LedgerEntryKind, billing_meters, ledger_entries, usage_days
+from storage.tables import LedgerEntryKind, billing_meters, customers, ledger_entries, usage_days
 
 _METERS = select(*[billing_meters.c[name] for name in BillingMeterRow._fields]).order_by(billing_meters.c.id)
+
+
+class CustomerNames(NamedTuple):
+    """A customer's email and name, and the columns by which it is found by them."""
+
+    id: str
+    email: str
+    name: str | None
+    email_folded: str | None
+    name_folded: str | None
+
+
+_CUSTOMERS = select(*[customers.c[name] for name in CustomerNames._fields]).order_by(customers.c.id)
 
 _usage = ledger_entries.alias("usage")
 
@@ -48,6 +61,12 @@ async def meters_after(reader: Reader, meter_id: str, *, limit: int) -> Sequence
     """Return the next meters of all tenants, in the order of their ids."""
     rows = await reader.fetch(_METERS.where(billing_meters.c.id > meter_id).limit(limit))
     return [BillingMeterRow._make(row) for row in rows]
+
+
+async def customers_after(reader: Reader, customer_id: str, *, limit: int) -> Sequence[CustomerNames]:
+    """Return the next customers of all tenants, in the order of their ids."""
+    rows = await reader.fetch(_CUSTOMERS.where(customers.c.id > customer_id).limit(limit))
+    return [CustomerNames._make(row) for row in rows]
 
 
 async def overvoided(reader: Reader, *, limit: int) -> list[tuple[str, int]]:

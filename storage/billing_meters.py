@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import FromClause, Select, Text, and_, func, insert, select, update
 
 from storage.database import Prepared, Reader, Writer, keys, keys_table
-from storage.pages import Page, between, page_order, page_statement
+from storage.pages import Page, between, page_order, page_statement, unindexed
 from storage.tables import Environment, billing_meters
 
 
@@ -28,6 +28,7 @@ class BillingMeterRow(NamedTuple):
     allow_overages: bool
     spend_cap: int | None
     limit_credits: int | None
+    available_bits: int | None
     last_seq: int
     created_at: datetime
     updated_at: datetime
@@ -44,9 +45,10 @@ class MeterName(NamedTuple):
 
 _COLUMNS = [billing_meters.c[name] for name in BillingMeterRow._fields]
 
-#: What changes on a meter; the rest is fixed when it is made.
+#: What may change on a meter and stands in an index, and what may change and does not; the rest is fixed when it is
+#: made. SQLite writes an index again when a statement names one of its columns, changed or not.
+_INDEXED = ("customer_id", "available_bits")
 _CHANGING = (
-    "customer_id",
     "total_credits",
     "used_credits",
     "allow_overages",
@@ -56,27 +58,19 @@ _CHANGING = (
     "updated_at",
 )
 
+_indexed = attrgetter(*_INDEXED)
 _changing = attrgetter(*_CHANGING)
 
 
 @cache
-def _update(dialect: str) -> Prepared:
-    columns = {name: billing_meters.c[name].type for name in _CHANGING}
-    changed = keys_table(dialect, id=Text(), **columns)
+def _update(dialect: str, names: tuple[str, ...]) -> Prepared:
+    changed = keys_table(dialect, id=Text(), **{name: billing_meters.c[name].type for name in names})
     return Prepared(
         dialect,
         update(billing_meters)
         .where(billing_meters.c.id == changed.c.id)
-        .values({name: changed.c[name] for name in _CHANGING}),
+        .values({name: changed.c[name] for name in names}),
     )
-
-
-def _tenant(
-    statement: Select[Any], org_id: str, environment: Environment, workspace_ids: Sequence[str] | None
-) -> Select[Any]:
-    """Keep a tenant's meters; where workspaces are given, those in one of them."""
-    statement = statement.where(billing_meters.c.org_id == org_id, billing_meters.c.environment == environment)
-    return statement if workspace_ids is None else statement.where(billing_meters.c.workspace_id.in_(workspace_ids))
 
 
 @cache
@@ -154,12 +148,30 @@ async def page(
 
     `available_below` keeps the meters with a limit of which fewer credits than this are available; it is positive.
     """
-    statement = _tenant(select(*_COLUMNS), org_id, environment, workspace_ids)
+    dialect = reader.dialect
+    statement = select(*_COLUMNS)
     if customer_id is not None:
+        # By the index of (customer, id), so not by one that begins with the tenant.
+        tenant = [unindexed(billing_meters.c[name], dialect) for name in ("org_id", "environment")]
         statement = statement.where(billing_meters.c.customer_id == customer_id)
+    else:
+        # By the index of (tenant, id), or of (tenant, workspace, id).
+        tenant = [billing_meters.c.org_id, billing_meters.c.environment]
+    statement = statement.where(tenant[0] == org_id, tenant[1] == environment)
+    is_sorted = customer_id is not None or available_below is None
+    if workspace_ids is not None:
+        workspace = billing_meters.c.workspace_id
+        statement = statement.where((workspace if is_sorted else unindexed(workspace, dialect)).in_(workspace_ids))
     if available_below is not None:
-        statement = statement.where(billing_meters.c.limit_credits - billing_meters.c.used_credits < available_below)
-    rows = await reader.fetch(page_statement(statement, billing_meters.c.id, page))
+        # By the index of (tenant, available bits, id), whose rows are then sorted. The condition of the index lets some
+        # pass that have up to twice as much; the exact one does not.
+        bits = billing_meters.c.available_bits
+        statement = statement.where(
+            (unindexed(bits, dialect) if is_sorted else bits) <= (available_below - 1).bit_length(),
+            billing_meters.c.limit_credits - billing_meters.c.used_credits < available_below,
+        )
+    by_id = billing_meters.c.id if is_sorted else unindexed(billing_meters.c.id, dialect)
+    rows = await reader.fetch(page_statement(statement, by_id, page))
     return [BillingMeterRow._make(row) for row in rows]
 
 
@@ -208,7 +220,18 @@ async def insert_meter(writer: Writer, row: BillingMeterRow) -> None:
     await writer.execute(insert(billing_meters), row._asdict())
 
 
-async def update_meters(writer: Writer, rows: Sequence[BillingMeterRow]) -> None:
-    """Write what may change of the meters, which the transaction has locked."""
-    changed = [(row.id, *_changing(row)) for row in rows]
-    await writer.run(_update(writer.dialect), keys(writer.dialect, changed))
+async def update_meters(writer: Writer, changes: Sequence[tuple[BillingMeterRow, BillingMeterRow]]) -> None:
+    """Write what changes of meters, each given as the transaction has locked it and as it is to be.
+
+    An index is written for those meters alone whose place in it changes.
+    """
+    staying, moving = [], []
+    for before, after in changes:
+        if _indexed(after) == _indexed(before):
+            staying.append((after.id, *_changing(after)))
+        else:
+            moving.append((after.id, *_changing(after), *_indexed(after)))
+    if staying:
+        await writer.run(_update(writer.dialect, _CHANGING), keys(writer.dialect, staying))
+    if moving:
+        await writer.run(_update(writer.dialect, (*_CHANGING, *_INDEXED)), keys(writer.dialect, moving))

@@ -1,14 +1,15 @@
 """Customers: the rows, and the statements that read and write them."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, Text, bindparam, exists, insert, select, update
+from sqlalchemy import ColumnElement, Select, Text, bindparam, exists, insert, select, update
 
 from storage.database import Prepared, Reader, Writer, keys, keys_table
-from storage.pages import Page, page_statement
+from storage.pages import Page, page_statement, unindexed
 from storage.tables import Environment, billing_meters, customers
 
 
@@ -26,7 +27,81 @@ class CustomerRow(NamedTuple):
     updated_at: datetime
 
 
+class CustomerFilter(NamedTuple):
+    """Which customers to list; None does not restrict them. The email and the name are compared without regard to case.
+
+    `created_from` belongs to the range, `created_before` does not.
+    """
+
+    email: str | None = None
+    external_id_prefix: str | None = None
+    name_prefix: str | None = None
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+
+
 _COLUMNS = [customers.c[name] for name in CustomerRow._fields]
+
+
+def folded(text: str) -> str:
+    """Return the text as it is compared where case does not matter: Unicode's full folding, a character at a time.
+
+    So the folded beginning of a text is the beginning of the folded text.
+    """
+    return text.casefold()
+
+
+def found_by(email: str, name: str | None) -> dict[str, str | None]:
+    """Return the columns that a customer of this email and name is found by."""
+    return {"email_folded": folded(email), "name_folded": None if name is None else folded(name)}
+
+
+#: No text has the code points from the first of these to before the second: they are halves of UTF-16's pairs.
+_SURROGATES, _AFTER_SURROGATES = 0xD800, 0xE000
+
+
+def past_prefix(prefix: str) -> str | None:
+    """Return the least text that is greater than every text with this prefix, or None if there is none."""
+    for place in reversed(range(len(prefix))):
+        code = ord(prefix[place])
+        # Nothing comes after the greatest code point, so the one before it moves on.
+        if code < sys.maxunicode:
+            return prefix[:place] + chr(_AFTER_SURROGATES if code + 1 == _SURROGATES else code + 1)
+    return None
+
+
+def _begins(column: ColumnElement[Any], prefix: str) -> list[ColumnElement[bool]]:
+    """Return the conditions that keep the texts with this prefix: a range, which an index serves on both databases."""
+    end = past_prefix(prefix)
+    return [column >= prefix] if end is None else [column >= prefix, column < end]
+
+
+def _filtered(statement: Select[Any], wanted: CustomerFilter, page: Page, dialect: str) -> Select[Any]:
+    """Keep the customers that the filter wants, of this page. SQLite goes by the index of the first part given."""
+
+    def leading(column: ColumnElement[Any], *before: object) -> ColumnElement[Any]:
+        return column if all(part is None for part in before) else unindexed(column, dialect)
+
+    if wanted.email is not None:
+        # By the index of (tenant, folded email, id).
+        statement = statement.where(customers.c.email_folded == folded(wanted.email))
+    if wanted.external_id_prefix is not None:
+        # By the index of (tenant, external id).
+        column = leading(customers.c.external_id, wanted.email)
+        statement = statement.where(*_begins(column, wanted.external_id_prefix))
+    if wanted.name_prefix is not None:
+        # By the index of (tenant, folded name).
+        column = leading(customers.c.name_folded, wanted.email, wanted.external_id_prefix)
+        statement = statement.where(*_begins(column, folded(wanted.name_prefix)))
+    # By the index of (tenant, time of making).
+    column = leading(customers.c.created_at, *wanted[:3])
+    if wanted.created_from is not None:
+        statement = statement.where(column >= wanted.created_from)
+    if wanted.created_before is not None:
+        statement = statement.where(column < wanted.created_before)
+    # One email's customers lie in the order of their ids; those of a range are sorted.
+    is_sorted = wanted.email is not None or wanted == CustomerFilter()
+    return page_statement(statement, customers.c.id if is_sorted else unindexed(customers.c.id, dialect), page)
 
 
 def _tenant(
@@ -116,11 +191,17 @@ async def by_external_ids(
 
 
 async def page(
-    reader: Reader, page: Page, *, org_id: str, environment: Environment, workspace_ids: Sequence[str] | None
+    reader: Reader,
+    page: Page,
+    *,
+    org_id: str,
+    environment: Environment,
+    workspace_ids: Sequence[str] | None,
+    wanted: CustomerFilter = CustomerFilter(),  # noqa: B008  # It does not change.
 ) -> list[CustomerRow]:
-    """Return one page of the tenant's customers, and one more row where there is one."""
+    """Return one page of those of the tenant's customers that are wanted, and one more row where there is one."""
     statement = _tenant(select(*_COLUMNS), org_id, environment, workspace_ids)
-    rows = await reader.fetch(page_statement(statement, customers.c.id, page))
+    rows = await reader.fetch(_filtered(statement, wanted, page, reader.dialect))
     return [CustomerRow._make(row) for row in rows]
 
 
@@ -132,12 +213,13 @@ async def has_meters(reader: Reader, customer_id: str) -> bool:
 
 async def insert_customer(writer: Writer, row: CustomerRow) -> None:
     """Write a new customer."""
-    await writer.execute(insert(customers), row._asdict())
+    await writer.execute(insert(customers), row._asdict() | found_by(row.email, row.name))
 
 
 async def update_customer(writer: Writer, row: CustomerRow) -> None:
     """Write what may change of a customer."""
     changed = {name: getattr(row, name) for name in ("email", "name", "external_id", "metadata", "updated_at")}
+    changed |= found_by(row.email, row.name)
     await writer.execute(
         update(customers).where(customers.c.id == bindparam("customer_id")).values(changed), {"customer_id": row.id}
     )

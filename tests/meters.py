@@ -74,4 +74,4 @@ async def unchanged(caller: Caller, *external_meter_ids: str) -> AsyncIterator[N
 
 async def disagreements(database: Database, *meter_ids: str) -> list[Disagreement]:
     """Return what `tollgate verify` finds wrong with these meters."""
-    return [found async for found in verify(database, Verified()) if found.meter_id in meter_ids]
+    return [found async for found in verify(database, Verified()) if found.id in meter_ids]

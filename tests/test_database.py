@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from storage import billing_meters, customers, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.customers import CustomerRow
+from storage.customers import CustomerFilter, CustomerRow
 from storage.database import ATTEMPTS, Database, DatabaseUnavailable, Outcome, Reader, Writer
 from storage.pages import Page
 from storage.tables import Environment, LedgerEntryKind, metadata
@@ -28,7 +28,7 @@ NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 ORG = "org"
 
 #: How many rows the plans are made for.
-CUSTOMERS, METERS, DAYS, ENTRIES = 5_000, 10_000, 10_000, 50_000
+CUSTOMERS, METERS, DAYS, ENTRIES = 20_000, 20_000, 10_000, 50_000
 
 
 def customer(name: str) -> CustomerRow:
@@ -59,6 +59,7 @@ def meter(name: str) -> BillingMeterRow:
         allow_overages=False,
         spend_cap=None,
         limit_credits=0,
+        available_bits=0,
         last_seq=1,
         created_at=NOW,
         updated_at=NOW,
@@ -406,14 +407,14 @@ class TestWrite:
         async def add(writer: Writer) -> int:
             row = await billing_meters.lock_by_name(writer, name)
             assert row is not None
-            await billing_meters.update_meters(writer, [row._replace(total_credits=row.total_credits + 1)])
+            await billing_meters.update_meters(writer, [(row, row._replace(total_credits=row.total_credits + 1))])
             return row.total_credits
 
         # Half of them by id, as debits lock, and half by name, as refills do.
         async def add_by_id(writer: Writer) -> int:
             found = await billing_meters.ids_by_names(writer, [name])
             (row,) = (await billing_meters.lock(writer, [found[name]])).values()
-            await billing_meters.update_meters(writer, [row._replace(total_credits=row.total_credits + 1)])
+            await billing_meters.update_meters(writer, [(row, row._replace(total_credits=row.total_credits + 1))])
             return row.total_credits
 
         seen = await asyncio.gather(*[database.write(each) for _ in range(25) for each in (add, add_by_id)])
@@ -439,7 +440,7 @@ class TestWrite:
         async def add(writer: Writer, order: int) -> None:
             # Whatever the order in which they are asked for, they are locked in the order of their ids.
             locked = await billing_meters.lock(writer, [row.id for row in rows[::order]])
-            changed = [row._replace(used_credits=row.used_credits + 1) for row in locked.values()]
+            changed = [(row, row._replace(used_credits=row.used_credits + 1)) for row in locked.values()]
             await billing_meters.update_meters(writer, changed)
 
         await asyncio.gather(
@@ -493,20 +494,24 @@ async def filled(
     database = Database(empty_database(dialect, request, tmp_path_factory.mktemp("filled")))
     await migrations.upgrade(database)
     if dialect == "postgresql":
-        digits, day, moment, no = "lpad(to_hex({}), 24, '0')", "DATE '2026-01-01' + n % 10", "now()", "FALSE"
+        digits, day, no = "lpad(to_hex({}), 24, '0')", "DATE '2026-01-01' + n % 10", "FALSE"
+        moment = "TIMESTAMPTZ '2026-01-01 00:00:00Z' + n * INTERVAL '1 minute'"
         numbers = "generate_series(0, {}) AS n"
     else:
         digits, day, no = "printf('%024x', {})", "date('2026-01-01', (n % 10) || ' days')", "0"
-        moment = "'2026-01-01 00:00:00.000000'"
+        moment = "strftime('%Y-%m-%dT%H:%M:%S+00:00', '2026-01-01', n || ' minutes')"
         numbers = "(WITH RECURSIVE e(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM e WHERE n < {}) SELECT n FROM e)"
     # One customer and meter of ten is the tenant's.
     org = "CASE n % 10 WHEN 0 THEN 'org' ELSE 'other' END"
+    workspace = "CASE n % 1000 WHEN 10 THEN 'v' ELSE 'w' END"
+    # Of 0 to 63 credits 6 bits at most, of all others more.
+    bits = "CASE WHEN n < 64 THEN 6 ELSE 15 END"
     number, half, tenth, part = (digits.format(text) for text in ("n", "n / 2", "n / 10", "n / 200"))
     rows = {
-        f"customers SELECT 'cus_' || {number}, {org}, 'sandbox', 'a@example.com', NULL, 'e' || n, '{{}}', {moment},"
-        f" {moment}": CUSTOMERS,
-        f"billing_meters SELECT 'mtr_' || {number}, {org}, 'sandbox', 'w', 'm' || n, 'cus_' || {half}, 'UTC', 10, 0,"
-        f" {no}, NULL, 10, 10, {moment}, {moment}": METERS,
+        f"customers SELECT 'cus_' || {number}, {org}, 'sandbox', 'A@example.com', 'N', 'e' || n, '{{}}', {moment},"
+        f" {moment}, 'a' || (n / 100) || '@example.com', 'n' || n": CUSTOMERS,
+        f"billing_meters SELECT 'mtr_' || {number}, {org}, 'sandbox', {workspace}, 'm' || n, 'cus_' || {half}, 'UTC',"
+        f" 10, 0, {no}, NULL, n, 10, {moment}, {moment}, {bits}": METERS,
         f"usage_days SELECT 'mtr_' || {tenth}, {day}, 'default', 1": DAYS,
         f"ledger_entries SELECT 'mtr_' || {part}, n % 200 + 1, 'usage', 'k' || (n % 200), 1, 10, 1, 10, 'default',"
         f" {day}, 1, 'reject', NULL, NULL, {moment}, 'key_', NULL, '{{}}'": ENTRIES,
@@ -624,6 +629,95 @@ LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]
         ["id"],
     ),
 }
+
+
+#: The filters of the lists: how many rows each finds here, and the columns of its index that it goes by.
+FILTERS: dict[str, tuple[str, dict[str, Any], int, list[str]]] = {
+    "email": ("customers", {"email": "A1@EXAMPLE.COM"}, 10, ["org_id", "environment", "email_folded"]),
+    "name": ("customers", {"name_prefix": "N19"}, 1 + 10 + 100, ["org_id", "environment", "name_folded"]),
+    "external id": (
+        "customers",
+        {"external_id_prefix": "e19"},
+        1 + 10 + 100,
+        ["org_id", "environment", "external_id"],
+    ),
+    "made from": (
+        "customers",
+        {"created_from": datetime(2026, 1, 14, 20, 30, tzinfo=UTC)},
+        5,
+        ["org_id", "environment", "created_at"],
+    ),
+    "made before": (
+        "customers",
+        {"created_before": datetime(2026, 1, 1, 1, 0, tzinfo=UTC)},
+        6,
+        ["org_id", "environment", "created_at"],
+    ),
+    "made from and before": (
+        "customers",
+        {
+            "created_from": datetime(2026, 1, 2, 0, 0, tzinfo=UTC),
+            "created_before": datetime(2026, 1, 2, 1, 0, tzinfo=UTC),
+        },
+        6,
+        ["org_id", "environment", "created_at"],
+    ),
+    "email and all others": (
+        "customers",
+        {
+            "email": "a1@example.com",
+            "name_prefix": "n1",
+            "external_id_prefix": "e1",
+            "created_from": datetime(2026, 1, 1, tzinfo=UTC),
+        },
+        10,
+        ["org_id", "environment", "email_folded"],
+    ),
+    "external id and name": (
+        "customers",
+        {"external_id_prefix": "e199", "name_prefix": "n1"},
+        1 + 10,
+        ["org_id", "environment", "external_id"],
+    ),
+    "workspace": ("billing_meters", {"workspace_ids": ["v"]}, 20, ["org_id", "environment", "workspace_id"]),
+    "customer": ("billing_meters", {"customer_id": CUSTOMER_IDS[0]}, 1, ["customer_id"]),
+    "customer and all others": (
+        "billing_meters",
+        {"customer_id": CUSTOMER_IDS[0], "workspace_ids": ["w"], "available_below": 100_000},
+        1,
+        ["customer_id"],
+    ),
+    "available": ("billing_meters", {"available_below": 51}, 6, ["org_id", "environment", "available_bits"]),
+    "available and workspace": (
+        "billing_meters",
+        {"available_below": 51, "workspace_ids": ["w"]},
+        5,
+        ["org_id", "environment", "available_bits"],
+    ),
+}
+
+
+def filtered_list(table: str, wanted: dict[str, Any], page: Page) -> Callable[[Writer], Awaitable[Any]]:
+    if table == "customers":
+        return lambda db: customers.page(db, page, workspace_ids=None, wanted=CustomerFilter(**wanted), **TENANT)
+    return lambda db: billing_meters.page(db, page, **{"workspace_ids": None} | TENANT | wanted)
+
+
+IDS_OF = {"customers": "cus_", "billing_meters": "mtr_"}
+
+for filter_name, (filtered, wanted_rows, rows_found, by_columns) in FILTERS.items():
+    # The other pages must not go another way than the first: a cursor is one more condition of the ids.
+    for page_name, filtered_page in (
+        ("first", Page(25)),
+        ("second", Page(25, older_than=f"{IDS_OF[filtered]}{'f' * 24}")),
+        ("last", Page(25, newer_than=IDS_OF[filtered], backward=True)),
+    ):
+        LOOKUPS[f"{filtered} by {filter_name}, {page_name} page"] = (
+            filtered_list(filtered, wanted_rows, filtered_page),
+            min(rows_found, 26),
+            filtered,
+            by_columns,
+        )
 
 
 async def found_one(lookup: Awaitable[BillingMeterRow | None]) -> list[BillingMeterRow]:

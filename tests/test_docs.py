@@ -197,7 +197,7 @@ def test_the_readmes_import_counts_what_it_shows_and_replays_it(demo: Demo) -> N
 
 def test_the_guides_graphql_is_answered_without_an_error(demo: Demo) -> None:
     operations = [block.text for block in blocks_of(GUIDE) if block.language == "graphql"]
-    assert len(operations) == 5
+    assert len(operations) == 6
 
     def answer(operation: str) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {demo.key()}"}

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resolvers.errors import AmountOutOfRange, InsufficientCredits, LimitRefusal, Refusal, SpendCapExceeded
-from resolvers.limits import available_credits, limit_credits, overage_credits
+from resolvers.limits import available_bits, available_credits, limit_credits, overage_credits
 from resolvers.usage import Balance, accepted_amount
 from resolvers.values import MAX_AMOUNT
 from storage.billing_meters import BillingMeterRow
@@ -29,6 +29,7 @@ OutOfRange = AmountOutOfRange
 
 def meter_row(*, total: int, used: int, overages: bool, cap: int | None) -> BillingMeterRow:
     now = datetime(2026, 3, 16, tzinfo=UTC)
+    limit = limit_credits(total, allow_overages=overages, spend_cap=cap)
     return BillingMeterRow(
         id="mtr_000000000000000000000001",
         org_id="org",
@@ -41,7 +42,8 @@ def meter_row(*, total: int, used: int, overages: bool, cap: int | None) -> Bill
         used_credits=used,
         allow_overages=overages,
         spend_cap=cap,
-        limit_credits=limit_credits(total, allow_overages=overages, spend_cap=cap),
+        limit_credits=limit,
+        available_bits=available_bits(limit, used),
         last_seq=1,
         created_at=now,
         updated_at=now,

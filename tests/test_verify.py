@@ -76,7 +76,7 @@ async def spoil(gateway: Gateway, *statements: str, **parameters: Any) -> None:
 
 async def found_in(database: Database) -> list[tuple[str, str]]:
     """Return all disagreements of the database."""
-    return [(found.meter_id, found.message) async for found in verify(database, Verified())]
+    return [(found.id, found.message) async for found in verify(database, Verified())]
 
 
 @pytest.fixture
@@ -226,12 +226,22 @@ SPOILT = [
     Spoilt(
         "the limit is wrong",
         (METER.format("limit_credits = 1000"),),
-        ["its limit is 1000 and should be 155"],
+        ["its limit is 1000 and should be 155", "its number of available bits is 8 and should be 10"],
     ),
     Spoilt(
         "the limit is missing",
         (METER.format("limit_credits = NULL"),),
-        ["its limit is None and should be 155"],
+        ["its limit is None and should be 155", "its number of available bits is 8 and should be None"],
+    ),
+    Spoilt(
+        "the number of available bits is wrong",
+        (METER.format("available_bits = 7"),),
+        ["its number of available bits is 7 and should be 8"],
+    ),
+    Spoilt(
+        "the number of available bits is missing",
+        (METER.format("available_bits = NULL"),),
+        ["its number of available bits is None and should be 8"],
     ),
     Spoilt(
         "there is a limit where there should be none",
@@ -429,7 +439,7 @@ async def test_what_breaks_an_invariant_is_told(books: Gateway, spoilt: Spoilt) 
     await spoil(books, *spoilt.statements, id=meter_id)
     found = await disagreements(books.database, meter_id, neighbour)
     assert [disagreement.message for disagreement in found] == spoilt.messages
-    assert {disagreement.meter_id for disagreement in found} <= {meter_id}
+    assert {disagreement.id for disagreement in found} <= {meter_id}
 
 
 async def test_rows_of_no_meter_are_told(books: Gateway) -> None:
@@ -548,6 +558,49 @@ async def test_the_command_says_that_all_agrees_and_ends_with_0(
     assert "1 meters, 6 entries and 2 usage days verified: 0 disagreements." in messages
 
 
+async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_name(
+    own: Gateway, new_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resolvers.verify.CUSTOMERS_AT_ONCE", 2)
+    made = [
+        (
+            await own.mutate(
+                "createCustomer",
+                "... on CreateCustomerSuccess { customer { id } }",
+                email="Ada@example.com",
+                name="Ada" if number else None,
+            )
+        )["customer"]["id"]
+        for number in range(5)
+    ]
+    assert await found_in(own.database) == []
+    stale = "UPDATE customers SET email_folded = NULL, name_folded = '{}' WHERE id = :id"
+    await spoil(own, stale.format("ada"), id=made[0])
+    await spoil(own, stale.format("Ada"), id=made[4])
+    told = [
+        {"customer": made[0], "message": "its email_folded does not follow from its email"},
+        {"customer": made[0], "message": "its name_folded does not follow from its name"},
+        {"customer": made[4], "message": "its email_folded does not follow from its email"},
+        {"customer": made[4], "message": "its name_folded does not follow from its name"},
+    ]
+    code, output, _ = await run_verify(new_database_url, tmp_path, "--json")
+    assert (code, json.loads(output)["disagreements"]) == (1, told)
+    # Whatever changes a customer mends it.
+    for customer_id in (made[0], made[4]):
+        await own.mutate("updateCustomer", "", id=customer_id, externalId=customer_id)
+    assert await found_in(own.database) == []
+
+
+async def test_a_debit_by_the_release_before_is_told_until_the_next_write_mends_it(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="100")
+    # As a release before the column writes it: the column stays as it was.
+    await spoil(own, METER.format("used_credits = 90, last_seq = 2"), id=meter_id)
+    message = "its number of available bits is 7 and should be 4"
+    assert (meter_id, message) in await found_in(own.database)
+    await must(own, "recordUsage", eventId="e", amount="1")
+    assert [found for found in await found_in(own.database) if "bits" in found[1]] == []
+
+
 async def test_the_command_tells_what_disagrees_and_ends_with_1(
     own: Gateway, new_database_url: str, tmp_path: Path
 ) -> None:
@@ -558,8 +611,9 @@ async def test_the_command_tells_what_disagrees_and_ends_with_1(
     assert output.splitlines() == [
         f"{meter_id}: its used credits is 25 and should be 26",
         f"{meter_id}: its limit is 9 and should be 155",
+        f"{meter_id}: its number of available bits is 8 and should be 0",
     ]
-    assert "1 meters, 6 entries and 2 usage days verified: 2 disagreements." in messages
+    assert "1 meters, 6 entries and 2 usage days verified: 3 disagreements." in messages
     code, output, _ = await run_verify(new_database_url, tmp_path, "--json")
     assert code == 1
     assert json.loads(output) == {
@@ -569,5 +623,6 @@ async def test_the_command_tells_what_disagrees_and_ends_with_1(
         "disagreements": [
             {"meter": meter_id, "message": "its used credits is 25 and should be 26"},
             {"meter": meter_id, "message": "its limit is 9 and should be 155"},
+            {"meter": meter_id, "message": "its number of available bits is 8 and should be 0"},
         ],
     }
