@@ -38,6 +38,28 @@ torture: $(DEV_READY) ## Kill, cut and restart under load, and the model for man
 bench: $(DEV_READY) ## Measure beside the comparators. QUICK=1 takes two minutes.
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(BENCH_ARGS)
 
+# The examples; npm writes the first file when it is done. The client's generator has an environment of its own.
+FRONTEND := examples/frontend
+FRONTEND_READY := $(FRONTEND)/node_modules/.package-lock.json
+CLIENT := examples/python-client
+CLIENT_READY := $(CLIENT)/.venv/.ready
+
+.PHONY: examples
+examples: $(FRONTEND_READY) $(CLIENT_READY) ## Build the examples from the schema, and test them.
+	@PATH="$(CURDIR)/$(BIN):$$PATH" && pytest tests/examples/frontend.py tests/examples/python_client.py $(PYTEST_ARGS)
+
+$(FRONTEND_READY): $(FRONTEND)/package.json $(FRONTEND)/package-lock.json $(FRONTEND)/.npmrc $(DEV_READY)
+	@echo 'npm ci'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" && cd $(FRONTEND) && npm ci --loglevel=error
+	@touch $@
+
+$(CLIENT_READY): $(CLIENT)/requirements.lock $(DEV_READY)
+	@echo 'Installing $(CLIENT)/requirements.lock into $(CLIENT)/.venv ...'
+	@$(BIN)/python -m venv --clear $(CLIENT)/.venv
+	@$(CLIENT)/.venv/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes \
+		--requirement $(CLIENT)/requirements.lock
+	@touch $@
+
 lint: $(DEV_READY) ## Check format, style, types and imports.
 	@echo 'ruff format --check'
 	@$(BIN)/ruff format --check --quiet . || { echo 'Run `make format`.' >&2; exit 1; }
@@ -53,13 +75,14 @@ format: $(DEV_READY) ## Format, and mend what can be mended.
 	@$(BIN)/ruff format .
 
 # Versions already locked stay unless pyproject.toml or LOCK_ARGS say otherwise.
-UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' $(LOCK_ARGS)
 
-lock: $(DEV_READY) ## Write both lock files anew from pyproject.toml.
-	@$(UV_COMPILE) --group build --output-file requirements.lock
-	@$(UV_COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
-	@if grep -n '://' requirements.lock requirements-dev.lock; then \
+lock: $(DEV_READY) ## Write the lock files anew from pyproject.toml and the client's requirements.
+	@$(UV_COMPILE) pyproject.toml --group build --output-file requirements.lock
+	@$(UV_COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	@$(UV_COMPILE) $(CLIENT)/requirements.in --output-file $(CLIENT)/requirements.lock
+	@if grep -n '://' requirements.lock requirements-dev.lock $(CLIENT)/requirements.lock; then \
 		echo 'The lock files may not name an address: any mirror must serve.' >&2; exit 1; fi
 
 # Its node and npm are those of the environment.
@@ -69,6 +92,8 @@ graphiql: $(DEV_READY) ## Build GraphiQL's page from its source.
 clean: ## Remove the environment, caches and builds; databases stay.
 	@rm -rf $(VENV) gateway/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find $(wildcard $(PACKAGES) tests) -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf $(CLIENT)/.venv $(CLIENT)/tollgate_client
+	@rm -rf $(FRONTEND)/node_modules $(FRONTEND)/dist $(FRONTEND)/*/gql $(FRONTEND)/persisted-documents.json
 
 $(RUN_READY): requirements.lock pyproject.toml
 	$(call install,requirements.lock)

@@ -35,7 +35,8 @@ PAGES = sorted(
     for place in ROOT.iterdir()
     if not place.name.startswith(".")
     for page in ([place] if place.suffix == ".md" else place.rglob("*.md"))
-    if "node_modules" not in page.parts
+    # Not those of packages that are installed for an example.
+    if not {"node_modules", ".venv"} & set(page.parts)
 )
 
 #: What the commands of the README name, and what a test puts in its place.
