@@ -18,12 +18,16 @@ PACKAGES := gateway schema resolvers storage
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
 
+# The programs of others that `make conformance` runs; npm writes the last file when it is done.
+AUDITS := tests/conformance
+AUDITS_READY := $(AUDITS)/node_modules/.package-lock.json
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test torture bench lint format lock graphiql clean
+.PHONY: help run test conformance torture bench lint format lock graphiql clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(RUN_READY) ## Serve a demo at PORT (8000).
 	@exec $(BIN)/tollgate serve --demo --port $(PORT)
@@ -31,6 +35,9 @@ run: $(RUN_READY) ## Serve a demo at PORT (8000).
 test: lint ## Check all: `lint`, then the tests.
 	@echo 'pytest'
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+conformance: $(AUDITS_READY) ## Run the audits of GraphQL over HTTP, and the lint of the schema.
+	@$(BIN)/pytest --capture=no $(AUDITS)/conformance.py $(PYTEST_ARGS)
 
 torture: $(DEV_READY) ## Kill, cut and restart under load, and the model for many more rounds.
 	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py $(PYTEST_ARGS)
@@ -90,7 +97,7 @@ graphiql: $(DEV_READY) ## Build GraphiQL's page from its source.
 	@cd gateway/graphiql/source && export PATH="$(CURDIR)/$(BIN):$$PATH" && npm ci && npm run build
 
 clean: ## Remove the environment, caches and builds; databases stay.
-	@rm -rf $(VENV) gateway/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(AUDITS)/node_modules gateway/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find $(wildcard $(PACKAGES) tests) -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -rf $(CLIENT)/.venv $(CLIENT)/tollgate_client
 	@rm -rf $(FRONTEND)/node_modules $(FRONTEND)/dist $(FRONTEND)/*/gql $(FRONTEND)/persisted-documents.json
@@ -102,6 +109,11 @@ $(RUN_READY): requirements.lock pyproject.toml
 $(DEV_READY): requirements-dev.lock requirements.lock pyproject.toml
 	$(call install,requirements-dev.lock)
 	@touch $(RUN_READY) $@
+
+$(AUDITS_READY): $(AUDITS)/package.json $(AUDITS)/package-lock.json $(AUDITS)/.npmrc $(DEV_READY)
+	@echo 'npm ci'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" && cd $(AUDITS) && npm ci --silent
+	@touch $@
 
 # Makes the environment if there is no usable one, then installs a lock file and the project over it.
 define install

@@ -11,21 +11,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.auth import authenticate
-from gateway.http import JSON, HTTPProblem, read_json, read_json_text
+from gateway.http import GRAPHQL_RESPONSE, JSON, HTTPProblem, graphql_media_type, read_json, read_json_text
 from resolvers.context import Context
 from schema.execution import Operation, OperationNotAllowed, answer
 
 if TYPE_CHECKING:
     from gateway.services import Services
 
-GRAPHQL_RESPONSE = "application/graphql-response+json"
-
 
 async def graphql(request: Request) -> Response:
     """Answer one GraphQL request."""
     services: Services = request.app.state.services
     actor = await authenticate(request, services.api_keys)
-    media_type = _answer_type(request.headers.get("accept"))
+    media_type = graphql_media_type(request)
+    if media_type is None:
+        raise HTTPProblem(406, f"Answers are {GRAPHQL_RESPONSE} or {JSON}.")
     # HEAD is answered as GET is, without the body.
     is_read = request.method in {"GET", "HEAD"}
     if is_read:
@@ -44,20 +44,6 @@ async def graphql(request: Request) -> Response:
         raise HTTPProblem(400, "The answer would be nested too deeply.", code="LIMIT_EXCEEDED") from None
     status = 400 if media_type == GRAPHQL_RESPONSE and not found.is_executed else 200
     return Response(body, status, media_type=f"{media_type}; charset=utf-8")
-
-
-def _answer_type(accept: str | None) -> str:
-    """Return the media type to answer in: what the client names first of the two, else the older one."""
-    if accept is None:
-        return JSON
-    for entry in accept.lower().split(","):
-        media_range = entry.partition(";")[0].strip()
-        if media_range == GRAPHQL_RESPONSE:
-            return GRAPHQL_RESPONSE
-        if media_range in {JSON, "application/*", "*/*"}:
-            return JSON
-    message = f"Answers are {GRAPHQL_RESPONSE} or {JSON}."
-    raise HTTPProblem(406, message)
 
 
 def _from_body(request: Any) -> Operation:

@@ -1,5 +1,7 @@
-"""What both faces have of HTTP: reading a body, and telling what is wrong with a request."""
+"""What both faces have of HTTP: reading a body, the type of an answer, and telling what is wrong with a request."""
 
+import re
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -9,9 +11,14 @@ from starlette.responses import Response
 from resolvers.values import parse_json
 
 JSON = "application/json"
+GRAPHQL_RESPONSE = "application/graphql-response+json"
 
 #: Where the paths of the REST operations and of their description begin; everything else speaks GraphQL.
 REST_PATHS = ("/api/", "/v1/", "/openapi.json/")
+
+
+#: How much a client likes a type: from 0, not at all, to 1.
+_WEIGHT = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
 
 class HTTPProblem(Exception):
@@ -36,11 +43,36 @@ class HTTPProblem(Exception):
 def problem_response(request: Request, problem: HTTPProblem) -> Response:
     """Answer a problem in the form of the face that the request is for."""
     body: dict[str, Any]
+    media_type = JSON
     if f"{request.scope['path']}/".startswith(REST_PATHS):
         body = {"error": {"code": problem.status, "message": problem.message}}
     else:
         body = {"errors": [{"message": problem.message, "extensions": problem.extensions}]}
-    return Response(orjson.dumps(body), problem.status, problem.headers, media_type=JSON)
+        media_type = graphql_media_type(request) or JSON
+    return Response(orjson.dumps(body), problem.status, problem.headers, media_type=media_type)
+
+
+def graphql_media_type(request: Request) -> str | None:
+    """Return which of the two types of a GraphQL answer the client likes best; None: it takes neither."""
+    return _liked_best(",".join(request.headers.getlist("accept")).lower() or "*/*")
+
+
+@lru_cache(maxsize=64)
+def _liked_best(accept: str) -> str | None:
+    weights: dict[str, float] = {}
+    for entry in accept.split(","):
+        media_range, *parameters = (part.strip() for part in entry.split(";"))
+        weight = next(filter(None, map(_WEIGHT.fullmatch, parameters)), None)
+        weights.setdefault(media_range, float(weight[1]) if weight else 1.0)
+
+    def liking(media_type: str) -> float:
+        # What is named says more than a pattern.
+        return next((weights[name] for name in (media_type, "application/*", "*/*") if name in weights), 0.0)
+
+    # Of two that are liked alike it is the one that is named first, and the older one where neither is named.
+    named = [media_type for media_type in weights if media_type in {JSON, GRAPHQL_RESPONSE}]
+    best = max([*named, JSON, GRAPHQL_RESPONSE], key=liking)
+    return best if liking(best) > 0 else None
 
 
 async def read_json(request: Request, *, most_bytes: int) -> Any:

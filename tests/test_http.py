@@ -218,7 +218,9 @@ class TestContentTypes:
 
 
 class TestAccept:
-    async def test_the_first_of_the_two_types_is_answered(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
+    async def test_the_type_that_the_client_likes_best_is_answered(
+        self, gateway: Gateway, subtests: pytest.Subtests
+    ) -> None:
         for accept, media_type in (
             ("*/*", "application/json"),
             ("application/*", "application/json"),
@@ -229,6 +231,22 @@ class TestAccept:
             (f"application/json, {GRAPHQL_RESPONSE}", "application/json"),
             (f"text/html, image/png;q=0.9, {GRAPHQL_RESPONSE};q=0.8", GRAPHQL_RESPONSE),
             ("text/html, */*;q=0.1", "application/json"),
+            # As libraries send it.
+            (f"{GRAPHQL_RESPONSE},application/json;q=0.9", GRAPHQL_RESPONSE),
+            (f"{GRAPHQL_RESPONSE}, application/graphql+json, application/json", GRAPHQL_RESPONSE),
+            # A weight says more than the order, a name more than a pattern, and no weight is the greatest one.
+            (f"{GRAPHQL_RESPONSE};q=0.8, application/json;q=0.9", "application/json"),
+            (f"application/json;q=0.899, {GRAPHQL_RESPONSE};q=0.9", GRAPHQL_RESPONSE),
+            (f"application/json;charset=utf-8;q=0.5 , {GRAPHQL_RESPONSE}; Q=0.6", GRAPHQL_RESPONSE),
+            (f"application/json;q=0.999, {GRAPHQL_RESPONSE}", GRAPHQL_RESPONSE),
+            (f"*/*, {GRAPHQL_RESPONSE}", GRAPHQL_RESPONSE),
+            (f"*/*, {GRAPHQL_RESPONSE};q=0.9", "application/json"),
+            (f"*/*;q=0.1, {GRAPHQL_RESPONSE};q=0", "application/json"),
+            ("application/json;q=0, application/*", GRAPHQL_RESPONSE),
+            ("application/*;q=0.1, */*;q=0, application/json;q=0.05", GRAPHQL_RESPONSE),
+            # What is no weight weighs nothing.
+            (f"application/json;q=2, {GRAPHQL_RESPONSE};q=high", "application/json"),
+            ("", "application/json"),
         ):
             with subtests.test(accept=accept):
                 response = await send(gateway, body=body_of(VIEWER), accept=accept)
@@ -237,11 +255,46 @@ class TestAccept:
                 assert response.json() == {"data": {"viewer": {"orgId": gateway.org_id}}}
 
     async def test_any_other_type_is_406_and_nothing_is_run(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
-        for accept in ("text/html", "image/*", "application/xml", "application/graphql+json", "text/event-stream"):
+        for accept in (
+            "text/html",
+            "image/*",
+            "application/xml",
+            "application/graphql+json",
+            "text/event-stream",
+            "*/*;q=0",
+            f"application/json;q=0, {GRAPHQL_RESPONSE};q=0.0",
+            "*/*, application/*;q=0",
+        ):
             with subtests.test(accept=accept):
                 response = await send(gateway, body=body_of(CREATE_CUSTOMER), accept=accept)
                 assert problem(response, 406) == f"Answers are {GRAPHQL_RESPONSE} or application/json."
         assert await customers(gateway) == []
+
+    async def test_several_headers_are_read_as_one(self, gateway: Gateway) -> None:
+        response = await gateway.client.post(
+            "/graphql",
+            json={"query": VIEWER},
+            headers=[
+                ("authorization", f"Bearer {gateway.key}"),
+                ("accept", "application/json;q=0.1"),
+                ("accept", GRAPHQL_RESPONSE),
+            ],
+        )
+        assert response.headers["content-type"] == f"{GRAPHQL_RESPONSE}; charset=utf-8"
+
+    async def test_what_is_no_graphql_request_is_told_in_the_type_that_is_liked_best(
+        self, gateway: Gateway, subtests: pytest.Subtests
+    ) -> None:
+        for headers, status in (
+            ({}, 400),
+            ({"content_type": "text/plain"}, 415),
+            ({"authorization": "Bearer nobody"}, 401),
+        ):
+            for accept in (GRAPHQL_RESPONSE, "application/json"):
+                with subtests.test(status=status, accept=accept):
+                    response = await send(gateway, body=b"{", accept=accept, **headers)
+                    assert (response.status_code, response.headers["content-type"]) == (status, accept)
+                    assert set(only_error(response)) == {"message", "extensions"}
 
     async def test_a_request_that_was_not_run_is_400_in_the_new_type_and_200_in_the_old_one(
         self, gateway: Gateway, subtests: pytest.Subtests
