@@ -141,8 +141,10 @@ class BillingMeterQuery:
     async def billing_meter(
         self,
         info: Info,
-        workspace_id: Annotated[str, strawberry.argument(description="The meter's workspace.")],
-        external_meter_id: Annotated[str, strawberry.argument(description="The caller's name of the meter.")],
+        workspace_id: Annotated[str, strawberry.argument(description="The meter's workspace, 1 to 256 characters.")],
+        external_meter_id: Annotated[
+            str, strawberry.argument(description="The caller's name of the meter, 1 to 256 characters.")
+        ],
     ) -> BillingMeter | None:
         """Return the meter of these names."""
         check_names(workspace_id, external_meter_id)
@@ -189,7 +191,9 @@ class CreateBillingMeterInput:
     external_meter_id: str = strawberry.field(
         description="The caller's name of it in the workspace, 1 to 256 characters."
     )
-    total_credits: BigInt = strawberry.field(default=BigInt(0), description="The credits granted from the start.")
+    total_credits: BigInt = strawberry.field(
+        default=BigInt(0), description="The credits granted from the start, in whole credits."
+    )
     allow_overages: bool = strawberry.field(default=False, description="Whether more may be used than the total.")
     spend_cap: BigInt | None = strawberry.field(
         default=strawberry.UNSET, description="The most overage allowed, in credits; left out or null: no cap."
@@ -210,8 +214,8 @@ class CreateBillingMeterInput:
 class UpdateBillingMeterInput:
     """The fields of a meter that can be changed."""
 
-    workspace_id: str = strawberry.field(description="The meter's workspace.")
-    external_meter_id: str = strawberry.field(description="The caller's name of the meter.")
+    workspace_id: str = strawberry.field(description="The meter's workspace, 1 to 256 characters.")
+    external_meter_id: str = strawberry.field(description="The caller's name of the meter, 1 to 256 characters.")
     allow_overages: strawberry.Maybe[bool | None] = strawberry.field(
         default=None, description="Whether more may be used than the total; null is refused."
     )
@@ -229,8 +233,8 @@ class UpdateBillingMeterInput:
 class RefillBillingMeterInput:
     """The fields of a refill."""
 
-    workspace_id: str = strawberry.field(description="The meter's workspace.")
-    external_meter_id: str = strawberry.field(description="The caller's name of the meter.")
+    workspace_id: str = strawberry.field(description="The meter's workspace, 1 to 256 characters.")
+    external_meter_id: str = strawberry.field(description="The caller's name of the meter, 1 to 256 characters.")
     refill: BigInt | None = strawberry.field(
         default=strawberry.UNSET,
         description="The credits to add to the total, more than 0; left out or null: the meter comes back unchanged.",
@@ -331,7 +335,9 @@ class BillingMeterMutation:
     async def update_billing_meter(
         self,
         info: Info,
-        input: Annotated[UpdateBillingMeterInput, strawberry.argument(description="The change.")],
+        input: Annotated[
+            UpdateBillingMeterInput, strawberry.argument(description="The meter, and what to change of it.")
+        ],
     ) -> UpdateBillingMeterResult | None:
         """Change the meter."""
         outcome = await billing_meters.update_billing_meter(
@@ -349,7 +355,9 @@ class BillingMeterMutation:
     async def refill_billing_meter(
         self,
         info: Info,
-        input: Annotated[RefillBillingMeterInput, strawberry.argument(description="The refill.")],
+        input: Annotated[
+            RefillBillingMeterInput, strawberry.argument(description="The meter, and the credits to add.")
+        ],
     ) -> RefillBillingMeterResult | None:
         """Refill the meter."""
         outcome = await billing_meters.refill_billing_meter(

@@ -24,13 +24,15 @@ from storage.customers import CustomerRow
 class Customer(Node):
     """See `storage.customers.CustomerRow`."""
 
-    org_id: strawberry.ID = strawberry.field(description="The organization that the customer belongs to.")
+    org_id: strawberry.ID = strawberry.field(description="The id of the organization that the customer belongs to.")
     email: str = strawberry.field(description="The email address, as it was given.")
-    name: str | None = strawberry.field(description="The name for people to read.")
+    name: str | None = strawberry.field(description="The name for people to read; null: none was given.")
     external_id: str | None = strawberry.field(
         description="The caller's name of the customer, unique in the organization and environment."
     )
-    metadata: JSON = strawberry.field(description="What the caller keeps with the customer: a JSON object.")
+    metadata: JSON = strawberry.field(
+        description="What the caller keeps with the customer: a JSON object of at most 16 KiB."
+    )
     environment: Environment = strawberry.field(description="The world that the customer belongs to.")
     created_at: datetime = strawberry.field(description="When the customer was made.")
     updated_at: datetime = strawberry.field(description="When the customer last changed.")
@@ -113,7 +115,9 @@ class CustomerQuery:
     async def customer_by_external_id(
         self,
         info: Info,
-        external_id: Annotated[str, strawberry.argument(description="The caller's name of the customer.")],
+        external_id: Annotated[
+            str, strawberry.argument(description="The caller's name of the customer, 1 to 256 characters.")
+        ],
     ) -> Customer | None:
         """Return the customer of this external id."""
         check_text("externalId", external_id, length=NAME_LENGTH)
@@ -145,7 +149,8 @@ class CreateCustomerInput:
 
     email: str = strawberry.field(description="A valid email address.")
     name: str | None = strawberry.field(
-        default=strawberry.UNSET, description="The name for people to read, 1 to 256 characters."
+        default=strawberry.UNSET,
+        description="The name for people to read, 1 to 256 characters; left out or null: none.",
     )
     external_id: str | None = strawberry.field(
         default=strawberry.UNSET,
@@ -233,7 +238,9 @@ class CustomerMutation:
     async def update_customer(
         self,
         info: Info,
-        input: Annotated[UpdateCustomerInput, strawberry.argument(description="The change.")],
+        input: Annotated[
+            UpdateCustomerInput, strawberry.argument(description="The customer, and what to change of it.")
+        ],
     ) -> UpdateCustomerResult | None:
         """Change the customer."""
         row = await customers.update_customer(

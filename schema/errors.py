@@ -27,7 +27,7 @@ class UserError:
     """What every refusal tells."""
 
     code: ErrorCode = strawberry.field(description="The rule that refused it, for programs.")
-    message: str = strawberry.field(description="What is wrong, for people.")
+    message: str = strawberry.field(description="What is wrong, in English, for people; its wording may change.")
 
 
 @strawberry.type(description="A value of the input breaks a rule.")
@@ -56,7 +56,9 @@ class UsageEventNotFound(UserError):
 class AlreadyExists(UserError):
     """See `resolvers.errors.AlreadyExists`."""
 
-    existing_id: strawberry.ID = strawberry.field(description="The id of what has it.")
+    existing_id: strawberry.ID = strawberry.field(
+        description="The id of the customer or billing meter that has the name."
+    )
 
 
 @strawberry.type(description="The event id or idempotency key was used before with other values.")

@@ -29,7 +29,7 @@ MOST_NODES = 100
 class NodeQuery:
     """The queries of objects by their ids alone."""
 
-    @strawberry.field(description="The object of this id; null: there is none.")
+    @strawberry.field(description="The customer, billing meter or ledger entry of this id; null: there is none.")
     async def node(
         self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The object's id.")]
     ) -> Node | None:

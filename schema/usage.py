@@ -60,7 +60,9 @@ class UsageDay:
 
     billing_id: strawberry.ID = strawberry.field(description="The id of the billing meter.")
     day: date = strawberry.field(description="The day, in the meter's time zone.")
-    total_billing_usage: BigInt = strawberry.field(description="The credits used on that day.")
+    total_billing_usage: BigInt = strawberry.field(
+        description="The credits used on that day under the name; what was voided is taken off."
+    )
     billing_usage_name: str = strawberry.field(description="The usage name that they were recorded under.")
 
     @classmethod
@@ -187,8 +189,10 @@ class RecordUsageSuccess:
             "this one."
         )
     )
-    accepted: BigInt = strawberry.field(description="The credits that were used.")
-    refused: BigInt = strawberry.field(description="The credits that the policy `PARTIAL` did not accept.")
+    accepted: BigInt = strawberry.field(description="The credits that the event used.")
+    refused: BigInt = strawberry.field(
+        description="The credits that the policy `PARTIAL` did not accept; 0 under the others."
+    )
     over_limit: bool = strawberry.field(description="Whether more is used than the meter's limit, after this event.")
     entry: LedgerEntry | None = strawberry.field(description="The ledger entry; null: the amount was 0.")
     replayed: bool = strawberry.field(
@@ -226,9 +230,9 @@ RecordUsageResult = Annotated[
 class VoidUsageInput:
     """The fields of a void."""
 
-    workspace_id: str = strawberry.field(description="The meter's workspace.")
-    external_meter_id: str = strawberry.field(description="The caller's name of the meter.")
-    event_id: str = strawberry.field(description="The caller's name of the usage event.")
+    workspace_id: str = strawberry.field(description="The meter's workspace, 1 to 256 characters.")
+    external_meter_id: str = strawberry.field(description="The caller's name of the meter, 1 to 256 characters.")
+    event_id: str = strawberry.field(description="The caller's name of the usage event, 1 to 255 characters.")
     reason: str = strawberry.field(description="Why, for people, 1 to 500 characters; kept on the ledger entry.")
     idempotency_key: str = strawberry.field(
         description="The caller's name of this void, 1 to 255 characters: repeating it replays the first result."
@@ -314,7 +318,11 @@ class UsageMutation:
         )
     )
     async def void_usage(
-        self, info: Info, input: Annotated[VoidUsageInput, strawberry.argument(description="The void.")]
+        self,
+        info: Info,
+        input: Annotated[
+            VoidUsageInput, strawberry.argument(description="The usage event, and the credits to give back.")
+        ],
     ) -> VoidUsageResult | None:
         """Void the event."""
         outcome = await void_usage(

@@ -18,7 +18,7 @@ _CustomerType = Annotated["Customer", strawberry.lazy("schema.customers")]
 class Viewer:
     """See `resolvers.actor.Actor`."""
 
-    org_id: strawberry.ID = strawberry.field(description="The organization that the key belongs to.")
+    org_id: strawberry.ID = strawberry.field(description="The id of the organization that the key belongs to.")
     environment: Environment = strawberry.field(description="The world that the key is for.")
     scopes: list[Scope] = strawberry.field(description="What the key allows.")
     workspace_ids: list[str] | None = strawberry.field(

@@ -22,7 +22,9 @@ from graphql import (
     build_ast_schema,
     build_schema,
     find_schema_changes,
+    get_nullable_type,
     is_introspection_type,
+    is_list_type,
     is_specified_scalar_type,
     lexicographic_sort_schema,
     parse,
@@ -32,7 +34,7 @@ from graphql import (
 
 from resolvers import errors as domain
 from schema import refusals
-from schema.changes import Change, changes_since
+from schema.changes import Change, changes_between, changes_since
 from schema.enums import ErrorCode
 from schema.root import schema
 
@@ -104,6 +106,29 @@ def without(type_name: str, member: str) -> str:
     return print_schema(built)
 
 
+def without_argument(type_name: str, field: str, argument: str) -> str:
+    """Return the export as if an older release had not had this argument yet."""
+    built = build_schema(EXPORT)
+    type_: Any = built.type_map[type_name]
+    del type_.fields[field].args[argument]
+    return print_schema(built)
+
+
+#: Every list that is none of edges, and what bounds it: a list that grows without a bound is a connection.
+BOUNDED_LISTS = {
+    "BillingMeter.usage": "366 days and 10,000 rows",
+    "BillingMeterConnection.nodes": "the page",
+    "CustomerConnection.nodes": "the page",
+    "InvalidInput.field": "the depth of an input",
+    "LedgerEntryConnection.nodes": "the page",
+    "Mutation.recordUsageBatch": "as many as were sent, 1,000",
+    "Query.nodes": "as many as were asked for, 100",
+    "Query.usage": "366 days and 10,000 rows",
+    "Viewer.scopes": "the values of the enum",
+    "Viewer.workspaceIds": "what the key was made with",
+}
+
+
 #: What an older release had, and how severe the change since then is.
 CHANGES: dict[str, tuple[str, str]] = {
     # What is gone, or asked for anew, breaks clients.
@@ -140,6 +165,7 @@ CHANGES: dict[str, tuple[str, str]] = {
         "dangerous",
     ),
     "an optional input field is new": (without("RecordUsageInput", "occurredAt"), "dangerous"),
+    "an optional argument is new": (without_argument("Query", "billingMeters", "filter"), "dangerous"),
     # What nobody has asked for yet is safe.
     "a field is new": (without("Query", "viewer"), "safe"),
     "a description is another": (with_other_text('"""An accepted debit."""', '"""A debit."""'), "safe"),
@@ -179,6 +205,16 @@ class TestExport:
             if "isoformat" in description or "ECMA-404" in description
         ] == []
         assert [coordinate for coordinate, description in found.items() if not description.endswith(".")] == []
+
+    def test_every_list_is_of_edges_or_has_a_bound_of_its_own(self) -> None:
+        lists = {
+            f"{type_.name}.{name}"
+            for type_ in our_types(build_schema(EXPORT))
+            if isinstance(type_, GraphQLObjectType)
+            for name, field in type_.fields.items()
+            if is_list_type(get_nullable_type(field.type)) and name != "edges"
+        }
+        assert lists == set(BOUNDED_LISTS)
 
 
 class TestMutations:
@@ -257,6 +293,33 @@ class TestChanges:
             Change("dangerous", "Enum value OverLimitPolicy.PARTIAL was added."),
             Change("safe", "Field Query.viewer was added."),
         ]
+
+    def test_what_is_deprecated_is_safe_and_told_with_its_reason(self) -> None:
+        deprecated = (
+            with_other_text(
+                "  workspaceIds: [String!]\n", '  workspaceIds: [String!] @deprecated(reason: "All of it.")\n'
+            )
+            .replace("  FORCE\n", '  FORCE @deprecated(reason: "Use PARTIAL.")\n')
+            .replace("    after: String\n", '    after: String @deprecated(reason: "Use before.")\n', 1)
+            .replace("  reason: String!\n", '  reason: String @deprecated(reason: "Nobody reads it.")\n')
+        )
+        assert changes_between(EXPORT.replace("  reason: String!\n", "  reason: String\n"), deprecated) == [
+            Change("safe", "BillingMeter.ledger(after:) was deprecated: Use before."),
+            Change("safe", "OverLimitPolicy.FORCE was deprecated: Use PARTIAL."),
+            Change("safe", "Viewer.workspaceIds was deprecated: All of it."),
+            Change("safe", "VoidUsageInput.reason was deprecated: Nobody reads it."),
+        ]
+        assert changes_between(deprecated, deprecated) == []
+        reworded = deprecated.replace("Use PARTIAL.", "Use REJECT.")
+        assert changes_between(deprecated, reworded) == [
+            Change("safe", "OverLimitPolicy.FORCE was deprecated: Use REJECT.")
+        ]
+
+    def test_removing_what_was_deprecated_breaks_clients_all_the_same(self) -> None:
+        older = with_other_text(
+            "type Viewer {", 'type Viewer { gone: String @deprecated(reason: "Nobody asks for it.")'
+        )
+        assert changes_since(older) == [Change("breaking", "Field Viewer.gone was removed.")]
 
     @pytest.mark.parametrize("text", ["", "{", "type Query { a: Missing }", "type A { a: Int } type A { a: Int }"])
     def test_what_is_no_schema_is_refused(self, text: str) -> None:
