@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from gateway import graphiql, rest
 from gateway.auth import authenticate
+from gateway.documents import TrustedDocuments
 from gateway.graphql import graphql
 from gateway.http import HTTPProblem, problem_response
 from gateway.services import Services, collect_less_often
@@ -34,12 +35,14 @@ PREFLIGHT_SECONDS = 600
 
 
 def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
-    """Return the application. Its database is opened when it starts and closed when it stops."""
+    """Return the application. Its database is opened when it starts and closed when it stops. Raises `BadManifest`."""
+    documents = TrustedDocuments(settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         services = Services(settings, clock)
         app.state.services = services
+        app.state.documents = documents
         try:
             yield
         finally:

@@ -141,6 +141,12 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(min=1, max=64, help="How many processes serve.", show_default="1")
     ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="The manifest of trusted documents, which requests name by their ids.")
+    ] = None,
+    trusted_only: Annotated[
+        bool | None, typer.Option(help="Run trusted documents alone.", show_default="no-trusted-only")
+    ] = None,
     demo: Annotated[bool, typer.Option(help="Seed a demo organization first, and print its key.")] = False,
     reload: Annotated[bool, typer.Option(help="Restart when the code changes, for development.")] = False,
 ) -> None:
@@ -150,7 +156,14 @@ def serve(
 
     from gateway.app import log_to_standard_error
 
-    for name, value in (("host", host), ("port", port), ("workers", workers)):
+    switch = None if trusted_only is None else "on" if trusted_only else "off"
+    for name, value in (
+        ("host", host),
+        ("port", port),
+        ("workers", workers),
+        ("documents", documents),
+        ("trusted_only", switch),
+    ):
         if value is not None:
             # The serving processes read the environment for themselves.
             os.environ[variable_of(name)] = str(value)
@@ -159,6 +172,7 @@ def serve(
     settings = read_settings()
     if settings.is_demo and not settings.is_loopback:
         fail(f"--demo listens on loopback alone, not on {settings.host}.", code=2)
+    _require_documents(settings)
     _require_free_port(settings.host, settings.port)
     log_to_standard_error(settings)
     key = run(_seed_demo, settings) if settings.is_demo else run(_nothing, settings)
@@ -203,6 +217,17 @@ async def _seed_demo(services: Services) -> str:
 
 def _tell_key_file(settings: Settings) -> None:
     err.print(f"(also in the file {escape(settings.demo_key_file)}, which only you can read)", highlight=False)
+
+
+def _require_documents(settings: Settings) -> None:
+    from gateway.documents import BadManifest, TrustedDocuments
+
+    if settings.is_trusted_only and settings.documents is None:
+        fail("--trusted-only needs trusted documents: name their manifest by --documents.", code=2)
+    try:
+        TrustedDocuments(settings)
+    except BadManifest as error:
+        fail(str(error), code=2)
 
 
 def _require_free_port(host: str, port: int) -> None:

@@ -4,6 +4,7 @@ The key is checked before anything of the request is read. A request that is no 
 of 400 to 499; one that is, by 200, and under `application/graphql-response+json` by 400 when it could not be run.
 """
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -11,27 +12,46 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.auth import authenticate
+from gateway.documents import DocumentRefused, TrustedDocuments, persisted_id
 from gateway.http import GRAPHQL_RESPONSE, JSON, HTTPProblem, graphql_media_type, read_json, read_json_text
 from resolvers.context import Context
+from schema.documents import Document
 from schema.execution import Operation, OperationNotAllowed, answer
 
 if TYPE_CHECKING:
     from gateway.services import Services
 
+#: The fields of a request and what each must be, where it is given.
+_FIELDS = (
+    ("query", str, "a string"),
+    ("documentId", str, "a string"),
+    ("variables", dict, "an object"),
+    ("extensions", dict, "an object"),
+    ("operationName", str, "a string"),
+)
+
 
 async def graphql(request: Request) -> Response:
     """Answer one GraphQL request."""
     services: Services = request.app.state.services
+    documents: TrustedDocuments = request.app.state.documents
     actor = await authenticate(request, services.api_keys)
     media_type = graphql_media_type(request)
     if media_type is None:
         raise HTTPProblem(406, f"Answers are {GRAPHQL_RESPONSE} or {JSON}.")
+    status_if_not_run = 400 if media_type == GRAPHQL_RESPONSE else 200
     # HEAD is answered as GET is, without the body.
     is_read = request.method in {"GET", "HEAD"}
     if is_read:
-        operation = _from_query_string(request)
+        fields = _from_query_string(request)
     else:
-        operation = _from_body(await read_json(request, most_bytes=services.settings.max_body_bytes))
+        fields = await read_json(request, most_bytes=services.settings.max_body_bytes)
+    _check(fields)
+    try:
+        document = documents.asked_for(fields)
+    except DocumentRefused as refused:
+        raise HTTPProblem(status_if_not_run, refused.message, code=refused.code) from None
+    operation = Operation(document, fields.get("variables"), fields.get("operationName"))
     context = Context(actor, services.database, services.usage_writer, services.clock)
     try:
         found = await answer(operation, context, only_queries=is_read)
@@ -42,36 +62,46 @@ async def graphql(request: Request) -> Response:
     except TypeError:
         # The objects lead to each other in circles, so a selection can be as deep as its text is long.
         raise HTTPProblem(400, "The answer would be nested too deeply.", code="LIMIT_EXCEEDED") from None
-    status = 400 if media_type == GRAPHQL_RESPONSE and not found.is_executed else 200
-    return Response(body, status, media_type=f"{media_type}; charset=utf-8")
+    status = 200 if found.is_executed else status_if_not_run
+    headers = {"content-type": f"{media_type}; charset=utf-8"}
+    if is_read:
+        is_kept = isinstance(document, Document) and found.is_executed and "errors" not in found.body
+        headers |= _validators(headers["content-type"], body) if is_kept else {"cache-control": "no-store"}
+        if is_kept and _has_validator(request, headers["etag"]):
+            del headers["content-type"]
+            status, body = 304, b""
+    return Response(body, status, headers)
 
 
-def _from_body(request: Any) -> Operation:
-    if not isinstance(request, dict):
-        message = "The body must be a JSON object with a query."
-        raise HTTPProblem(400, message)
-    return _operation(request)
+def _validators(content_type: str, body: bytes) -> dict[str, str]:
+    """Return the headers that let a client keep the answer for its key, if it asks each time whether it still holds."""
+    digest = blake2b(content_type.encode() + body, digest_size=16).hexdigest()
+    return {"etag": f'"{digest}"', "cache-control": "private, no-cache", "vary": "Authorization, Accept"}
 
 
-def _from_query_string(request: Request) -> Operation:
+def _has_validator(request: Request, etag: str) -> bool:
+    """Whether the client has kept this very answer."""
+    kept = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    return not kept.isdisjoint({etag, "*"})
+
+
+def _from_query_string(request: Request) -> dict[str, Any]:
     parameters: dict[str, Any] = dict(request.query_params)
     for name in ("variables", "extensions"):
         if parameters.get(name):
             parameters[name] = read_json_text(parameters[name], name)
-    return _operation(parameters)
+    return parameters
 
 
-def _operation(request: dict[str, Any]) -> Operation:
-    query = request.get("query")
-    if not isinstance(query, str):
-        message = "query must be a string."
-        raise HTTPProblem(400, message)
-    for name, kind, what in (
-        ("variables", dict, "an object"),
-        ("extensions", dict, "an object"),
-        ("operationName", str, "a string"),
-    ):
-        if not isinstance(request.get(name), kind | None):
-            message = f"{name} must be {what}."
-            raise HTTPProblem(400, message)
-    return Operation(query, request.get("variables"), request.get("operationName"))
+def _check(fields: Any) -> None:
+    """Raise `HTTPProblem` for what is no GraphQL request: a document, by its text or its id, and what goes with it."""
+    if not isinstance(fields, dict):
+        raise HTTPProblem(400, "The body must be a JSON object with a query.")
+    for name, kind, what in _FIELDS:
+        if not isinstance(fields.get(name), kind | None):
+            raise HTTPProblem(400, f"{name} must be {what}.")
+    if fields.get("query") is None:
+        if fields.get("documentId") is None and persisted_id(fields) is None:
+            raise HTTPProblem(400, "query must be a string.")
+    elif fields.get("documentId") is not None:
+        raise HTTPProblem(400, "A request has a query or a documentId, and not both.")

@@ -43,13 +43,15 @@ class HTTPProblem(Exception):
 def problem_response(request: Request, problem: HTTPProblem) -> Response:
     """Answer a problem in the form of the face that the request is for."""
     body: dict[str, Any]
-    media_type = JSON
+    media_type, headers = JSON, problem.headers
     if f"{request.scope['path']}/".startswith(REST_PATHS):
         body = {"error": {"code": problem.status, "message": problem.message}}
     else:
         body = {"errors": [{"message": problem.message, "extensions": problem.extensions}]}
         media_type = graphql_media_type(request) or JSON
-    return Response(orjson.dumps(body), problem.status, problem.headers, media_type=media_type)
+        # A query by GET that is refused now may be answered a moment later.
+        headers = {"cache-control": "no-store"} | (headers or {})
+    return Response(orjson.dumps(body), problem.status, headers, media_type=media_type)
 
 
 def graphql_media_type(request: Request) -> str | None:

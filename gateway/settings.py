@@ -90,6 +90,10 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _file_or_none(text: str) -> str | None:
+    return None if text == "none" else _not_empty(text)
+
+
 def _setting(default: Any, read: Callable[[str], Any]) -> Any:
     return field(default=default, metadata={"read": read})
 
@@ -108,8 +112,15 @@ class Settings:
     graphiql: str = _setting("auto", _one_of("auto", "on", "off"))
     demo: str = _setting("off", _one_of("on", "off"))
     cors_origins: tuple[str, ...] = _setting((), _origins)
+    documents: str | None = _setting(None, _file_or_none)
+    trusted_only: str = _setting("off", _one_of("on", "off"))
     demo_key_file: str = _setting("tollgate-demo.key", _not_empty)
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"))
+
+    @property
+    def is_trusted_only(self) -> bool:
+        """Whether only the documents of the manifest are run."""
+        return self.trusted_only == "on"
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "Settings":

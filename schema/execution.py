@@ -1,38 +1,22 @@
 """Running one operation: from a request to the answer's data and errors.
 
-The steps are graphql-core's own, parse, validate and execute, with Strawberry's executor. They are taken here one by
-one, so that each kind of error is told by the step it comes from, and a document that was seen before is neither parsed
-nor validated again.
+The steps are graphql-core's own, parse, validate and execute, with Strawberry's executor. They are taken one by one,
+the first two in `schema/documents.py`, so that each kind of error is told by the step it comes from.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from inspect import isawaitable
 from typing import Any
 
-from graphql import (
-    DocumentNode,
-    ExecutionResult,
-    GraphQLError,
-    OperationType,
-    execute,
-    get_operation_ast,
-    parse,
-    validate,
-)
+from graphql import ExecutionResult, OperationType, execute, get_operation_ast
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers.context import Context
 from schema import faults
+from schema.documents import Document, document_of
 from schema.root import schema
 
-#: How many documents are kept parsed and validated.
-KEPT_DOCUMENTS = 256
-
-#: The longest document that is kept, in characters: parsed, it takes a hundred times its text.
-LONGEST_KEPT = 16 * 1024
-
-#: How many errors of one document or its variables are told.
+#: How many errors of the variables are told.
 MOST_ERRORS = 20
 
 
@@ -42,9 +26,9 @@ class OperationNotAllowed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One GraphQL request: a document, which of its operations to run, and the values of its variables."""
+    """One GraphQL request: a document or its text, which of its operations to run, and the values of its variables."""
 
-    query: str
+    document: Document | str
     variables: dict[str, Any] | None = None
     operation_name: str | None = None
 
@@ -59,18 +43,20 @@ class Answer:
 
 async def answer(operation: Operation, context: Context, *, only_queries: bool = False) -> Answer:
     """Run the operation and return its answer. Raises `OperationNotAllowed`."""
-    is_kept = len(operation.query) <= LONGEST_KEPT
-    document = _kept_document(operation.query) if is_kept else _valid_document(operation.query)
-    if not isinstance(document, DocumentNode):
-        return _not_executed([faults.of_document(error) for error in document])
-    chosen = get_operation_ast(document, operation.operation_name)
+    document = operation.document
+    if isinstance(document, str):
+        prepared = document_of(document)
+        if not isinstance(prepared, Document):
+            return _not_executed([faults.of_document(error) for error in prepared])
+        document = prepared
+    chosen = get_operation_ast(document.node, operation.operation_name)
     if chosen is None:
         return _not_executed([faults.of_choice(operation.operation_name)])
     if only_queries and chosen.operation is not OperationType.QUERY:
         raise OperationNotAllowed
     result = execute(
         schema._schema,  # noqa: SLF001  # Strawberry has no other name for the schema of graphql-core.
-        document,
+        document.node,
         context_value=context,
         variable_values=operation.variables,
         operation_name=operation.operation_name,
@@ -99,17 +85,3 @@ def _executed(result: ExecutionResult, context: Context, *, is_mutation: bool) -
 
 def _not_executed(errors: list[dict[str, Any]]) -> Answer:
     return Answer({"errors": errors}, is_executed=False)
-
-
-@lru_cache(maxsize=KEPT_DOCUMENTS)
-def _kept_document(query: str) -> DocumentNode | list[GraphQLError]:
-    return _valid_document(query)
-
-
-def _valid_document(query: str) -> DocumentNode | list[GraphQLError]:
-    """Return the parsed document, or what is wrong with it."""
-    try:
-        document = parse(query)
-    except GraphQLError as error:
-        return [error]
-    return validate(schema._schema, document, max_errors=MOST_ERRORS) or document  # noqa: SLF001  # As above.

@@ -83,6 +83,8 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_GRAPHIQL": ("", "true", "ON", "1"),
     "TOLLGATE_DEMO": ("", "auto", "true", "ON"),
     "TOLLGATE_CORS_ORIGINS": ("", "*", "app.example.com", "https://app.example.com/", "https://app.example.com:443"),
+    "TOLLGATE_DOCUMENTS": ("",),
+    "TOLLGATE_TRUSTED_ONLY": ("", "true", "ON", "1"),
     "TOLLGATE_DEMO_KEY_FILE": ("",),
     "TOLLGATE_LOG_LEVEL": ("", "INFO", "verbose", "20"),
 }
@@ -409,6 +411,8 @@ class TestSettings:
                 "TOLLGATE_MAX_BODY_BYTES": "1024",
                 "TOLLGATE_GRAPHIQL": "off",
                 "TOLLGATE_DEMO": "on",
+                "TOLLGATE_DOCUMENTS": "documents.json",
+                "TOLLGATE_TRUSTED_ONLY": "on",
                 "TOLLGATE_DEMO_KEY_FILE": "key",
                 "TOLLGATE_LOG_LEVEL": "debug",
             }
@@ -422,6 +426,8 @@ class TestSettings:
             max_body_bytes=1_024,
             graphiql="off",
             demo="on",
+            documents="documents.json",
+            trusted_only="on",
             demo_key_file="key",
             log_level="debug",
         )
@@ -507,6 +513,52 @@ class TestServe:
                 assert f"Cannot listen on 127.0.0.1:{port}" in done.err
                 assert "Address already in use" in done.err
                 assert "--port" in done.err
+
+    def test_a_manifest_that_cannot_be_served_ends_it(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        (tollgate.folder / "good.json").write_text('{"typename-1": "{ __typename }"}')
+        (tollgate.folder / "bad.json").write_text('{"typename-1": "{ __typename }", "[b]nope-1": "{ nope }"}')
+        (tollgate.folder / "list.json").write_text("[]")
+        for arguments, settings, told in (
+            (("--documents", "bad.json"), {}, "[b]nope-1: Cannot query field 'nope' on type 'Query'."),
+            ((), {"TOLLGATE_DOCUMENTS": "bad.json"}, "[b]nope-1: Cannot query field 'nope' on type 'Query'."),
+            (("--documents", "bad.json"), {"TOLLGATE_DOCUMENTS": "good.json"}, "bad.json has documents"),
+            (("--documents", "list.json", "--trusted-only"), {}, "list.json must be a JSON object"),
+            (("--documents", "missing.json"), {}, "missing.json cannot be read: No such file or directory."),
+            (("--trusted-only",), {}, "--trusted-only needs trusted documents"),
+            ((), {"TOLLGATE_TRUSTED_ONLY": "on"}, "--trusted-only needs trusted documents"),
+        ):
+            with subtests.test(arguments=arguments):
+                done = tollgate("serve", *arguments, **settings)
+                assert (done.code, done.out) == (2, "")
+                assert told in done.err
+                assert "typename-1" not in done.err
+        assert not (tollgate.folder / "tollgate.db").exists()
+
+    async def test_it_serves_trusted_documents_alone(self, tollgate: Command) -> None:
+        """In the process that was given the options, and in those that it starts."""
+        (tollgate.folder / "documents.json").write_text('{"typename-1": "{ __typename }"}')
+        key = tollgate("keys", "create", "--org", "o", "--environment", "sandbox", "--json").json["key"]
+        for workers in ("1", "2"):
+            port = free_port()
+            process = await asyncio.create_subprocess_exec(
+                *(TOLLGATE, "serve", "--port", str(port), "--workers", workers),
+                *("--documents", "documents.json", "--trusted-only"),
+                cwd=tollgate.folder,
+                env={"PATH": os.environ["PATH"]} | tollgate.settings,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert process.stderr is not None
+            while b"startup complete" not in await process.stderr.readline():
+                pass
+            headers = {"authorization": f"Bearer {key}"}
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+                trusted = await client.post("/graphql", json={"documentId": "typename-1"})
+                other = await client.post("/graphql", json={"query": "{ __typename }"})
+            process.send_signal(signal.SIGTERM)
+            await process.communicate()
+            assert trusted.json() == {"data": {"__typename": "Query"}}
+            assert other.json()["errors"][0]["extensions"] == {"code": "BAD_USER_INPUT"}
 
     def test_a_bad_option_is_told(self, tollgate: Command, subtests: pytest.Subtests) -> None:
         for arguments in (
