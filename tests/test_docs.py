@@ -13,20 +13,23 @@ from contextlib import contextmanager
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import httpx
 import pytest
 import typer.main
-from graphql import GraphQLSchema, parse, validate
+from graphql import GraphQLInterfaceType, GraphQLSchema, parse, validate
 
 from gateway.cli import app
 from gateway.settings import BadSetting, Settings, variable_of
+from resolvers import errors
+from schema import refusals
 from schema.root import schema
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "guide.md"
+ERRORS = ROOT / "docs" / "errors.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 
 #: Every page that is ours, as a path from the top.
@@ -81,7 +84,7 @@ class Demo(NamedTuple):
     def key(self) -> str:
         return (self.folder / "tollgate-demo.key").read_text().strip()
 
-    def curl(self, command: str) -> Any:
+    def curl(self, command: str, *, status: int = 200) -> Any:
         """Send what the curl command would send, to this server and with its key, and return the answer's JSON."""
         sent = command.replace("\\\n", " ").replace(KEY, self.key()).replace(ADDRESS, self.address)
         program, *arguments = shlex.split(sent)
@@ -98,7 +101,7 @@ class Demo(NamedTuple):
                 assert argument.startswith(self.address), f"{argument} is no option that this test knows"
                 url = argument
         response = httpx.post(url, content=body, headers=headers)
-        assert response.status_code == 200
+        assert response.status_code == status
         return response.json()
 
     def shell(self, script: str) -> subprocess.CompletedProcess[str]:
@@ -211,6 +214,51 @@ def test_the_guides_graphql_is_answered_without_an_error(demo: Demo) -> None:
         body = answer(operation.replace("cus_…", customer_id))
         assert "errors" not in body, body
         assert "UserError" not in operation or "code" not in json.dumps(body), body
+
+
+def test_the_errors_examples_answer_what_is_shown(demo: Demo) -> None:
+    asked = examples_of(ERRORS, "curl ")
+    statuses = [200, 200, 200, 200, 200, 401]
+    assert [demo.curl(command, status=status) for (command, _), status in zip(asked, statuses, strict=True)] == [
+        answer for _, answer in asked
+    ]
+    ((program, printed),) = [
+        (block.text, output.text) for block, output in pairwise(blocks_of(ERRORS)) if block.language == "js"
+    ]
+    (demo.folder / "record.mjs").write_text(program.replace(ADDRESS, demo.address))
+    node = shlex.quote(str(Path(sys.executable).with_name("node")))
+    done = demo.shell(f"{node} record.mjs")
+    assert (done.stdout, done.stderr, done.returncode) == (printed, "", 0)
+
+
+def rows_after(page: Path, heading: str) -> list[list[str]]:
+    """Return the cells of the table in the section of this heading, without its head."""
+    section = page.read_text("utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip().strip("`") for cell in row] for row in rows[1:]]
+
+
+def test_every_refusal_is_told_with_its_code_and_its_facts() -> None:
+    core: GraphQLSchema = schema._schema
+    refused = core.get_implementations(cast("GraphQLInterfaceType", core.type_map["UserError"])).objects
+    codes = {refusal.__name__: refusal.code for refusal in refusals._TABLE}
+    assert {(name, code, facts.replace("`", "")) for name, code, facts, *_ in rows_after(ERRORS, "Refusals")} == {
+        (type_.name, codes[type_.name], ", ".join(sorted(set(type_.fields) - {"code", "message"}))) for type_ in refused
+    }
+
+
+def test_every_code_of_a_top_level_error_is_told() -> None:
+    sources = [file.read_text("utf-8") for room in ("gateway", "schema") for file in (ROOT / room).glob("*.py")]
+    told = {fault.code for fault in errors.Fault.__subclasses__()}
+    told |= {code for source in sources for code in re.findall(r'\bcode(?:: str)? ?= ?"([A-Z_]+)"', source)}
+    assert {row[0] for row in rows_after(ERRORS, "Faults")} == told
+
+
+def test_every_status_of_the_endpoint_is_told() -> None:
+    sources = [(ROOT / "gateway" / name).read_text("utf-8") for name in ("graphql.py", "http.py", "app.py")]
+    statuses = {status for source in sources for status in re.findall(r"(?:HTTPProblem\(|body = )(\d{3})\b", source)}
+    # Of a missing key and of a database that is away, the errors of the rules tell.
+    assert {row[0] for row in rows_after(ERRORS, "Statuses")} == statuses | {"401", "503"}
 
 
 def test_the_rejects_file_becomes_lines_to_import_as_the_guide_says(demo: Demo) -> None:
