@@ -36,7 +36,7 @@ test: lint ## Check all: `lint`, then the tests.
 	@echo 'pytest'
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
-conformance: $(AUDITS_READY) ## Run the audits of GraphQL over HTTP, and the lint of the schema.
+conformance: $(AUDITS_READY) ## Run others' programs: audits, the lint of the schema, clients.
 	@$(BIN)/pytest --capture=no $(AUDITS)/conformance.py $(PYTEST_ARGS)
 
 torture: $(DEV_READY) ## Kill, cut and restart under load, and the model for many more rounds.
@@ -112,7 +112,7 @@ $(DEV_READY): requirements-dev.lock requirements.lock pyproject.toml
 
 $(AUDITS_READY): $(AUDITS)/package.json $(AUDITS)/package-lock.json $(AUDITS)/.npmrc $(DEV_READY)
 	@echo 'npm ci'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" && cd $(AUDITS) && npm ci --silent
+	@PATH="$(CURDIR)/$(BIN):$$PATH" && cd $(AUDITS) && npm ci --loglevel=error
 	@touch $@
 
 # Makes the environment if there is no usable one, then installs a lock file and the project over it.

@@ -47,8 +47,12 @@ class TrustedDocuments:
             text: str = request["query"]
             return text
         document_id: str | None = request.get("documentId")
-        named = persisted_id(request) if document_id is None else document_id
-        found = None if named is None else documents.get(named)
+        if document_id is not None:
+            found = documents.get(document_id)
+        else:
+            named = persisted_id(request) or ""
+            # A manifest names its hashes `sha256:`, a field that is called so need not.
+            found = documents.get(named) or documents.get(f"sha256:{named}")
         if found is not None:
             return found
         if document_id is not None:

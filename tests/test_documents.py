@@ -158,6 +158,15 @@ class TestAsking:
         assert response.json() == {"data": {"__typename": "Query"}}
         assert refusal(await post(gateway, extensions=apollo("new-1")), 200)[0] == "PersistedQueryNotFound"
 
+    async def test_a_hash_may_do_without_the_name_of_its_algorithm(self, database_url: str, tmp_path: Path) -> None:
+        manifest = write(tmp_path, {"sha256:beef": "{ a: __typename }", "cafe": "{ b: __typename }"})
+        async with gateway_on(database_url, documents=manifest) as gateway:
+            for named, data in (("sha256:beef", {"a": "Query"}), ("beef", {"a": "Query"}), ("cafe", {"b": "Query"})):
+                assert (await post(gateway, extensions=apollo(named))).json() == {"data": data}
+            assert refusal(await post(gateway, extensions=apollo("sha256:cafe")), 200)[0] == "PersistedQueryNotFound"
+            # An id is what the manifest has, and nothing else.
+            assert refusal(await post(gateway, documentId="beef"), 200)[0] == "There is no trusted document 'beef'."
+
     async def test_what_names_no_document_is_400(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
         both = "A request has a query or a documentId, and not both."
         for fields, message in (

@@ -4,13 +4,13 @@ The name of this file keeps it out of `make test`: it needs npm packages, which 
 """
 
 import asyncio
+import json
 import re
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
-
-import pytest
+from typing import Any, NamedTuple
 
 from gateway.services import Services
 from gateway.settings import Settings
@@ -33,9 +33,9 @@ class Served(NamedTuple):
     key: str
 
 
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    """A gateway as its users start it, on a new SQLite database."""
+@asynccontextmanager
+async def served(tmp_path: Path, **settings: str) -> AsyncIterator[Served]:
+    """Start a gateway as its users do, on a new SQLite database."""
     database_url = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
     services = Services(Settings(database_url=database_url))
     try:
@@ -45,7 +45,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         )
     finally:
         await services.close()
-    async with serving(database_url, tmp_path) as server:
+    async with serving(database_url, tmp_path, **settings) as server:
         yield Served(f"{server.url}/graphql", key)
 
 
@@ -60,11 +60,72 @@ async def node(*arguments: str | Path) -> str:
     return printed
 
 
-async def test_graphql_over_http(served: Served) -> None:
-    printed = await node(HERE / "graphql-over-http.mjs", *served)
+async def test_graphql_over_http(tmp_path: Path) -> None:
+    async with served(tmp_path) as gateway:
+        printed = await node(HERE / "graphql-over-http.mjs", *gateway)
     assert re.findall(r"^(\d+) of (\d+) audits", printed, re.MULTILINE) == [("61", "61")]
 
 
 async def test_the_schema_has_no_lint() -> None:
     eslint = HERE / "node_modules" / "eslint" / "bin" / "eslint.js"
     await node(eslint, "--config", HERE / "eslint.config.js", "--max-warnings", "0", "schema/schema.graphql")
+
+
+def without_type_names(data: Any) -> Any:
+    """Return the data without the names of types, which each client asks for as it likes."""
+    if isinstance(data, dict):
+        return {name: without_type_names(value) for name, value in data.items() if name != "__typename"}
+    return data
+
+
+class TestClients:
+    """The clients of Apollo and urql, with the manifest that the client preset writes."""
+
+    async def ask(self, folder: Path, **settings: str) -> dict[str, tuple[str | None, ...]]:
+        """Return which error each client was told by a gateway with these settings, and the requests that it took."""
+        generated = folder / "generated"
+        await node(HERE / "clients" / "generate.mjs", generated)
+        async with served(folder, **settings) as gateway:
+            answered = json.loads(await node(HERE / "clients" / "ask.mjs", *gateway, generated))
+        told: dict[str, tuple[str | None, ...]] = {}
+        for client, answers in answered.items():
+            read = {"viewer": {"orgId": "conformance"}}
+            made = {"createCustomer": {"customer": {"email": f"{client}@example.com"}}}
+            for kind, answer in answers.items():
+                data = None if answer["error"] is not None else made if kind == "mutation" else read
+                assert without_type_names(answer["data"]) == data
+                told[f"{client} {kind}"] = (answer["error"], *answer["requests"])
+        return told
+
+    async def test_a_document_is_named_and_an_unknown_one_is_sent(self, tmp_path: Path) -> None:
+        manifest = "generated/persisted-documents.json"
+        assert await self.ask(tmp_path, TOLLGATE_DOCUMENTS=manifest) == {
+            "apollo query": (None, "GET id 200"),
+            "apollo mutation": (None, "POST id 200"),
+            "apollo unknown": (None, "GET id 400", "POST text 200"),
+            "urql query": (None, "GET id 200"),
+            "urql mutation": (None, "POST id 200"),
+            "urql unknown": (None, "GET id 400", "GET text 200"),
+        }
+
+    async def test_an_unknown_document_is_refused_where_only_trusted_ones_are_run(self, tmp_path: Path) -> None:
+        manifest = "generated/persisted-documents.json"
+        message = "Only trusted documents are run here: name one by documentId."
+        assert await self.ask(tmp_path, TOLLGATE_DOCUMENTS=manifest, TOLLGATE_TRUSTED_ONLY="on") == {
+            "apollo query": (None, "GET id 200"),
+            "apollo mutation": (None, "POST id 200"),
+            "apollo unknown": (message, "GET id 400", "POST text 400"),
+            "urql query": (None, "GET id 200"),
+            "urql mutation": (None, "POST id 200"),
+            "urql unknown": (f"[GraphQL] {message}", "GET id 400", "GET text 400"),
+        }
+
+    async def test_without_a_manifest_a_client_tries_once(self, tmp_path: Path) -> None:
+        assert await self.ask(tmp_path) == {
+            "apollo query": (None, "GET id 400", "POST text 200"),
+            "apollo mutation": (None, "POST text 200"),
+            "apollo unknown": (None, "POST text 200"),
+            "urql query": (None, "GET id 400", "GET text 200"),
+            "urql mutation": (None, "POST text 200"),
+            "urql unknown": (None, "GET text 200"),
+        }
