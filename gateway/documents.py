@@ -49,18 +49,19 @@ class TrustedDocuments:
         document_id: str | None = request.get("documentId")
         if document_id is not None:
             found = documents.get(document_id)
-        else:
-            named = persisted_id(request) or ""
-            # A manifest names its hashes `sha256:`, a field that is called so need not.
-            found = documents.get(named) or documents.get(f"sha256:{named}")
-        if found is not None:
+            if found is None:
+                message = f"There is no trusted document {document_id!r}."
+                raise DocumentRefused(message, code="PERSISTED_QUERY_NOT_FOUND")
             return found
-        if document_id is not None:
-            raise DocumentRefused(f"There is no trusted document {document_id!r}.", code="PERSISTED_QUERY_NOT_FOUND")
-        # The clients that name a document this way know these two messages.
+        # The clients that name a document so know the two messages below.
         if self._documents is None:
             raise DocumentRefused("PersistedQueryNotSupported", code="PERSISTED_QUERY_NOT_SUPPORTED")
-        raise DocumentRefused("PersistedQueryNotFound", code="PERSISTED_QUERY_NOT_FOUND")
+        named = persisted_id(request) or ""
+        # A manifest names its hashes `sha256:`; a field that is called so need not.
+        found = documents.get(named) or documents.get(f"sha256:{named}")
+        if found is None:
+            raise DocumentRefused("PersistedQueryNotFound", code="PERSISTED_QUERY_NOT_FOUND")
+        return found
 
 
 def persisted_id(request: dict[str, Any]) -> str | None:

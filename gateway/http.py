@@ -16,7 +16,6 @@ GRAPHQL_RESPONSE = "application/graphql-response+json"
 #: Where the paths of the REST operations and of their description begin; everything else speaks GraphQL.
 REST_PATHS = ("/api/", "/v1/", "/openapi.json/")
 
-
 #: How much a client likes a type: from 0, not at all, to 1.
 _WEIGHT = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
