@@ -24,7 +24,7 @@ from playwright.async_api import Locator, Page, Response, Route, expect
 
 from tests.browsers import chromium
 from tests.examples.conftest import FRONTEND, ROOT, Demo
-from tests.servers import PATIENCE_SECONDS
+from tests.servers import PATIENCE_SECONDS, serving
 from tests.test_docs import blocks_of
 
 GUIDE = ROOT / "docs" / "frontend.md"
@@ -107,7 +107,9 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop_of(demo: Demo, customer: str, *, folder: Path = FRONTEND, **options: Any) -> AsyncIterator[Shop]:
+async def shop_of(
+    demo: Demo, customer: str, *, folder: Path = FRONTEND, document_ids: bool = False, **options: Any
+) -> AsyncIterator[Shop]:
     """Start the frontend's own backend for the customer, and open a browser."""
     backend = await asyncio.create_subprocess_exec(
         *shlex.split(COMMANDS[-1]),
@@ -115,6 +117,7 @@ async def shop_of(demo: Demo, customer: str, *, folder: Path = FRONTEND, **optio
         env=os.environ
         | {
             "PORT": str(demo.page_port),
+            "DOCUMENT_IDS": "1" if document_ids else "",
             "CUSTOMER": customer,
             "GATEWAY_URL": demo.server.url,
             "GATEWAY_KEY_FILE": str(demo.server.folder / "tollgate-demo.key"),
@@ -413,3 +416,33 @@ def test_the_backends_operations_are_not_in_the_page() -> None:
     text = script.read_text("utf-8")
     assert "CustomerPage" in text
     assert [name for name in ("createCustomerSession", "refillBillingMeter", "FindMeter") if name in text] == []
+
+
+async def test_the_page_and_its_backend_name_their_operations_by_ids_alone(demo: Demo, tmp_path: Path) -> None:
+    built = built_copy(tmp_path, schema=the_schema(), DOCUMENT_IDS="1")
+    assert built.returncode == 0, built.stdout + built.stderr
+    manifest = json.loads((tmp_path / "persisted-documents.json").read_text("utf-8"))
+    assert len(manifest) == 5
+    # Another gateway on the same data, which runs the operations of the manifest and no others.
+    async with serving(
+        demo.server.settings["TOLLGATE_DATABASE_URL"],
+        demo.server.folder,
+        TOLLGATE_CORS_ORIGINS=f"http://127.0.0.1:{demo.page_port}",
+        TOLLGATE_DOCUMENTS=str(tmp_path / "persisted-documents.json"),
+        TOLLGATE_TRUSTED_ONLY="on",
+    ) as server:
+        trusted = demo._replace(server=server)
+        async with shop_of(trusted, "juniper-farms", folder=tmp_path, document_ids=True) as shop:
+            before = await demo.meters("juniper-farms")
+            await shop.open()
+            await shop.shows("images", before["images"])
+            await shop.refill("images", 12)
+            await expect(shop.notice("images")).to_contain_text("Added 12.")
+            after = await demo.meters("juniper-farms")
+            assert int(after["images"]["totalCredits"]) == int(before["images"]["totalCredits"]) + 12
+            await shop.shows("images", after["images"])
+            asked = [json.loads(answer.request.post_data or "") for answer in shop.answers("/graphql")]
+            assert [set(request) & {"query", "documentId"} for request in asked] == [{"documentId"}] * 2
+            (document_id,) = {request["documentId"] for request in asked}
+            assert "query CustomerPage" in manifest[document_id]
+            assert shop.complaints == []
