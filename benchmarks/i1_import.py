@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 
+from benchmarks.load import cpu_seconds
 from benchmarks.servers import environment
 
 
@@ -20,17 +21,19 @@ class Imported:
     events: int
     seconds: float
     cpu: float
+    database_cpu: float
     start_seconds: float
     start_cpu: float
 
 
-def run(file: Path, database_url: str, folder: Path) -> Imported:
+def run(file: Path, database_url: str, folder: Path, database: int | None) -> Imported:
     """Import the file into a fresh database and count what it took, from the command's start to its end."""
     nothing = folder / "nothing.jsonl.gz"
     nothing.write_bytes(gzip.compress(b""))
     _, start_seconds, start_cpu = _import(nothing, database_url, folder)
+    before = cpu_seconds(database)
     accepted, seconds, cpu = _import(file, database_url, folder)
-    return Imported(accepted, seconds, cpu, start_seconds, start_cpu)
+    return Imported(accepted, seconds, cpu, cpu_seconds(database) - before, start_seconds, start_cpu)
 
 
 def _import(file: Path, database_url: str, folder: Path) -> tuple[int, float, float]:

@@ -10,7 +10,7 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -32,6 +32,46 @@ SELECT id, workspace_id, external_meter_id, timezone, total_credits, used_credit
     limit_credits, created_at, updated_at
 FROM billing_meters WHERE {_NAMES}
 """  # noqa: S608  # Nothing but the text above goes in.
+
+_CUSTOMER = "SELECT id, email, name, external_id, created_at FROM customers WHERE org_id = $1 AND environment = $2"
+
+CUSTOMERS = f"{_CUSTOMER} ORDER BY id DESC LIMIT $3"
+CUSTOMER = f"{_CUSTOMER} AND external_id = $3"
+
+#: How many of a customer's meters are answered, the newest first.
+METERS_A_CUSTOMER = 25
+
+_METER = "customer_id, id, workspace_id, external_meter_id, total_credits, used_credits, limit_credits"
+
+POSTGRESQL_METERS = f"""
+SELECT m.* FROM unnest($1::text[]) WITH ORDINALITY c (id, place) CROSS JOIN LATERAL (
+    SELECT {_METER} FROM billing_meters WHERE customer_id = c.id ORDER BY id DESC LIMIT {METERS_A_CUSTOMER}
+) m
+ORDER BY c.place, m.id DESC
+"""  # noqa: S608  # As above.
+
+SQLITE_METERS = f"""
+SELECT {_METER} FROM (
+    SELECT {_METER}, row_number() OVER (PARTITION BY customer_id ORDER BY id DESC) AS place
+    FROM billing_meters WHERE customer_id IN (SELECT value FROM json_each($1))
+)
+WHERE place <= {METERS_A_CUSTOMER} ORDER BY customer_id, place
+"""  # noqa: S608  # As above.
+
+# A meter's days as arrays: half of what the driver and Python take for a row a day, and hardly more for PostgreSQL.
+POSTGRESQL_USAGE = """
+SELECT m.id, u.* FROM unnest($1::text[]) m (id) CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(day ORDER BY day, usage_name), '{}'),
+        coalesce(array_agg(usage_name ORDER BY day, usage_name), '{}'),
+        coalesce(array_agg(total_usage ORDER BY day, usage_name), '{}')
+    FROM usage_days WHERE meter_id = m.id AND day BETWEEN $2 AND $3
+) u
+"""
+
+SQLITE_USAGE = """
+SELECT meter_id, day, usage_name, total_usage FROM usage_days
+WHERE meter_id IN (SELECT value FROM json_each($1)) AND day BETWEEN $2 AND $3 ORDER BY meter_id, day, usage_name
+"""
 
 # One statement is one round trip and one transaction. The row's lock decides the order; what waited for it sees the row
 # as it then is. An event id that was recorded meanwhile is met by the unique index.
@@ -101,6 +141,7 @@ SQLITE_REFILL = _REFILL
 SQLITE_REFILL_ENTRY = f"{_REFILL_ENTRY} VALUES ($1, $2, 'refill', $3, $4, $5, $6, $7, $8, '{{}}')"
 
 Row = Any
+UsageDay = dict[str, Any]
 
 
 class Store(ABC):
@@ -109,6 +150,14 @@ class Store(ABC):
     @abstractmethod
     async def fetch(self, statement: str, *values: Any) -> list[Row]:
         """Return the rows of a statement that changes nothing."""
+
+    @abstractmethod
+    async def meters(self, customer_ids: list[str]) -> list[Row]:
+        """Return the newest meters of each customer."""
+
+    @abstractmethod
+    async def usage(self, meter_ids: list[str], first: str, last: str) -> dict[str, list[UsageDay]]:
+        """Return each meter's usage days, by day and then by name, between two days, both inclusive."""
 
     @abstractmethod
     async def debit(self, names: tuple[str, ...], event: tuple[str, int, str], key_id: str) -> Row | None:
@@ -147,6 +196,21 @@ class PostgreSQL(Store):
         rows: list[Row] = await self._pool.fetch(statement, *values)
         return rows
 
+    async def meters(self, customer_ids: list[str]) -> list[Row]:
+        """See `Store`."""
+        return await self.fetch(POSTGRESQL_METERS, customer_ids)
+
+    async def usage(self, meter_ids: list[str], first: str, last: str) -> dict[str, list[UsageDay]]:
+        """See `Store`."""
+        rows = await self.fetch(POSTGRESQL_USAGE, meter_ids, date.fromisoformat(first), date.fromisoformat(last))
+        return {
+            meter_id: [
+                {"day": day, "totalBillingUsage": str(total), "billingUsageName": usage_name}
+                for day, usage_name, total in zip(*arrays, strict=True)
+            ]
+            for meter_id, *arrays in rows
+        }
+
     async def debit(self, names: tuple[str, ...], event: tuple[str, int, str], key_id: str) -> Row | None:
         """See `Store`."""
         event_id, amount, usage_name = event
@@ -178,6 +242,20 @@ class SQLite(Store):
     async def fetch(self, statement: str, *values: Any) -> list[Row]:
         """See `Store`."""
         return self._execute(statement, *values)
+
+    async def meters(self, customer_ids: list[str]) -> list[Row]:
+        """See `Store`."""
+        return self._execute(SQLITE_METERS, orjson.dumps(customer_ids).decode())
+
+    async def usage(self, meter_ids: list[str], first: str, last: str) -> dict[str, list[UsageDay]]:
+        """See `Store`."""
+        cursor = self._connection.cursor()
+        cursor.row_factory = None  # Plain tuples are quicker.
+        found: dict[str, list[UsageDay]] = {meter_id: [] for meter_id in meter_ids}
+        values = (orjson.dumps(meter_ids).decode(), first, last)
+        for meter_id, day, usage_name, total in cursor.execute(SQLITE_USAGE.replace("$", "?"), values):
+            found[meter_id].append({"day": day, "totalBillingUsage": str(total), "billingUsageName": usage_name})
+        return found
 
     async def debit(self, names: tuple[str, ...], event: tuple[str, int, str], key_id: str) -> Row | None:
         """See `Store`."""
@@ -268,6 +346,8 @@ def create_app() -> Starlette:
     return Starlette(
         routes=[
             Route("/meter", meter, methods=["POST"]),
+            Route("/customers", customers, methods=["POST"]),
+            Route("/customer", customer, methods=["POST"]),
             Route("/refill", refill, methods=["POST"]),
             Route("/record", record, methods=["POST"]),
         ],
@@ -302,6 +382,53 @@ async def meter(request: Request) -> Response:
             }
         }
     )
+
+
+async def customers(request: Request) -> Response:
+    """Answer the newest customers, with their meters and the usage of these."""
+    org_id, environment, _ = request.app.state.holder.of(request)
+    values = orjson.loads(await request.body())
+    rows = await request.app.state.store.fetch(CUSTOMERS, org_id, environment, values["first"])
+    nodes = await _with_usage(request.app.state.store, rows, values["from"], values["to"])
+    return _answer({"customers": {"nodes": nodes}})
+
+
+async def customer(request: Request) -> Response:
+    """Answer one customer by its external id, with its meters and the usage of these."""
+    org_id, environment, _ = request.app.state.holder.of(request)
+    values = orjson.loads(await request.body())
+    rows = await request.app.state.store.fetch(CUSTOMER, org_id, environment, values["externalId"])
+    nodes = await _with_usage(request.app.state.store, rows, values["from"], values["to"])
+    return _answer({"customerByExternalId": nodes[0] if nodes else None})
+
+
+async def _with_usage(store: Store, customers: list[Row], first: str, last: str) -> list[dict[str, Any]]:
+    meters_of: dict[str, list[dict[str, Any]]] = {row["id"]: [] for row in customers}
+    meters = await store.meters(list(meters_of))
+    usage_of = await store.usage([row["id"] for row in meters], first, last)
+    for row in meters:
+        meters_of[row["customer_id"]].append(
+            {
+                "id": row["id"],
+                "workspaceId": row["workspace_id"],
+                "externalMeterId": row["external_meter_id"],
+                "totalCredits": str(row["total_credits"]),
+                "usedCredits": str(row["used_credits"]),
+                "availableCredits": _available(row),
+                "usage": usage_of[row["id"]],
+            }
+        )
+    return [
+        {
+            "id": row["id"],
+            "email": row["email"],
+            "name": row["name"],
+            "externalId": row["external_id"],
+            "createdAt": row["created_at"],
+            "billingMeters": {"nodes": meters_of[row["id"]]},
+        }
+        for row in customers
+    ]
 
 
 async def refill(request: Request) -> Response:

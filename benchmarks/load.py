@@ -1,15 +1,16 @@
 """The load generator: HTTP/1.1 over kept connections, in a process of its own that costs little a request.
 
-It reads one `Load` as JSON from standard input and writes one `Measured` to standard output. Every answer is checked;
+Its argument is one `Load` as JSON, and it writes one `Measured` to standard output. Every answer is checked;
 the first wrong one ends the run.
 """
 
 import asyncio
+import itertools
 import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from typing import Any
 import orjson
 import uvloop
 
+from benchmarks.scenario import METERS_A_CUSTOMER
+
 #: The units of `/proc/PID/stat`.
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 #: However slow the answers are, so many are measured, unless one takes longer than that.
 LEAST_ANSWERS = 5
@@ -33,7 +37,7 @@ class Load:
     path: str
     key: str
     head: str
-    # Has `%(meter)d` and `%(event)s`, which are filled in anew for every item.
+    # May have `%(meter)d`, `%(customer)d` and `%(event)s`, which are filled in anew for every item.
     item: str
     tail: str
     items: int
@@ -48,6 +52,15 @@ class Load:
     server: int
     database: int | None
 
+    def body(self, chance: random.Random, numbers: Iterator[int]) -> str:
+        """Return the body of the next request, whose events are named by the next numbers."""
+        items = []
+        for _ in range(self.items):
+            meter = int(chance.random() * self.meters)
+            event = f"{self.prefix}-{next(numbers)}"
+            items.append(self.item % {"meter": meter, "customer": meter // METERS_A_CUSTOMER, "event": event})
+        return self.head + ",".join(items) + self.tail
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -57,6 +70,8 @@ class Measured:
     seconds: float
     p50_ms: float
     p99_ms: float
+    # What the server's processes hold in memory at the end.
+    server_bytes: int
     server_cpu: float
     database_cpu: float
     client_cpu: float
@@ -84,14 +99,9 @@ class Run:
             f"POST {load.path} HTTP/1.1\r\nhost: benchmark\r\nauthorization: Bearer {load.key}\r\n"
             "content-type: application/json\r\ncontent-length: %d\r\n\r\n"
         )
-        numbers = iter(range(sys.maxsize))
-        meter: Callable[[], float] = random.Random(load.prefix).random  # noqa: S311  # Not a secret.
+        chance, numbers = random.Random(load.prefix), itertools.count()  # noqa: S311  # Not a secret.
         while True:
-            items = [
-                load.item % {"meter": meter() * load.meters, "event": f"{load.prefix}-{next(numbers)}"}
-                for _ in range(load.items)
-            ]
-            body = load.head + ",".join(items) + load.tail
+            body = load.body(chance, numbers)
             yield (head % len(body) + body).encode()
 
     async def answers_for(self, seconds: float, *, at_least: int) -> None:
@@ -171,14 +181,37 @@ def cpu_seconds(pid: int | None) -> float:
     """Return the CPU time that a process and its children have taken, user and system."""
     if pid is None:
         return 0.0
+    # Of the children that have ended, then of itself.
+    ended = sum(int(field) for field in _stat(pid)[13:15]) / TICKS_A_SECOND
+    return ended + _own_cpu_seconds(pid) + sum(cpu_seconds(child) for child in _children(pid))
+
+
+def _own_cpu_seconds(pid: int) -> float:
+    """Read the process's clock, as clock_getcpuclockid(3) names it: `stat` has but hundredths of a second."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except FileNotFoundError:  # It has just ended, and its parent has its times.
+        return time.clock_gettime(~pid << 3 | 2)
+    except OSError:  # It has just ended, and its parent has its times.
         return 0.0
-    # Of itself, and of the children that have ended.
-    own = sum(int(field) for field in fields[11:15]) / TICKS_A_SECOND
-    return own + sum(cpu_seconds(int(child)) for child in children)
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process and its children have."""
+    return sum(int(field) for field in _stat(pid)[21:22]) * PAGE_BYTES + sum(map(resident_bytes, _children(pid)))
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields after the name; none where the process has just ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except FileNotFoundError:
+        return []
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except FileNotFoundError:
+        return []
 
 
 async def run(load: Load) -> Measured:
@@ -211,6 +244,7 @@ async def run(load: Load) -> Measured:
         seconds=seconds,
         p50_ms=latencies[len(latencies) // 2] * 1000,
         p99_ms=latencies[len(latencies) * 99 // 100] * 1000,
+        server_bytes=resident_bytes(load.server),
         server_cpu=server_cpu,
         database_cpu=database_cpu,
         client_cpu=client_cpu,
@@ -219,7 +253,7 @@ async def run(load: Load) -> Measured:
 
 def main() -> None:
     """Run one load."""
-    load = Load(**orjson.loads(sys.stdin.buffer.read()))
+    load = Load(**orjson.loads(sys.argv[1]))
     try:
         measured = uvloop.run(run(load))
     except (WrongAnswer, OSError, TimeoutError) as error:

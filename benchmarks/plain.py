@@ -15,7 +15,7 @@ from typing import Annotated, Any, NewType
 from zoneinfo import ZoneInfo
 
 import strawberry
-from sqlalchemy import BigInteger, event, select
+from sqlalchemy import BigInteger, Select, event, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from starlette.applications import Starlette
@@ -46,6 +46,19 @@ class ApiKey(Base):
     digest: Mapped[str]
     org_id: Mapped[str]
     environment: Mapped[str]
+
+
+class Customer(Base):
+    """See `storage.tables.customers`."""
+
+    __tablename__ = "customers"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    org_id: Mapped[str]
+    environment: Mapped[str]
+    email: Mapped[str]
+    name: Mapped[str | None]
+    external_id: Mapped[str | None]
+    created_at: Mapped[datetime]
 
 
 class Meter(Base):
@@ -109,11 +122,27 @@ class Context:
     session: AsyncSession
     key: ApiKey
     meters: "DataLoader[str, Meter | None]"
+    meters_of_customer: "DataLoader[str, list[Meter]]"
+    usage_of_meter: "DataLoader[tuple[str, date, date], list[Usage]]"
 
 
 Info = strawberry.Info[Context, None]
 
 BigInt = NewType("BigInt", int)
+
+
+@strawberry.type(name="UsageDay")
+class UsageType:
+    """A usage day as clients see it."""
+
+    day: date
+    total_billing_usage: BigInt
+    billing_usage_name: str
+
+    @classmethod
+    def of(cls, usage: Usage) -> "UsageType":
+        """Convert the row."""
+        return cls(day=usage.day, total_billing_usage=BigInt(usage.total_usage), billing_usage_name=usage.usage_name)
 
 
 @strawberry.type(name="BillingMeter")
@@ -131,6 +160,17 @@ class MeterType:
     created_at: datetime
     updated_at: datetime
     available_credits: BigInt | None
+
+    @strawberry.field
+    async def usage(
+        self,
+        info: Info,
+        first: Annotated[date, strawberry.argument(name="from")],
+        last: Annotated[date, strawberry.argument(name="to")],
+    ) -> list[UsageType]:
+        """Load the usage days between two days, both inclusive."""
+        days = await info.context.usage_of_meter.load((self.id, first, last))
+        return [UsageType.of(day) for day in days]
 
     @classmethod
     def of(cls, meter: Meter) -> "MeterType":
@@ -150,6 +190,48 @@ class MeterType:
                 None if meter.limit_credits is None else BigInt(max(0, meter.limit_credits - meter.used_credits))
             ),
         )
+
+
+@strawberry.type
+class BillingMeterConnection:
+    """A page of meters."""
+
+    nodes: list[MeterType]
+
+
+@strawberry.type(name="Customer")
+class CustomerType:
+    """A customer as clients see it."""
+
+    id: strawberry.ID
+    email: str
+    name: str | None
+    external_id: str | None
+    created_at: datetime
+
+    @strawberry.field
+    async def billing_meters(self, info: Info, first: int = 25) -> BillingMeterConnection:
+        """Load the newest meters."""
+        meters = await info.context.meters_of_customer.load(self.id)
+        return BillingMeterConnection(nodes=[MeterType.of(meter) for meter in meters[:first]])
+
+    @classmethod
+    def of(cls, customer: Customer) -> "CustomerType":
+        """Convert the row."""
+        return cls(
+            id=strawberry.ID(customer.id),
+            email=customer.email,
+            name=customer.name,
+            external_id=customer.external_id,
+            created_at=customer.created_at,
+        )
+
+
+@strawberry.type
+class CustomerConnection:
+    """A page of customers."""
+
+    nodes: list[CustomerType]
 
 
 @strawberry.type(name="LedgerEntry")
@@ -234,6 +316,10 @@ def _names(key: ApiKey, workspace_id: str, external_meter_id: str) -> Sequence[A
     )
 
 
+def _customers(key: ApiKey) -> Select[Customer]:
+    return select(Customer).where(Customer.org_id == key.org_id, Customer.environment == key.environment)
+
+
 async def _lock(context: Context, workspace_id: str, external_meter_id: str) -> Meter | None:
     statement = select(Meter).where(*_names(context.key, workspace_id, external_meter_id)).with_for_update()
     return await context.session.scalar(statement)
@@ -266,6 +352,23 @@ class Query:
         async with context.session as session:
             meter = await session.scalar(select(Meter).where(*_names(context.key, workspace_id, external_meter_id)))
         return None if meter is None else MeterType.of(meter)
+
+    @strawberry.field
+    async def customers(self, info: Info, first: int = 25) -> CustomerConnection:
+        """List the newest customers."""
+        context = info.context
+        statement = _customers(context.key).order_by(Customer.id.desc()).limit(first)
+        async with context.session as session:
+            found = (await session.scalars(statement)).all()
+        return CustomerConnection(nodes=[CustomerType.of(customer) for customer in found])
+
+    @strawberry.field
+    async def customer_by_external_id(self, info: Info, external_id: str) -> CustomerType | None:
+        """Look up a customer by the caller's name of it."""
+        context = info.context
+        async with context.session as session:
+            customer = await session.scalar(_customers(context.key).where(Customer.external_id == external_id))
+        return None if customer is None else CustomerType.of(customer)
 
 
 @strawberry.type
@@ -389,7 +492,35 @@ class Application(GraphQL[Context, None]):
                 found = {meter.id: meter for meter in await own.scalars(select(Meter).where(Meter.id.in_(ids)))}
             return [found.get(id_) for id_ in ids]
 
-        return Context(session, self._keys[hashlib.sha256(key.encode()).hexdigest()], DataLoader(load_meters))
+        async def load_meters_of_customers(ids: list[str]) -> list[list[Meter]]:
+            found: dict[str | None, list[Meter]] = {id_: [] for id_ in ids}
+            async with self._sessions() as own:
+                for meter in await own.scalars(
+                    select(Meter).where(Meter.customer_id.in_(ids)).order_by(Meter.id.desc())
+                ):
+                    found[meter.customer_id].append(meter)
+            return [found[id_] for id_ in ids]
+
+        async def load_usage(keys: list[tuple[str, date, date]]) -> list[list[Usage]]:
+            found: dict[tuple[str, date, date], list[Usage]] = {key: [] for key in keys}
+            async with self._sessions() as own:
+                for first, last in {key[1:] for key in keys}:
+                    ids = [key[0] for key in keys if key[1:] == (first, last)]
+                    for usage in await own.scalars(
+                        select(Usage)
+                        .where(Usage.meter_id.in_(ids), Usage.day.between(first, last))
+                        .order_by(Usage.day, Usage.usage_name)
+                    ):
+                        found[usage.meter_id, first, last].append(usage)
+            return [found[key] for key in keys]
+
+        return Context(
+            session,
+            self._keys[hashlib.sha256(key.encode()).hexdigest()],
+            DataLoader(load_meters),
+            DataLoader(load_meters_of_customers),
+            DataLoader(load_usage),
+        )
 
 
 def create_app() -> Starlette:

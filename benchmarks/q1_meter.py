@@ -12,7 +12,7 @@ query Meter($workspaceId: String!, $externalMeterId: String!) {
 """
 
 _EXPECT = '"usedCredits":"'
-_GRAPHQL = Form.graphql(QUERY, _EXPECT, head="", tail="")
+_GRAPHQL = Form.graphql(QUERY, _EXPECT)
 
 SCENARIOS = [
     Scenario(
@@ -20,5 +20,6 @@ SCENARIOS = [
         forms={TOLLGATE: _GRAPHQL, LIMIT: Form("/meter", _EXPECT), PLAIN: _GRAPHQL},
         clients=16,
         item=f"{{{NAMES}}}",
+        is_query=True,
     ),
 ]

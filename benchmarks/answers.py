@@ -1,0 +1,58 @@
+"""Whether the contestants answer the same: nobody is to be quicker by doing less."""
+
+import http.client
+import itertools
+import random
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from benchmarks.arena import Arena
+from benchmarks.load import Load
+from benchmarks.scenario import Scenario
+from benchmarks.servers import Server
+
+
+class AnswersDiffer(Exception):
+    """Two contestants answer a query in different ways."""
+
+
+def check(arena: Arena, scenarios: list[Scenario], servers: list[Server]) -> None:
+    """Ask all of them the same, before anything is written. Raises `AnswersDiffer`."""
+    for scenario in scenarios:
+        if not scenario.is_query:
+            continue
+        answers = {}
+        for server in servers:
+            if server.name in scenario.forms:
+                answer = ask(arena.load(scenario, server, 0))
+                # GraphQL has its answer under a name of its own.
+                answers[server.name] = _in_common(answer.get("data", answer))
+        for (one, found), (other, expected) in itertools.pairwise(answers.items()):
+            if found != expected:
+                raise AnswersDiffer(f"{scenario.name}: {one} answers {found!s:.2000}, {other} {expected!s:.2000}")
+
+
+def ask(load: Load) -> Any:
+    """Send one request of the load, the same one each time, and return what its body says."""
+    connection = http.client.HTTPConnection("127.0.0.1", load.port, timeout=60)
+    body = load.body(random.Random("the same for all"), itertools.count())  # noqa: S311  # Not a secret.
+    connection.request(
+        "POST", load.path, body, {"authorization": f"Bearer {load.key}", "content-type": "application/json"}
+    )
+    answer = orjson.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def _in_common(value: Any, name: str = "") -> Any:
+    """Return the value with its moments read: `Z` and `+00:00` mean the same."""
+    match value:
+        case dict():
+            return {key: _in_common(each, key) for key, each in value.items()}
+        case list():
+            return [_in_common(each) for each in value]
+        case str() if name.endswith("At"):
+            return datetime.fromisoformat(value)
+    return value

@@ -1,0 +1,155 @@
+"""The data set: customers with two meters each, and sixty days of usage that end today.
+
+What is drawn comes from a fixed seed, so that all runs of a day have the same rows. They keep every rule: an event a
+usage day, whose ledger entry carries the totals after it, so that `tollgate verify` passes.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+
+from benchmarks.scenario import METERS_A_CUSTOMER, ORG, TODAY, WORKSPACE
+from resolvers.actor import Scope
+from resolvers.api_keys import create_api_key
+from resolvers.limits import available_bits
+from storage import migrations
+from storage.customers import folded
+from storage.database import Database, Writer
+from storage.ids import BILLING_METER, CUSTOMER
+from storage.tables import (
+    Environment,
+    LedgerEntryKind,
+    OverLimitPolicy,
+    billing_meters,
+    customers,
+    ledger_entries,
+    usage_days,
+)
+
+DAYS = 60
+
+#: The usage names of a customer's meters, `METERS_A_CUSTOMER` of them: one and a half a meter.
+USAGE_NAMES = (("tokens",), ("generatedTokens", "tokens"))
+
+#: How many usage days a customer has.
+DAYS_A_CUSTOMER = DAYS * sum(map(len, USAGE_NAMES))
+
+#: What each meter was granted: more than any run uses.
+CREDITS = 10**15
+
+#: How many customers' rows are made and written at once.
+CUSTOMERS_AT_ONCE = 500
+
+Row = tuple[Any, ...]
+
+
+@dataclass
+class Rows:
+    """Rows of each table, their values in the order of its columns."""
+
+    customers: list[Row] = field(default_factory=list)
+    billing_meters: list[Row] = field(default_factory=list)
+    usage_days: list[Row] = field(default_factory=list)
+    ledger_entries: list[Row] = field(default_factory=list)
+
+    async def write(self, writer: Writer) -> None:
+        """Write them."""
+        await writer.insert_rows(customers, self.customers)
+        await writer.insert_rows(billing_meters, self.billing_meters)
+        await writer.insert_rows(usage_days, self.usage_days)
+        await writer.insert_rows(ledger_entries, self.ledger_entries)
+
+
+async def fill(database_url: str, count: int) -> str:
+    """Bring an empty database to the newest schema, make so many customers with all theirs, and return a key."""
+    database = Database(database_url, wait_seconds=600)
+    try:
+        await migrations.upgrade(database)
+        _, key = await create_api_key(
+            database, org_id=ORG, environment=Environment.LIVE, scopes=tuple(Scope), now=datetime.now(UTC)
+        )
+        for rows in data_set(count):
+            await database.write(rows.write)
+    finally:
+        await database.close()
+    if database.dialect == "postgresql":
+        await _vacuum(database)
+    return key
+
+
+async def _vacuum(database: Database) -> None:
+    """Do what PostgreSQL does by itself in time, so that it does not do it while a contestant is measured."""
+    connection = await asyncpg.connect(database.url.set(drivername="postgresql").render_as_string(hide_password=False))
+    await connection.execute("VACUUM (FREEZE, ANALYZE)")
+    await connection.close()
+
+
+def data_set(count: int) -> Iterator[Rows]:
+    """Return the rows of so many customers, in portions that fit into memory."""
+    chance = random.Random("tollgate")  # noqa: S311  # Invented usage, not a secret.
+    made_at = datetime.combine(TODAY - timedelta(days=DAYS), datetime.min.time(), UTC)
+    for first in range(0, count, CUSTOMERS_AT_ONCE):
+        rows = Rows()
+        for number in range(first, min(first + CUSTOMERS_AT_ONCE, count)):
+            _add_customer(rows, number, made_at, chance)
+        yield rows
+
+
+def _id(prefix: str, made_at: datetime, number: int, chance: random.Random) -> str:
+    """Return an id of the form that `storage.ids` gives, in the order of the numbers."""
+    return f"{prefix}{int(made_at.timestamp() * 1000) + number:012x}{chance.getrandbits(48):012x}"
+
+
+def _add_customer(rows: Rows, number: int, made_at: datetime, chance: random.Random) -> None:
+    id_ = _id(CUSTOMER, made_at, number, chance)
+    email, name = f"billing@customer-{number}.example.com", f"Customer {number}"
+    rows.customers.append(
+        (
+            *(id_, ORG, Environment.LIVE, email, name, f"customer-{number}", '{"plan":"starter"}', made_at, made_at),
+            *(folded(email), folded(name)),
+        )
+    )
+    for place, usage_names in enumerate(USAGE_NAMES):
+        _add_meter(rows, number * METERS_A_CUSTOMER + place, id_, usage_names, made_at, chance)
+
+
+def _add_meter(
+    rows: Rows, number: int, customer_id: str, usage_names: tuple[str, ...], made_at: datetime, chance: random.Random
+) -> None:
+    id_ = _id(BILLING_METER, made_at, number, chance)
+    used, seq = 0, 1
+    rows.ledger_entries.append(
+        (
+            *(id_, seq, LedgerEntryKind.OPENING, None, CREDITS, CREDITS, used, CREDITS),
+            *(None, None, None, None, None, None, made_at, ORG, None, "{}"),
+        )
+    )
+    for day, moment in _DAYS:
+        for usage_name in usage_names:
+            amount = 1 + chance.getrandbits(14)
+            used += amount
+            seq += 1
+            rows.usage_days.append((id_, day, usage_name, amount))
+            rows.ledger_entries.append(
+                (
+                    *(id_, seq, LedgerEntryKind.USAGE, f"{day}-{usage_name}", amount, CREDITS, used, CREDITS),
+                    *(usage_name, day, amount, OverLimitPolicy.REJECT, None, None, moment, ORG, None, "{}"),
+                )
+            )
+    rows.billing_meters.append(
+        (
+            *(id_, ORG, Environment.LIVE, WORKSPACE, f"meter-{number}", customer_id, "UTC"),
+            *(CREDITS, used, False, None, CREDITS, seq, made_at, made_at, available_bits(CREDITS, used)),
+        )
+    )
+
+
+#: The days of usage, as both databases take them, each with the moment of its events.
+_DAYS = [
+    (day.isoformat(), datetime.combine(day, datetime.min.time(), UTC))
+    for day in (TODAY - timedelta(days=back) for back in range(DAYS - 1, -1, -1))
+]

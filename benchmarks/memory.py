@@ -1,0 +1,59 @@
+"""Whether the server's memory stays where it is: its size by the minute under all kinds of requests at once.
+
+.venv/bin/python -m benchmarks.memory [--quick] [--minutes 10] [--database sqlite|postgresql|both]
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from benchmarks import m1_refill, m2_record_usage, m3_record_usage_batch, q1_meter, q2_customers, q3_customer
+from benchmarks.arena import CUSTOMERS, QUICK, Arena, Choice, Customers, Folder, Quick, Which, arena, run
+from benchmarks.load import resident_bytes
+from benchmarks.report import number, table
+from benchmarks.scenario import TOLLGATE
+from benchmarks.servers import Server
+
+#: The clients of each kind of request; the greatest answers and bodies have one.
+CLIENTS = {q1_meter: 4, q2_customers: 1, q3_customer: 2, m1_refill: 2, m2_record_usage: 8, m3_record_usage_batch: 1}
+SCENARIOS = [replace(module.SCENARIOS[0], clients=clients) for module, clients in CLIENTS.items()]
+
+#: How often its size is taken in a run.
+SAMPLES = 10
+
+
+def main(
+    quick: Quick = False,
+    minutes: Annotated[float, typer.Option(help="How long the load runs; a leak shows in 10.")] = 1.0,
+    database: Which = Choice.BOTH,
+    customers: Customers = CUSTOMERS,
+    folder: Folder = None,
+) -> None:
+    """Measure the resident memory of the server over time."""
+    if quick:
+        minutes, customers = 0.05, QUICK[2]
+    rows = []
+    for kind in database.each:
+        with arena(kind, customers, folder) as at, at.serving(TOLLGATE) as [server]:
+            rows += [[kind, number(minute, 2), number(mib)] for minute, mib in sizes(at, server, minutes)]
+    table(["database", "minute", "MiB"], rows)
+
+
+def sizes(at: Arena, server: Server, minutes: float) -> list[tuple[float, float]]:
+    """Send the load for so long, and return the server's MiB by the minute, from before it on."""
+    found = [(0.0, resident_bytes(server.pid) / 2**20)]
+    with ThreadPoolExecutor(len(SCENARIOS)) as threads:
+        loads = [threads.submit(at.measure, scenario, server, minutes * 60) for scenario in SCENARIOS]
+        for sample in range(1, SAMPLES + 1):
+            time.sleep(minutes * 60 / SAMPLES)
+            found.append((minutes * sample / SAMPLES, resident_bytes(server.pid) / 2**20))
+        for load in loads:
+            load.result()
+    return found
+
+
+if __name__ == "__main__":
+    run(main)
