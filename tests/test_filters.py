@@ -16,7 +16,7 @@ from storage.customers import folded, past_prefix
 from storage.database import Database
 from storage.tables import Environment
 from tests.conftest import NOW, Caller, Gateway
-from tests.meters import disagreements, make_meter
+from tests.meters import delete_row, disagreements, make_meter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -478,19 +478,6 @@ class Walk:
         if is_kept or not self.is_dropping:
             self.ids.insert(0, id_)
 
-    async def delete(self, id_: str) -> None:
-        """Delete a row, as no code of ours does."""
-
-        def statement(table: str, column: str) -> str:
-            return f"DELETE FROM {table} WHERE {column} = :id"  # noqa: S608  # Our own names.
-
-        async def run(writer: Any) -> None:
-            if self.table == "billing_meters":
-                await writer.execute(text(statement("ledger_entries", "meter_id")), {"id": id_})
-            await writer.execute(text(statement(self.table, "id")), {"id": id_})
-
-        await self.gateway.database.write(run)
-
     async def page(self, **page: Any) -> tuple[list[str], dict[str, Any]]:
         query = CUSTOMERS if self.table == "customers" else METERS
         rows = (await self.gateway.data(query, {"filter": self.wanted} | page))["rows"]
@@ -520,7 +507,7 @@ async def test_a_walk_forward_neither_repeats_nor_skips_a_row(walk: Walk) -> Non
         await walk.add(is_kept=False)
         unseen = [id_ for id_ in there if id_ not in seen and id_ not in deleted]
         for id_ in (ids[-1], *unseen[1:2]):
-            await walk.delete(id_)
+            await delete_row(walk.gateway.database, id_)
             deleted.add(id_)
     assert len(seen) == len(set(seen))
     assert [id_ for id_ in there if id_ in seen or id_ not in deleted] == seen
@@ -542,7 +529,7 @@ async def test_a_walk_backward_neither_repeats_nor_skips_a_row(walk: Walk) -> No
             await walk.add()
         unseen = [id_ for id_ in walk.ids if id_ not in seen and id_ not in deleted]
         for id_ in (ids[0], *unseen[-2:-1]):
-            await walk.delete(id_)
+            await delete_row(walk.gateway.database, id_)
             deleted.add(id_)
     assert len(seen) == len(set(seen))
     assert [id_ for id_ in walk.ids if id_ in seen or id_ not in deleted] == seen

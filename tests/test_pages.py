@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Gateway
+from tests.meters import delete_row
 
 ROWS = "edges { cursor node { id } } nodes { id } pageInfo { hasNextPage hasPreviousPage startCursor endCursor }"
 PAGE = "first: $first, after: $after, last: $last, before: $before"
@@ -93,6 +94,12 @@ class Listing:
     async def fill(self, rows: int) -> None:
         """Add rows until there are this many."""
         await self.add(rows - len(self.ids))
+
+    async def delete(self, *ids: str) -> None:
+        """Delete rows of the list."""
+        for id_ in ids:
+            await delete_row(self.gateway.database, id_)
+            self.ids.remove(id_)
 
     def _variables(self, page: dict[str, Any]) -> dict[str, Any]:
         return page | ({"of": self.of} if self.of else {})
@@ -194,6 +201,54 @@ async def test_a_walk_backward_comes_to_the_new_rows_last(listing: Listing) -> N
     ids, info = await listing.page(last=5, before=before)
     assert ids == listing.ids[:2]
     assert sides(info) == (False, True)
+
+
+#: The lists whose rows could go. Of a ledger none ever does.
+SHRINKING = [field for field in QUERIES if field != "BillingMeter.ledger"]
+
+
+@pytest.mark.parametrize("field", SHRINKING)
+async def test_a_walk_forward_is_not_moved_by_rows_that_go(gateway: Gateway, field: str) -> None:
+    listing = Listing(gateway, field)
+    await listing.open()
+    await listing.fill(12)
+    row = list(listing.ids)
+    after = None
+    # Of each page the row of its cursor goes, then rows that were shown and rows that were not; and a new one comes.
+    for shown, gone in (([0, 1, 2], [2, 4]), ([3, 5, 6], [6, 5, 7, 9]), ([8, 10, 11], [11, 8])):
+        ids, info = await listing.page(first=3, after=after)
+        assert ids == [row[number] for number in shown]
+        assert sides(info) == (after is not None, 11 not in shown)
+        after = info["endCursor"]
+        await listing.delete(*(row[number] for number in gone))
+        await listing.add()
+    ids, info = await listing.page(first=3, after=after)
+    assert (ids, sides(info)) == ([], (True, False))
+    ids, info = await listing.page(first=100)
+    assert (ids[3:], sides(info)) == ([row[number] for number in (0, 1, 3, 10)], (False, False))
+    assert ids == listing.ids
+
+
+@pytest.mark.parametrize("field", SHRINKING)
+async def test_a_walk_backward_is_not_moved_by_rows_that_go(gateway: Gateway, field: str) -> None:
+    listing = Listing(gateway, field)
+    await listing.open()
+    await listing.fill(12)
+    row = list(listing.ids)
+    before = None
+    for shown, gone in (([9, 10, 11], [9, 7]), ([5, 6, 8], [5, 6, 4, 2]), ([0, 1, 3], [0, 3])):
+        ids, info = await listing.page(last=3, before=before)
+        assert ids == [row[number] for number in shown]
+        assert sides(info) == (True, before is not None)
+        before = info["startCursor"]
+        await listing.delete(*(row[number] for number in gone))
+        await listing.add()
+    # The three that came meanwhile are newer than all of them.
+    ids, info = await listing.page(last=3, before=before)
+    assert (ids, sides(info)) == (listing.ids[:3], (False, True))
+    ids, info = await listing.page(last=100)
+    assert (ids[3:], sides(info)) == ([row[number] for number in (1, 8, 10, 11)], (False, False))
+    assert ids == listing.ids
 
 
 # Where a page lies
