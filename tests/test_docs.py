@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "guide.md"
 ERRORS = ROOT / "docs" / "errors.md"
+PAGINATION = ROOT / "docs" / "pagination.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 
 #: Every page that is ours, as a path from the top.
@@ -45,6 +46,8 @@ PAGES = sorted(
 #: What the commands of the README name, and what a test puts in its place.
 ADDRESS = "http://127.0.0.1:8000"
 KEY = "$(cat tollgate-demo.key)"
+#: What stands for a cursor: in an answer for any, in a command for that of the answer before.
+CURSOR = "Y3Vz…"
 
 
 class Block(NamedTuple):
@@ -103,6 +106,15 @@ class Demo(NamedTuple):
         response = httpx.post(url, content=body, headers=headers)
         assert response.status_code == status
         return response.json()
+
+    def node(self, page: Path) -> None:
+        """Run the page's program, the one that it has, and find that it prints what is shown after it."""
+        ((program, shown),) = [
+            (block.text, output.text) for block, output in pairwise(blocks_of(page)) if block.language == "js"
+        ]
+        (self.folder / "program.mjs").write_text(program.replace(ADDRESS, self.address))
+        done = self.shell(f"{shlex.quote(str(Path(sys.executable).with_name('node')))} program.mjs")
+        assert (done.stdout, done.stderr, done.returncode) == (shown, "", 0)
 
     def shell(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run the script as it stands, in the server's folder."""
@@ -199,8 +211,10 @@ def test_the_readmes_import_counts_what_it_shows_and_replays_it(demo: Demo) -> N
     assert again.returncode == 0
 
 
-def test_the_guides_graphql_is_answered_without_an_error(demo: Demo) -> None:
-    operations = [block.text for block in blocks_of(GUIDE) if block.language == "graphql"]
+def test_the_pages_graphql_is_answered_without_an_error(demo: Demo) -> None:
+    operations = [
+        block.text for page in (GUIDE, PAGINATION) for block in blocks_of(page) if block.language == "graphql"
+    ]
     assert len(operations) == 6
 
     def answer(operation: str) -> dict[str, Any]:
@@ -222,13 +236,31 @@ def test_the_errors_examples_answer_what_is_shown(demo: Demo) -> None:
     assert [demo.curl(command, status=status) for (command, _), status in zip(asked, statuses, strict=True)] == [
         answer for _, answer in asked
     ]
-    ((program, printed),) = [
-        (block.text, output.text) for block, output in pairwise(blocks_of(ERRORS)) if block.language == "js"
-    ]
-    (demo.folder / "record.mjs").write_text(program.replace(ADDRESS, demo.address))
-    node = shlex.quote(str(Path(sys.executable).with_name("node")))
-    done = demo.shell(f"{node} record.mjs")
-    assert (done.stdout, done.stderr, done.returncode) == (printed, "", 0)
+    demo.node(ERRORS)
+
+
+def test_the_paginations_examples_answer_what_is_shown(demo: Demo) -> None:
+    asked = examples_of(PAGINATION, "curl ")
+    assert [f"{command}{answer}".count(CURSOR) for command, answer in asked] == [1, 0, 2, 2, 1]
+    cursor = ""
+    for command, shown in asked:
+        text = json.dumps(demo.curl(command.replace(CURSOR, cursor)))
+        for found in re.findall(r'"(?:start|end)Cursor": "(.+?)"', text):
+            assert found.startswith(CURSOR.rstrip("…"))
+            cursor = found
+        assert json.loads(text.replace(cursor, CURSOR) if cursor else text) == shown
+    demo.node(PAGINATION)
+
+
+def test_the_pages_that_are_refused_are_refused_as_is_shown(demo: Demo) -> None:
+    rows = rows_after(PAGINATION, "What is refused")
+    assert len(rows) == 5
+    for cell, message in rows:
+        arguments = cell.partition("`")[0]
+        query = f"{{ customers({arguments}) {{ nodes {{ id }} }} }}"
+        headers = {"authorization": f"Bearer {demo.key()}"}
+        (error,) = httpx.post(f"{demo.address}/graphql", json={"query": query}, headers=headers).json()["errors"]
+        assert (error["message"], error["extensions"]) == (message, {"code": "BAD_USER_INPUT"}), arguments
 
 
 def rows_after(page: Path, heading: str) -> list[list[str]]:
