@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -60,7 +61,7 @@ class ImportPolicy(StrEnum):
 
 
 Org = Annotated[str, typer.Option(help="The organization that it is for.")]
-EnvironmentOption = Annotated[Environment, typer.Option(help="The world that it is for.")]
+EnvironmentOption = Annotated[Environment, typer.Option(help="The environment that it is for.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -134,21 +135,17 @@ def main(
 
 @app.command(epilog="Example: tollgate serve --port 8080 --workers 2")
 def serve(
-    host: Annotated[str | None, typer.Option(help="The address to listen on.", show_default="127.0.0.1")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65_535, help="The port to listen on.", show_default="8000")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, max=64, help="How many processes serve.", show_default="1")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on; 127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65_535, help="The port to listen on; 8000 by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="How many processes serve; 1 by default.")] = None,
     documents: Annotated[
         Path | None, typer.Option(help="The manifest of trusted documents, which requests name by their ids.")
     ] = None,
     trusted_only: Annotated[
-        bool | None, typer.Option(help="Run trusted documents alone.", show_default="no-trusted-only")
+        bool | None, typer.Option(help="Refuse requests that bring a text of their own; not by default.")
     ] = None,
-    demo: Annotated[bool, typer.Option(help="Seed a demo organization first, and print its key.")] = False,
-    reload: Annotated[bool, typer.Option(help="Restart when the code changes, for development.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Seed a demo organization first, and print its key.")] = False,
+    reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes, for development.")] = False,
 ) -> None:
     """Serve the gateway. On SQLite the database is made, and migrated, if need be."""
     import uvicorn
@@ -315,11 +312,15 @@ def keys_create(
     org: Org,
     environment: EnvironmentOption,
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="What the key allows; may be repeated. None: everything.")
+        list[Scope] | None,
+        typer.Option(help=f"What it allows: {', '.join(Scope)}. May be repeated; all by default.", metavar="SCOPE"),
     ] = None,
-    workspace: Annotated[list[str] | None, typer.Option(help="Limit the key to a workspace; may be repeated.")] = None,
-    expires: Annotated[str | None, typer.Option(help="When the key ends: 12h, 30d, 8w. Never by default.")] = None,
-    name: Annotated[str | None, typer.Option(help="What it is for, for people.")] = None,
+    workspace: Annotated[
+        list[str] | None,
+        typer.Option(help="Where it works. May be repeated; in all workspaces by default.", metavar="WORKSPACE"),
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="When it ends: 12h, 30d, 8w; never by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name to know it by.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it. It is shown this once and not stored."""
@@ -350,7 +351,7 @@ def keys_create(
 
 @keys_app.command("list", epilog="Example: tollgate keys list --json")
 def keys_list(as_json: AsJson = False) -> None:
-    """List all keys, without the keys themselves."""
+    """List all keys, without the keys themselves and without customers' sessions."""
     from storage import api_keys
 
     async def rows(services: Services) -> Any:
@@ -381,18 +382,23 @@ def keys_list(as_json: AsJson = False) -> None:
     table = Table(
         # The id is what `keys revoke` takes: it is shown whole on any terminal.
         Column("id", no_wrap=True),
-        *("organization", "environment", "name", "scopes", "workspaces", "expires", "revoked"),
+        # 80 characters are enough: what is long is broken into lines, but no scope and no day is.
+        Column("name", overflow="fold"),
+        Column("of", overflow="fold"),
+        Column("allows", overflow="fold", width=max(map(len, Scope))),
+        Column("ends", width=len("2026-01-01")),
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        leading=1,
     )
     for row in keys:
+        ends = row.revoked_at or row.expires_at
         table.add_row(
             row.id,
-            escape(row.org_id),
-            row.environment,
             escape(row.name or ""),
-            " ".join(row.scopes),
-            escape(" ".join(row.workspace_ids)) if row.workspace_ids else "all",
-            f"{row.expires_at:%Y-%m-%d %H:%M}" if row.expires_at else "never",
-            f"{row.revoked_at:%Y-%m-%d %H:%M}" if row.revoked_at else "",
+            f"{escape(row.org_id)}\n{row.environment}",
+            "\n".join([*row.scopes, *(f"in {escape(workspace)}" for workspace in row.workspace_ids or ())]),
+            ("revoked\n" if row.revoked_at else "") + f"{ends:%Y-%m-%d\n%H:%M}" if ends else "never",
         )
     out.print(table)
 
@@ -418,18 +424,19 @@ def import_(
     org: Org,
     environment: EnvironmentOption,
     policy: Annotated[ImportPolicy, typer.Option(help="The policy of lines that name none.")] = ImportPolicy.REJECT,
-    backfill: Annotated[bool, typer.Option(help="Accept events older than 35 days.")] = False,
-    create_meters: Annotated[bool, typer.Option(help="Make missing meters, with 0 credits and overages on.")] = False,
+    backfill: Annotated[bool, typer.Option("--backfill", help="Accept events older than 35 days.")] = False,
+    create_meters: Annotated[
+        bool, typer.Option("--create-meters", help="Make missing meters, with 0 credits and overages on: no limit.")
+    ] = False,
     rejects: Annotated[
         Path | None,
-        typer.Option(help="Where to write the lines that were not accepted.", show_default="FILE.rejects.jsonl here"),
+        typer.Option(help="Where to write what was not accepted; FILE.rejects.jsonl in this folder by default."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Record a file of usage events. Run it again to resume: what was recorded is replayed and changes nothing.
 
-    Exit code 1 if any line was refused, conflicting or invalid; those are written to the rejects file with their
-    reasons.
+    Exit code 1 if any line was refused, conflicting or invalid: the rejects file has it, with the reason.
     """
     from gateway.usage_import import Import, open_lines
 

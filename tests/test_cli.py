@@ -278,6 +278,29 @@ class TestKeys:
         for made in ids:
             assert made["key"] not in listed.out
 
+    async def test_the_list_breaks_no_scope_and_no_day(self, tollgate: Command) -> None:
+        limits = ("--scope", "usage:correct", "--workspace", "w" * 30, "--expires", "30d")
+        create = ("keys", "create", "--environment", "sandbox", "--json")
+        first = tollgate(*create, "--org", "acme", "--name", "n" * 30, *limits).json
+        second = tollgate(*create, "--org", "o" * 40).json
+        tollgate("keys", "revoke", second["id"])
+        ends, revoked = (
+            datetime.fromisoformat(key[field])
+            for key, field in zip(
+                tollgate("keys", "list", "--json").json["keys"], ("expiresAt", "revokedAt"), strict=True
+            )
+        )
+        lines = tollgate("keys", "list").out.splitlines()
+        assert max(map(len, lines)) == 80
+        cells = [line.split() for line in lines]
+        assert cells[0] == ["id", "name", "of", "allows", "ends"]
+        assert [row[0] for row in cells if row and row[0].startswith("key_")] == [first["id"], second["id"]]
+        words = [word for row in cells for word in row]
+        for word in ("usage:correct", f"{ends:%Y-%m-%d}", "billing:read", "billing:write", "usage:write", "revoked"):
+            assert word in words
+        assert f"{revoked:%Y-%m-%d}" in words
+        assert lines[2].index("acme") == lines[0].index("of")
+
     async def test_a_name_is_shown_as_it_is_and_not_as_markup(self, tollgate: Command) -> None:
         names = ["[/]", "[bold]x[/bold]", "[/acme]", ":warning:"]
         for name in names:
