@@ -109,13 +109,13 @@ async def healthz(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Tell whether requests can be served: the database answers and has the schema that this code was written for."""
+    """Tell whether requests can be served: the database answers, and has this code's schema or a later release's."""
     services: Services = request.app.state.services
     try:
-        is_current = await migrations.is_current(services.database)
+        may_serve = await migrations.may_serve(services.database)
     except DatabaseUnavailable:
         return JSONResponse({"status": "unavailable", "reason": "The database cannot be reached."}, 503)
-    if not is_current:
+    if not may_serve:
         return JSONResponse(
             {"status": "unavailable", "reason": "The database has another schema: run `tollgate migrate`."}, 503
         )

@@ -49,6 +49,10 @@ err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 T = TypeVar("T")
 
+_NEWER_SCHEMA = (
+    "The database has the schema of a later release: run that release, or this one on a backup from before it."
+)
+
 _STANDARD_ERROR = {"class": "logging.StreamHandler", "formatter": "default", "stream": "ext://sys.stderr"}
 
 
@@ -91,6 +95,7 @@ def read_settings() -> Settings:
 
 def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = None) -> T:
     """Run the work with the services on an up-to-date database, and return what it returns."""
+    from storage.migrations import NewerSchema
 
     async def with_services() -> T:
         services = Services(settings or read_settings())
@@ -105,6 +110,8 @@ def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = No
         return asyncio.run(with_services())
     except DatabaseUnavailable as error:
         fail(f"The database is unavailable: {cause_of(error)}")
+    except NewerSchema:
+        fail(_NEWER_SCHEMA)
     except BillingError as error:
         fail(error.message)
 
@@ -251,6 +258,8 @@ def migrate() -> None:
 
     try:
         asyncio.run(upgrade())
+    except migrations.NewerSchema:
+        fail(_NEWER_SCHEMA)
     except DatabaseUnavailable as error:
         fail(f"The database is unavailable: {cause_of(error)}")
     err.print("The database is up to date.")

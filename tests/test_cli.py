@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import typer
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from gateway.cli import app
 from gateway.demo import seed
@@ -26,7 +26,7 @@ from gateway.services import Services
 from gateway.settings import BadSetting, Settings, variable_of
 from resolvers.api_keys import create_api_key
 from storage import migrations
-from storage.database import Database
+from storage.database import Database, Writer
 from storage.tables import Environment, metadata
 from tests.conftest import NOW, Clock, empty_database
 
@@ -339,6 +339,26 @@ class TestMigrate:
         before = await rows_of(new_database_url)
         done = tollgate("migrate")
         assert (done.code, done.out) == (0, "")
+        assert await rows_of(new_database_url) == before
+
+    async def test_a_later_releases_schema_is_told_and_left_alone(
+        self, tollgate: Command, new_database_url: str
+    ) -> None:
+        tollgate.settings["TOLLGATE_DATABASE_URL"] = new_database_url
+        assert tollgate("migrate").code == 0
+        database = Database(new_database_url)
+
+        async def make_newer(writer: Writer) -> None:
+            await writer.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+
+        await database.write(make_newer)
+        await database.close()
+        before = await rows_of(new_database_url)
+        done = tollgate("migrate")
+        assert done.code == 1
+        assert done.err.startswith("Error: The database has the schema of a later release")
+        assert "Traceback" not in done.err
+        assert tollgate("keys", "list").code == 1
         assert await rows_of(new_database_url) == before
 
     async def test_two_at_once_do_not_disturb_each_other(self, new_database_url: str, tmp_path: Path) -> None:

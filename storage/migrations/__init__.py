@@ -20,6 +20,10 @@ _HERE = Path(__file__).parent
 _LOCK = 8_675_309_001
 
 
+class NewerSchema(Exception):
+    """The database has the schema of a later release, which this code can neither change nor take for its own."""
+
+
 def config() -> Config:
     """Return Alembic's configuration, made here so that no `alembic.ini` is needed."""
     configuration = Config()
@@ -29,11 +33,13 @@ def config() -> Config:
 
 
 async def upgrade(database: Database) -> None:
-    """Bring the database to the newest schema, in one transaction."""
+    """Bring the database to the newest schema, in one transaction. Raises `NewerSchema`."""
 
     def run(connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        if not _heads(connection) <= _known():
+            raise NewerSchema
         configuration = config()
         configuration.attributes["connection"] = connection
         command.upgrade(configuration, "head")
@@ -44,14 +50,26 @@ async def upgrade(database: Database) -> None:
 
 async def is_current(database: Database) -> bool:
     """Whether the database has exactly the schema that this code was written for."""
-
-    def heads(connection: Connection) -> set[str]:
-        return set(MigrationContext.configure(connection).get_current_heads())
-
     async with database.read() as reader:
-        return await reader.run_sync(heads) == _newest()
+        return await reader.run_sync(_heads) == _newest()
+
+
+async def may_serve(database: Database) -> bool:
+    """Whether a gateway may go on serving: on its own schema, or on a later one, to which it was migrated meanwhile."""
+    async with database.read() as reader:
+        heads = await reader.run_sync(_heads)
+    return heads == _newest() or not heads <= _known()
+
+
+def _heads(connection: Connection) -> set[str]:
+    return set(MigrationContext.configure(connection).get_current_heads())
 
 
 @cache
 def _newest() -> set[str]:
     return set(ScriptDirectory.from_config(config()).get_heads())
+
+
+@cache
+def _known() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}

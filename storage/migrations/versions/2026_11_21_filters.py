@@ -4,8 +4,9 @@ Revision: 2026_11_21_filters, after 2026_11_21_customer_sessions.
 
 The release before it goes on working: it knows nothing of the new columns, leaves them null in the rows that it makes
 and as they are in the rows that it changes. Until a gateway of this release writes such a row again, which mends it,
-the filters by email and name may miss a customer, and the one by available credits may miss a meter; none ever answers
-a meter with more credits than asked for. `tollgate verify` names each such row once all gateways are of this release.
+the filters by email and name may miss a customer or find it by what it was called before, and the one by available
+credits may miss a meter, but never answers one with more credits than asked for. `tollgate verify` names each such row
+once all gateways are of this release.
 
 Rows are filled a portion at a time, so that memory is bounded; the tables are locked until the migration is done.
 """
