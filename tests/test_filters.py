@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic import command
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
 from resolvers.actor import Scope
 from resolvers.limits import available_bits
 from storage import migrations
 from storage.customers import folded, past_prefix
-from storage.database import Database
-from storage.tables import Environment
+from storage.database import Database, Writer
+from storage.tables import Environment, billing_meters
 from tests.conftest import NOW, Caller, Gateway
 from tests.meters import delete_row, disagreements, make_meter
 
@@ -540,20 +540,21 @@ async def test_a_walk_backward_neither_repeats_nor_skips_a_row(walk: Walk) -> No
 # Rows of the release before
 
 
+async def upgrade_to(database: Database, revision: str) -> None:
+    def run(connection: Connection) -> None:
+        configuration = migrations.config()
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, revision)
+
+    async with database.connect_to_migrate() as connection:
+        await connection.run_sync(run)
+
+
 async def test_the_migration_fills_what_is_there_a_portion_at_a_time(new_database_url: str) -> None:
     database = Database(new_database_url)
 
-    async def upgrade_to(revision: str) -> None:
-        def run(connection: Connection) -> None:
-            configuration = migrations.config()
-            configuration.attributes["connection"] = connection
-            command.upgrade(configuration, revision)
-
-        async with database.connect_to_migrate() as connection:
-            await connection.run_sync(run)
-
     try:
-        await upgrade_to("2026_11_21_customer_sessions")
+        await upgrade_to(database, "2026_11_21_customer_sessions")
         moment = datetime(2026, 1, 1, tzinfo=UTC)
         shown = moment.isoformat() if database.dialect == "sqlite" else moment
         count = 2_345
@@ -579,7 +580,7 @@ async def test_the_migration_fills_what_is_there_a_portion_at_a_time(new_databas
                 await writer.execute(text(meter), {"id": f"mtr_{digits}", "name": digits, "at": shown} | credits_)
 
         await database.write(fill)
-        await upgrade_to("head")
+        await upgrade_to(database, "head")
         assert await migrations.is_current(database)
         async with database.read() as reader:
             customers = await reader.fetch(text("SELECT email_folded, name_folded FROM customers ORDER BY id"))
@@ -609,3 +610,34 @@ async def test_the_release_before_goes_on_writing_and_the_next_write_mends_its_r
         ]
     )
     assert await ids_of(gateway, METERS, availableBelow="1") == [meter_id]
+
+
+async def test_the_migration_waits_for_a_gateway_that_gives_a_meter_to_a_customer(new_database_url: str) -> None:
+    database, gateway = Database(new_database_url), Database(new_database_url)
+    try:
+        await upgrade_to(database, "2026_11_20_index_of_voids")
+        has_locked, may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def give(writer: Writer) -> None:
+            await writer.fetch(select(billing_meters.c.id).with_for_update())
+            has_locked.set()
+            await may_go_on.wait()
+            await writer.fetch(text("SELECT id FROM customers"))
+            await writer.fetch(text("SELECT id FROM api_keys"))
+
+        giving = asyncio.create_task(gateway.write(give))
+        await has_locked.wait()
+        migrating = asyncio.create_task(migrations.upgrade(database))
+        while database.dialect == "postgresql":
+            async with gateway.read() as reader:
+                waiting = (
+                    "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database WHERE NOT granted"
+                )
+                if await reader.fetch_one(text(f"{waiting} AND datname = current_database()")) == (1,):
+                    break
+        may_go_on.set()
+        await asyncio.gather(giving, migrating)
+        assert await migrations.is_current(database)
+    finally:
+        await database.close()
+        await gateway.close()

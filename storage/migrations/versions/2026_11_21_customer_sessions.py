@@ -17,6 +17,10 @@ depends_on = None
 
 def upgrade() -> None:
     """Add what a session has beside what a key has, and the index of the sessions that expire."""
+    if op.get_bind().dialect.name == "postgresql":
+        # What this and the next migration change, locked in the order in which gateways lock: the other way round, a
+        # gateway that has locked a meter and asks for its customer, and the migration, would wait for each other.
+        op.execute("LOCK TABLE billing_meters, customers, api_keys IN ACCESS EXCLUSIVE MODE")
     name = postgresql.TEXT(collation="C") if op.get_bind().dialect.name == "postgresql" else sa.Text()
     op.add_column("api_keys", sa.Column("customer_id", name))
     op.add_column("api_keys", sa.Column("parent_id", name))
