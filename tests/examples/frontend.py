@@ -239,6 +239,10 @@ async def test_a_refill_whose_answer_was_lost_counts_once_when_it_is_tried_again
         await shop.page.route("**/api/refill", lose)
         await shop.refill("images", 40)
         await expect(shop.notice("images")).to_have_text("There was no answer. Try again: it will not count twice.")
+        # A person who is not sure what was typed types it anew.
+        await shop.meter("images").get_by_label("Refill").fill("")
+        await shop.refill("images", 40)
+        await expect(shop.notice("images")).to_have_text("There was no answer. Try again: it will not count twice.")
         await shop.page.unroute("**/api/refill")
         await shop.meter("images").get_by_role("button", name="Add credits").click()
         total = int(before["totalCredits"]) + 40
@@ -279,6 +283,14 @@ async def test_the_backend_refills_no_meter_of_another_customer(demo: Demo) -> N
         form = await client.post("/api/refill", content=json.dumps(wanted), headers={"content-type": "text/plain"})
         assert form.status_code == 415
     assert await demo.meters("fjord-analytics") == before
+
+
+async def test_the_backend_serves_under_a_loopback_name_alone(demo: Demo) -> None:
+    async with shop_of(demo, "granite-legal") as shop, httpx.AsyncClient(base_url=shop.url, trust_env=False) as client:
+        for host, status in (("elsewhere.example", 403), ("127.0.0.1.elsewhere.example", 403), ("localhost", 200)):
+            headers = {"host": f"{host}:{demo.page_port}"}
+            assert (await client.post("/api/session", json={}, headers=headers)).status_code == status
+            assert (await client.get("/", headers=headers)).status_code == status
 
 
 async def test_the_secret_key_is_in_nothing_that_the_browser_receives(demo: Demo) -> None:

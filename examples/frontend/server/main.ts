@@ -11,6 +11,10 @@ const customer = process.env.CUSTOMER ?? 'acme-robotics';
 
 const TYPES: Record<string, string> = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css' };
 
+// Without cookies, which belong to a name, the name is checked: under one of its own that leads to this machine, another
+// site's page would be this page to the browser.
+const hosts = [`127.0.0.1:${port}`, `localhost:${port}`];
+
 // The built page is small and fixed: it is read once, and no path of a request ever reaches the disk.
 const dist = join(import.meta.dirname, '..', 'dist');
 const files = new Map(
@@ -34,6 +38,7 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
     response
       .writeHead(status, { ...headers, 'content-type': 'application/json', 'cache-control': 'no-store' })
       .end(JSON.stringify(body));
+  if (!hosts.includes(request.headers.host ?? '')) return void send(403, { error: 'There is no such site.' });
   if (request.method === 'GET') {
     const file = files.get(pathname === '/' ? '/index.html' : pathname);
     if (!file) return void send(404, { error: 'There is no such page.' });

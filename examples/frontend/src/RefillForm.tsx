@@ -10,22 +10,22 @@ export function RefillForm({ meterId, onRefilled }: Props) {
   const [amount, setAmount] = useState('');
   const [notice, setNotice] = useState<Notice | null>(null);
   // One key for one intention: it stays over clicks and retries until the answer is known, so the refill counts once.
-  const key = useRef<string | null>(null);
+  const unanswered = useRef<{ amount: string; key: string } | null>(null);
   const field = `refill-${meterId}`;
 
   function change(value: string): void {
     setAmount(value);
     setNotice(null);
-    key.current = null;
   }
 
   async function submit(event: FormEvent): Promise<void> {
     event.preventDefault();
-    key.current ??= crypto.randomUUID();
-    const idempotencyKey = key.current;
+    // The same amount, typed anew, is still the same intention; another amount is another.
+    if (unanswered.current?.amount !== amount) unanswered.current = { amount, key: crypto.randomUUID() };
+    const wanted = unanswered.current;
     let result: RefillResult;
     try {
-      result = await refill({ meterId, refill: amount, idempotencyKey });
+      result = await refill({ meterId, refill: amount, idempotencyKey: wanted.key });
     } catch {
       setNotice({ kind: 'unknown', text: 'There was no answer. Try again: it will not count twice.' });
       return;
@@ -33,10 +33,9 @@ export function RefillForm({ meterId, onRefilled }: Props) {
     setNotice(noticeOf(result));
     const isRefilled = result.__typename === 'RefillBillingMeterSuccess';
     if (isRefilled) onRefilled();
-    // An amount that was changed meanwhile is another intention, with a key of its own.
-    if (key.current !== idempotencyKey) return;
-    key.current = null;
-    if (isRefilled) setAmount('');
+    if (unanswered.current === wanted) unanswered.current = null;
+    // What was typed meanwhile stays.
+    if (isRefilled) setAmount((typed) => (typed === amount ? '' : typed));
   }
 
   return (
