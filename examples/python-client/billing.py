@@ -100,7 +100,8 @@ def may_pass(error: Exception) -> bool:
     """Tell whether sending the same again may help: it was lost, or the gateway cannot serve now."""
     if isinstance(error, GraphQLClientGraphQLMultiError):
         return any((each.extensions or {}).get("code") == "UNAVAILABLE" for each in error.errors)
-    return not isinstance(error, GraphQLClientHttpError) or error.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    # Also a proxy's own 502 or 504: nobody knows whether the gateway has got it.
+    return not isinstance(error, GraphQLClientHttpError) or httpx.codes.is_server_error(error.status_code)
 
 
 def balance_line(meter: Balance) -> str:

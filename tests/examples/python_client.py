@@ -216,10 +216,22 @@ async def test_a_key_that_is_not_known_is_an_error_of_its_own(program: Program) 
 
 async def test_a_write_is_sent_again_until_the_gateway_answers(program: Program, tmp_path: Path) -> None:
     await program.make_meter(totalCredits="100")
-    # A gateway that is not up yet, on the same database.
+    # A gateway that is not up yet, on the same database, behind a proxy that says so and then goes away.
     late = Server(program.demo.server.settings["TOLLGATE_DATABASE_URL"], tmp_path)
-    waiting = Program(Demo(late, program.demo.key, 0), program.meter)
-    recording = asyncio.create_task(waiting.record("event-1", 30))
+    was_asked = asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        await reader.readexactly(int(head.partition("content-length:")[2].partition("\r\n")[0]))
+        writer.write(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 4\r\nconnection: close\r\n\r\nGone")
+        await writer.drain()
+        writer.close()
+        was_asked.set()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", late.port):
+        waiting = Program(Demo(late, program.demo.key, 0), program.meter)
+        recording = asyncio.create_task(waiting.record("event-1", 30))
+        await was_asked.wait()
     try:
         await late.start()
         assert await recording == ("Recorded 30, refused 0.\n", 0)
