@@ -21,6 +21,8 @@ DEV_READY := $(VENV)/.dev-ready
 # The programs of others that `make conformance` runs; npm writes the last file when it is done.
 AUDITS := tests/conformance
 AUDITS_READY := $(AUDITS)/node_modules/.package-lock.json
+# graphql-core's source, which has its tests; its version is the installed one's.
+CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -36,7 +38,7 @@ test: lint ## Check all: `lint`, then the tests.
 	@echo 'pytest'
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
-conformance: $(AUDITS_READY) ## Run others' programs: audits, the lint of the schema, clients.
+conformance: $(AUDITS_READY) $(CORE_READY) ## Run others' programs: audits, the lint of the schema, clients.
 	@$(BIN)/pytest --capture=no $(AUDITS)/conformance.py $(PYTEST_ARGS)
 
 torture: $(DEV_READY) ## Kill, cut and restart under load, and the model for many more rounds.
@@ -113,6 +115,14 @@ $(DEV_READY): requirements-dev.lock requirements.lock pyproject.toml
 $(AUDITS_READY): $(AUDITS)/package.json $(AUDITS)/package-lock.json $(AUDITS)/.npmrc $(DEV_READY)
 	@echo 'npm ci'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" && cd $(AUDITS) && npm ci --loglevel=error
+	@touch $@
+
+$(CORE_READY): $(DEV_READY)
+	@echo 'pip download graphql-core'
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@$(PIP) download --no-deps --no-binary graphql-core --dest $(@D) \
+		"graphql-core==$$($(BIN)/python -c 'import graphql; print(graphql.__version__)')"
+	@tar -xzf $(@D)/*.tar.gz -C $(@D)
 	@touch $@
 
 # Makes the environment if there is no usable one, then installs a lock file and the project over it.

@@ -1,11 +1,29 @@
 """Documents: parsed and validated once, then run as often as they are asked for."""
 
-from dataclasses import dataclass
 from functools import lru_cache
+from inspect import isawaitable
+from typing import Any
 
-from graphql import DocumentNode, GraphQLError, parse, validate
+from graphql import (
+    DocumentNode,
+    ExecutionResult,
+    FragmentDefinitionNode,
+    GraphQLError,
+    OperationDefinitionNode,
+    OperationType,
+    default_field_resolver,
+    default_type_resolver,
+    get_operation_ast,
+    parse,
+    validate,
+)
+from graphql.execution.collect_fields import FragmentDetails
+from strawberry.execution import optimized_is_awaitable
 
+from resolvers.context import Context
+from schema.executor import Executor, Plans
 from schema.root import schema
+from schema.variables import Variables
 
 #: How many of the documents that requests bring along are kept.
 KEPT_DOCUMENTS = 256
@@ -16,12 +34,71 @@ LONGEST_KEPT = 16 * 1024
 #: How many errors of one document are told.
 MOST_ERRORS = 20
 
+_SCHEMA = schema._schema  # noqa: SLF001  # Strawberry has no other name for the schema of graphql-core.
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+class Runnable:
+    """One operation of a valid document, with what all its runs have in common."""
+
+    def __init__(self, document: DocumentNode, node: OperationDefinitionNode) -> None:
+        self._node = node
+        self._fragments = {
+            definition.name.value: definition
+            for definition in document.definitions
+            if isinstance(definition, FragmentDefinitionNode)
+        }
+        self._variables = Variables(_SCHEMA, node)
+        self._plans = Plans(document)
+
+    @property
+    def kind(self) -> OperationType:
+        """Whether it is a query or a mutation."""
+        return self._node.operation
+
+    async def run(self, context: Context, variables: dict[str, Any]) -> ExecutionResult | list[GraphQLError]:
+        """Run it and return what it came to, or what is wrong with the variables.
+
+        The steps are those of graphql-core's `execute`.
+        """
+        values = self._variables.read(variables)
+        if isinstance(values, list):
+            return values
+        executor = Executor(
+            _SCHEMA,
+            self._fragments,
+            {name: FragmentDetails(fragment) for name, fragment in self._fragments.items()},
+            None,
+            context,
+            self._node,
+            values,
+            default_field_resolver,
+            default_type_resolver,
+            default_field_resolver,
+            is_awaitable=optimized_is_awaitable,
+            plans=self._plans,
+        )
+        result = executor.execute_operation()
+        if isawaitable(result):
+            result = await result
+        assert isinstance(result, ExecutionResult)  # noqa: S101  # The schema has neither @defer nor @stream.
+        return result
+
+
 class Document:
-    """A document that is valid in the schema, ready to be run."""
+    """A document that is valid in the schema."""
 
-    node: DocumentNode
+    def __init__(self, node: DocumentNode) -> None:
+        self._node = node
+        self._operations: dict[str | None, Runnable | None] = {}
+
+    def operation(self, name: str | None) -> Runnable | None:
+        """Return the operation of this name, or the only one; None where that is not exactly one."""
+        if name not in self._operations:
+            node = get_operation_ast(self._node, name)
+            if node is None:
+                return None
+            self._operations[name] = Runnable(self._node, node)
+        return self._operations[name]
 
 
 def document_of(text: str) -> Document | list[GraphQLError]:
@@ -35,8 +112,7 @@ def prepare(text: str) -> Document | list[GraphQLError]:
         node = parse(text)
     except GraphQLError as error:
         return [error]
-    # Strawberry has no other name for the schema of graphql-core.
-    return validate(schema._schema, node, max_errors=MOST_ERRORS) or Document(node)  # noqa: SLF001
+    return validate(_SCHEMA, node, max_errors=MOST_ERRORS) or Document(node)
 
 
 _kept = lru_cache(maxsize=KEPT_DOCUMENTS)(prepare)

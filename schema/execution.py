@@ -5,19 +5,13 @@ the first two in `schema/documents.py`, so that each kind of error is told by th
 """
 
 from dataclasses import dataclass
-from inspect import isawaitable
 from typing import Any
 
-from graphql import ExecutionResult, OperationType, execute, get_operation_ast
-from strawberry.execution import optimized_is_awaitable
+from graphql import ExecutionResult, OperationType
 
 from resolvers.context import Context
 from schema import faults
 from schema.documents import Document, document_of
-from schema.root import schema
-
-#: How many errors of the variables are told.
-MOST_ERRORS = 20
 
 
 class OperationNotAllowed(Exception):
@@ -49,36 +43,19 @@ async def answer(operation: Operation, context: Context, *, only_queries: bool =
         if not isinstance(prepared, Document):
             return _not_executed([faults.of_document(error) for error in prepared])
         document = prepared
-    chosen = get_operation_ast(document.node, operation.operation_name)
+    chosen = document.operation(operation.operation_name)
     if chosen is None:
         return _not_executed([faults.of_choice(operation.operation_name)])
-    if only_queries and chosen.operation is not OperationType.QUERY:
+    if only_queries and chosen.kind is not OperationType.QUERY:
         raise OperationNotAllowed
-    result = execute(
-        schema._schema,  # noqa: SLF001  # Strawberry has no other name for the schema of graphql-core.
-        document.node,
-        context_value=context,
-        variable_values=operation.variables,
-        operation_name=operation.operation_name,
-        max_coercion_errors=MOST_ERRORS,
-        executor_class=schema.execution_context_class,
-        is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]  # It answers what a TypeGuard would.
-        operation_extensions=None,
-    )
-    if isawaitable(result):
-        result = await result
-    return _executed(result, context, is_mutation=chosen.operation is OperationType.MUTATION)
-
-
-def _executed(result: ExecutionResult, context: Context, *, is_mutation: bool) -> Answer:
-    errors = result.errors or []
-    if result.data is None and errors and all(error.path is None for error in errors):
-        # graphql-core could not read the variables; an error of a field has a path.
-        return _not_executed([faults.of_variables(error) for error in errors])
+    result = await chosen.run(context, operation.variables or {})
+    if not isinstance(result, ExecutionResult):
+        return _not_executed([faults.of_variables(error) for error in result])
     body: dict[str, Any] = {"data": result.data}
-    if errors:
+    if result.errors:
+        is_mutation = chosen.kind is OperationType.MUTATION
         body["errors"] = [
-            faults.of_field(error, request_id=context.request_id, is_mutation=is_mutation) for error in errors
+            faults.of_field(error, request_id=context.request_id, is_mutation=is_mutation) for error in result.errors
         ]
     return Answer(body, is_executed=True)
 

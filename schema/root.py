@@ -1,10 +1,13 @@
 """The schema: every feature's queries and mutations in one."""
 
 import asyncio
+from functools import cache
 from typing import Annotated
 
 import strawberry
 from strawberry.schema.config import StrawberryConfig
+from strawberry.schema.name_converter import NameConverter
+from strawberry.utils.str_converters import to_camel_case
 
 from resolvers.errors import LimitExceeded
 from resolvers.loaders import Loaders
@@ -12,6 +15,7 @@ from schema.billing_meters import BillingMeter, BillingMeterMutation, BillingMet
 from schema.customer_sessions import CustomerSessionMutation
 from schema.customers import Customer, CustomerMutation, CustomerQuery
 from schema.errors import UserError
+from schema.executor import Executor
 from schema.info import Info
 from schema.ledger import LedgerEntry
 from schema.node import Node
@@ -79,10 +83,24 @@ class Mutation(CustomerMutation, CustomerSessionMutation, BillingMeterMutation, 
     """The root of mutations."""
 
 
+class _Names(NameConverter):
+    """Strawberry's names. It asks for them again for each argument of each request, and for each item of a batch."""
+
+    def apply_naming_config(self, name: str) -> str:
+        """Return the name as clients see it."""
+        return _camel_case(name)
+
+
+@cache
+def _camel_case(name: str) -> str:
+    return to_camel_case(name)
+
+
 schema = strawberry.Schema(
     query=Query,
     mutation=Mutation,
     types=[UserError],
-    config=StrawberryConfig(scalar_map=SCALARS),
+    config=StrawberryConfig(scalar_map=SCALARS, name_converter=_Names()),
     exception_handlers=EXCEPTION_HANDLERS,
+    execution_context_class=Executor,
 )

@@ -1,10 +1,13 @@
 """Usage: its days, and recording it."""
 
+from collections.abc import Mapping
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import strawberry
 from strawberry.scalars import JSON
+from strawberry.types import get_object_definition
+from strawberry.utils.str_converters import to_camel_case
 
 from resolvers.errors import Refusal
 from resolvers.loaders import UsageOfMeter
@@ -28,7 +31,6 @@ from schema.ledger import LedgerEntry
 from schema.scalars import BigInt
 from storage.billing_meters import BillingMeterRow
 from storage.tables import OverLimitPolicy as Policy
-from storage.usage import UsageDayRow
 
 if TYPE_CHECKING:
     from schema.billing_meters import BillingMeter
@@ -56,24 +58,20 @@ FillZeros: TypeAlias = Annotated[
 
 @strawberry.type(description="The credits that one usage name used of a meter on one day of the meter's time zone.")
 class UsageDay:
-    """See `storage.usage.UsageDayRow`. The names are those of the domain's REST API."""
+    """The rows of `storage.usage.UsageDayRow` have these attributes and are answered as they are: there are thousands.
 
-    billing_id: strawberry.ID = strawberry.field(description="The id of the billing meter.")
+    The names that clients see are those of the domain's REST API.
+    """
+
+    meter_id: strawberry.ID = strawberry.field(name="billingId", description="The id of the billing meter.")
     day: date = strawberry.field(description="The day, in the meter's time zone.")
-    total_billing_usage: BigInt = strawberry.field(
-        description="The credits used on that day under the name; what was voided is taken off."
+    total_usage: BigInt = strawberry.field(
+        name="totalBillingUsage",
+        description="The credits used on that day under the name; what was voided is taken off.",
     )
-    billing_usage_name: str = strawberry.field(description="The usage name that they were recorded under.")
-
-    @classmethod
-    def of(cls, row: UsageDayRow) -> "UsageDay":
-        """Return the row as clients see it."""
-        return cls(
-            billing_id=strawberry.ID(row.meter_id),
-            day=row.day,
-            total_billing_usage=BigInt(row.total_usage),
-            billing_usage_name=row.usage_name,
-        )
+    usage_name: str = strawberry.field(
+        name="billingUsageName", description="The usage name that they were recorded under."
+    )
 
 
 async def usage_of(
@@ -96,7 +94,7 @@ async def usage_of(
     rows = await loaders.usage_of_meter.load(UsageOfMeter(meter.id, first, last, usage_names))
     if fill_zeros:
         rows = with_zeros(rows, meter_id=meter.id, first=first, last=last, usage_names=usage_names)
-    return [UsageDay.of(row) for row in rows]
+    return cast("list[UsageDay]", rows)
 
 
 def _checked(first: date | None, last: date | None, names: list[str] | None) -> list[str] | None:
@@ -177,6 +175,18 @@ class RecordUsageInput:
             "policy": Policy[self.policy.name],
             "metadata": given(self.metadata),
         }
+
+
+def _record_usage_input(class_: type[RecordUsageInput], value: Mapping[str, Any], _context: object) -> RecordUsageInput:
+    """Make the input of the values that graphql-core has read: there is nothing among them to convert."""
+    return class_(**{_RECORD_USAGE_FIELDS[name]: each for name, each in value.items()})
+
+
+# Strawberry's own way goes through the types of all fields again, for each item of a batch, which costs more than
+# recording it.
+_definition = get_object_definition(RecordUsageInput, strict=True)
+_definition.from_input = _record_usage_input
+_RECORD_USAGE_FIELDS = {to_camel_case(field.python_name): field.python_name for field in _definition.fields}
 
 
 @strawberry.type(description="An accepted debit.")

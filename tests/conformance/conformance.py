@@ -5,6 +5,7 @@ The name of this file keeps it out of `make test`: it needs npm packages, which 
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -69,6 +70,32 @@ async def test_graphql_over_http(tmp_path: Path) -> None:
 async def test_the_schema_has_no_lint() -> None:
     eslint = HERE / "node_modules" / "eslint" / "bin" / "eslint.js"
     await node(eslint, "--config", HERE / "eslint.config.js", "--max-warnings", "0", "schema/schema.graphql")
+
+
+async def test_graphql_core_is_itself_with_our_executor(tmp_path: Path) -> None:
+    """Its own tests, as they come with its source; those of its documentation and its speed are no tests of this."""
+    (source,) = (path for path in (ROOT / "build" / "graphql-core").iterdir() if path.is_dir())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "tests", "--ignore=tests/benchmarks", "--ignore=tests/test_docs.py"),
+        *(
+            "--override-ini=addopts=",
+            "--numprocesses=auto",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "compiling",
+        ),
+        cwd=source,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE), str(ROOT)))},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    printed = (await process.communicate())[0].decode()
+    print(printed)  # noqa: T201  # `make conformance` shows it.
+    assert process.returncode == 0
+    passed = re.search(r"(\d+) passed", printed)
+    assert passed is not None
+    assert int(passed[1]) > 3_500
 
 
 def without_type_names(data: Any) -> Any:

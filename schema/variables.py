@@ -1,0 +1,138 @@
+"""The values of variables, read as graphql-core reads them, by functions that are made once for each type.
+
+As in the executor, **any surprise bails out**: for a value that is not as it should be, graphql-core reads all of them
+again, so that what is told of it is its own.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeAlias
+
+from graphql import (
+    GraphQLError,
+    GraphQLID,
+    GraphQLInputField,
+    GraphQLInputObjectType,
+    GraphQLInputType,
+    GraphQLSchema,
+    GraphQLString,
+    OperationDefinitionNode,
+    Undefined,
+    get_variable_values,
+    is_input_object_type,
+    is_leaf_type,
+    is_list_type,
+    is_non_null_type,
+    is_required_input_field,
+)
+from graphql.execution.get_variable_signature import GraphQLVariableSignature, get_variable_signature
+from graphql.execution.values import VariableValues, VariableValueSource
+from graphql.utilities.coerce_input_value import coerce_default_value
+
+#: How many errors of one request's variables are told.
+MOST_ERRORS = 20
+
+_Read: TypeAlias = Callable[[Any], Any]
+
+
+class Surprise(Exception):
+    """The value is not what the function is for."""
+
+
+class Variables:
+    """The variables that one operation declares."""
+
+    def __init__(self, schema: GraphQLSchema, operation: OperationDefinitionNode) -> None:
+        self._schema = schema
+        self._definitions = operation.variable_definitions or ()
+        self._readers: list[tuple[GraphQLVariableSignature, _Read, bool]] = []
+        for definition in self._definitions:
+            signature = get_variable_signature(schema, definition)
+            assert isinstance(signature, GraphQLVariableSignature)  # noqa: S101  # The document is valid.
+            may_be_absent = definition.default_value is None and not is_non_null_type(signature.type)
+            self._readers.append((signature, _reader_of(signature.type), may_be_absent))
+
+    def read(self, given: Mapping[str, Any]) -> VariableValues | list[GraphQLError]:
+        """Return the values, or what is wrong with those that are given."""
+        sources: dict[str, VariableValueSource] = {}
+        coerced: dict[str, Any] = {}
+        try:
+            for signature, read, may_be_absent in self._readers:
+                value = given.get(signature.name, Undefined)
+                sources[signature.name] = VariableValueSource(signature, value)
+                if value is not Undefined:
+                    coerced[signature.name] = read(value)
+                elif not may_be_absent:
+                    raise Surprise  # noqa: TRY301  # A default is graphql-core's matter as well.
+        except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+            return get_variable_values(self._schema, self._definitions, dict(given), max_errors=MOST_ERRORS)
+        return VariableValues(sources, coerced)
+
+
+@cache
+def _reader_of(type_: GraphQLInputType) -> _Read:
+    """Return the function that reads a value of this type. It raises anything for what it is not for."""
+    if is_non_null_type(type_):
+        return _given(type_.of_type)
+    read = _given(type_)
+    return lambda value: None if value is None else read(value)
+
+
+def _given(type_: GraphQLInputType) -> _Read:
+    if is_list_type(type_):
+        read_item = _reader_of(type_.of_type)
+        return lambda value: [read_item(item) for item in _checked(value, list)]
+    if is_input_object_type(type_):
+        return _InputObject(type_).read
+    if type_ in {GraphQLString, GraphQLID}:
+        return lambda value: _checked(value, str)
+    assert is_leaf_type(type_)  # noqa: S101  # There is no other input type.
+    coerce = type_.coerce_input_value
+
+    def read_leaf(value: Any) -> Any:
+        found = coerce(value) if value is not None else Undefined
+        if found is Undefined:
+            raise Surprise
+        return found
+
+    return read_leaf
+
+
+class _InputObject:
+    """Reads the objects of one input type."""
+
+    def __init__(self, type_: GraphQLInputObjectType) -> None:
+        self._type = type_
+        # Filled when it is first used: types may refer to themselves.
+        self._fields: list[tuple[str, str, _Read, GraphQLInputField]] = []
+
+    def read(self, value: Any) -> Any:
+        """Return the object by the names of its fields."""
+        if not self._fields:
+            if self._type.is_one_of:
+                raise Surprise
+            self._fields = [
+                (name, field.out_name or name, _reader_of(field.type), field)
+                for name, field in self._type.fields.items()
+            ]
+        left = len(_checked(value, dict))
+        found = {}
+        for name, out_name, read, field in self._fields:
+            if name in value:
+                left -= 1
+                found[out_name] = read(value[name])
+            elif is_required_input_field(field):
+                raise Surprise
+            else:
+                default = coerce_default_value(field)
+                if default is not Undefined:
+                    found[out_name] = default
+        if left:
+            raise Surprise
+        return self._type.out_type(found)
+
+
+def _checked(value: Any, class_: type) -> Any:
+    if type(value) is not class_:
+        raise Surprise
+    return value

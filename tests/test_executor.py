@@ -1,0 +1,456 @@
+"""The executor answers what graphql-core answers, and ordinary queries do take the compiled way."""
+
+import asyncio
+import itertools
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from enum import Enum
+from inspect import isawaitable
+from types import FrameType, SimpleNamespace
+from typing import Annotated, Any
+
+import pytest
+import strawberry
+from graphql import (
+    ExecutionResult,
+    GraphQLField,
+    GraphQLSchema,
+    OperationDefinitionNode,
+    Undefined,
+    build_schema,
+    execute,
+    get_named_type,
+    get_variable_values,
+    is_abstract_type,
+    is_leaf_type,
+    parse,
+    validate,
+)
+from graphql.execution.values import VariableValues
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from strawberry.schema.config import StrawberryConfig
+
+from schema.executor import MOST_PLANS, CompilingExecutor, Executor, Plans
+from schema.scalars import SCALARS, BigInt
+from schema.variables import Variables
+from tests.conftest import Gateway
+from tests.meters import make_meter
+
+
+@strawberry.enum
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@strawberry.interface
+class Named:
+    name: str
+
+
+@strawberry.type
+class Leaf:
+    text: str | None
+    number: int
+    amount: BigInt | None
+    ratio: float
+    is_set: bool | None
+    colour: Colour
+    day: date | None
+    at: datetime
+
+
+@strawberry.type
+class Fruit(Named):
+    leaf: Leaf | None
+    leaves: list[Leaf]
+
+
+@strawberry.type
+class Branch(Named):
+    colours: list[Colour | None] | None
+    matrix: list[list[int]]
+    fruit: Fruit | None
+    things: list[Annotated[Fruit | Leaf, strawberry.union("Thing")] | None]
+    named: Named | None
+
+    @strawberry.field
+    async def resolved(self, times: int = 1) -> "Branch | None":
+        if times > 1:
+            raise ValueError("too often")
+        return self if times else None
+
+
+@strawberry.type
+class Query:
+    @strawberry.field
+    def branch(self, info: strawberry.Info[Any, None]) -> Branch:
+        return info.context  # type: ignore[no-any-return]
+
+    @strawberry.field
+    async def branches(self, info: strawberry.Info[Any, None]) -> list[Branch | None]:
+        return [info.context, info.context]
+
+
+STRAWBERRY = strawberry.Schema(
+    Query, types=[Fruit], config=StrawberryConfig(scalar_map=SCALARS), execution_context_class=Executor
+)._schema
+
+#: The same kinds of fields without Strawberry: read from dicts and objects, some of whose values are methods.
+PLAIN = build_schema("""
+    enum Colour { RED BLUE }
+    type Leaf { text: String number: Int! ratio: Float isSet: Boolean! colour: Colour id: ID }
+    type Fruit { name: String! leaf: Leaf leaves: [Leaf!]! }
+    type Branch { name: String fruit: Fruit! fruits: [Fruit] matrix: [[Int!]] sized(by: Int = 2): Int }
+    type Query { branch: Branch! branches: [Branch!] }
+""")
+
+
+class Later:
+    """What can be awaited, also more than once."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from ()
+        return self.value
+
+
+def or_wrong(right: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Mostly what a field should be, and now and then what it should not be, or need not."""
+    wrong = st.sampled_from(
+        [
+            *(None, "text", "7", "", 7, 2**40, 1.5, float("nan"), True, b"x", [], [None], {}, Colour.RED, object()),
+            *(Undefined, ValueError("planted"), Later(3), Later("text"), date(2026, 1, 31), lambda *_: 7),
+        ]
+    )
+    return st.integers(0, 5).flatmap(lambda number: wrong if number == 5 else right)
+
+
+def objects(class_: Callable[..., Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """An object of the class, with something wrong in it now and then."""
+    return or_wrong(st.builds(class_, **{name: or_wrong(values) for name, values in fields.items()}))
+
+
+def small_lists(values: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
+    return st.lists(values, max_size=3)
+
+
+COLOURS = st.sampled_from(Colour)
+LEAVES = objects(
+    Leaf,
+    text=st.text(max_size=3) | st.none(),
+    number=st.integers(-(2**31), 2**31 - 1),
+    amount=st.integers(0, 2**63 - 1) | st.none(),
+    ratio=st.floats(allow_nan=False, allow_infinity=False),
+    is_set=st.booleans() | st.none(),
+    colour=COLOURS,
+    day=st.dates() | st.none(),
+    at=st.datetimes(timezones=st.just(UTC)),
+)
+FRUITS = objects(Fruit, name=st.text(max_size=3), leaf=LEAVES | st.none(), leaves=small_lists(LEAVES))
+BRANCHES = objects(
+    Branch,
+    name=st.text(max_size=3),
+    colours=small_lists(COLOURS | st.none()),
+    matrix=small_lists(small_lists(st.integers(0, 9))),
+    fruit=FRUITS | st.none(),
+    things=small_lists(FRUITS | LEAVES | st.none()),
+    named=FRUITS | st.none(),
+)
+
+
+def records(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return objects(dict, **fields) | objects(SimpleNamespace, **fields)
+
+
+PLAIN_LEAVES = records(
+    text=st.text(max_size=3) | st.none(),
+    number=st.integers(-9, 9),
+    ratio=st.floats(allow_nan=False, allow_infinity=False) | st.integers(0, 9),
+    isSet=st.booleans(),
+    colour=st.sampled_from(["RED", "BLUE"]),
+    id=st.text(max_size=3) | st.integers(0, 9),
+)
+PLAIN_FRUITS = records(name=st.text(max_size=3), leaf=PLAIN_LEAVES | st.none(), leaves=small_lists(PLAIN_LEAVES))
+PLAIN_BRANCHES = records(
+    name=st.just(lambda *_: "a method's") | st.text(max_size=3),
+    fruit=PLAIN_FRUITS,
+    fruits=small_lists(PLAIN_FRUITS | st.none()),
+    matrix=small_lists(small_lists(st.integers(0, 9))),
+    sized=st.just(lambda *_, by: by),
+)
+
+
+class Writer:
+    """Writes valid operations with aliases, fragments within fragments, variables, and `@skip` and `@include`."""
+
+    CONDITIONS = ("", "", "", "@skip(if: $yes)", "@include(if: $yes)", "@skip(if: $no)", "@include(if: false)")
+    VARIABLES = ("$yes: Boolean! = true", "$no: Boolean! = false", "$number: Int! = 1")
+
+    def __init__(self, draw: st.DrawFn, schema: GraphQLSchema) -> None:
+        self.draw = draw
+        self.schema = schema
+        self.fragments: list[str] = []
+        self.aliases = itertools.count()
+
+    def operation(self) -> str:
+        text = self.selection_set(self.schema.query_type, 3) + " ".join(self.fragments)
+        used = [variable for variable in self.VARIABLES if variable.partition(":")[0] in text]
+        declared = f"({', '.join(used)})" if used else ""
+        return f"query {declared} {text}"
+
+    def selection_set(self, type_: Any, depth: int) -> str:
+        parts = ["__typename"]
+        for name, field in getattr(type_, "fields", {}).items():
+            parts += [self.field(name, field, depth) for _ in range(self.draw(st.sampled_from((0, 0, 1, 1, 2))))]
+        parts += [self.fragment(type_, depth - 1) for _ in range(self.draw(st.sampled_from((0, 0, 1))) if depth else 0)]
+        return f"{{ {' '.join(parts)} }}"
+
+    def field(self, name: str, field: GraphQLField, depth: int) -> str:
+        alias = f"a{next(self.aliases)}: " if self.draw(st.booleans()) else ""
+        arguments = ""
+        if field.args and alias:
+            (argument,) = field.args
+            arguments = f"({argument}: {self.draw(st.sampled_from(['$number', '0', '1', '2']))})"
+        type_ = get_named_type(field.type)
+        if is_leaf_type(type_):
+            return f"{alias}{name}{arguments} {self.condition()}"
+        return f"{alias}{name}{arguments} {self.condition()} {self.selection_set(type_, depth - 1)}" if depth else ""
+
+    def fragment(self, type_: Any, depth: int) -> str:
+        of = self.draw(st.sampled_from(self.schema.get_possible_types(type_))) if is_abstract_type(type_) else type_
+        below = self.selection_set(of, depth)
+        if self.draw(st.booleans()):
+            return f"... on {of.name} {self.condition()} {below}"
+        name = f"F{len(self.fragments)}"
+        self.fragments.append(f"fragment {name} on {of.name} {below}")
+        return f"...{name} {self.condition()}"
+
+    def condition(self) -> str:
+        return self.draw(st.sampled_from(self.CONDITIONS))
+
+
+@st.composite
+def documents(draw: st.DrawFn, schema: GraphQLSchema) -> str:
+    return Writer(draw, schema).operation()
+
+
+async def run(schema: GraphQLSchema, text: str, root: Any, plans: Plans | None, **variables: Any) -> ExecutionResult:
+    class_ = Executor if schema is STRAWBERRY else CompilingExecutor
+    result = execute(
+        schema,
+        parse(text),
+        root_value=None if schema is STRAWBERRY else {"branch": root, "branches": [root, root]},
+        context_value=root,
+        variable_values=variables,
+        executor_class=class_,
+        plans=plans,
+    )
+    return await result if isawaitable(result) else result
+
+
+def told(result: ExecutionResult) -> tuple[Any, list[Any]]:
+    """Return all that a client is told, with the order of the fields."""
+    errors = [error.formatted for error in result.errors or ()]
+    return repr(result.data), sorted(errors, key=repr)
+
+
+@contextmanager
+def leaves_of_graphql_core() -> Iterator[list[str]]:
+    """Record each leaf that graphql-core itself completes."""
+    leaves: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "complete_leaf_value":
+            leaves.append(str(frame.f_locals["return_type"]))
+
+    sys.setprofile(note)
+    try:
+        yield leaves
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize(
+    ("schema", "roots"), [(STRAWBERRY, BRANCHES), (PLAIN, PLAIN_BRANCHES)], ids=["types", "records"]
+)
+def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
+    schema: GraphQLSchema, roots: st.SearchStrategy[Any]
+) -> None:
+    ways = {"compiled": 0, "left": 0}
+
+    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(text=documents(schema), root=roots)
+    def check(text: str, root: Any) -> None:
+        if validate(schema, parse(text)):
+            return  # What is not valid is not executed: two fields under one name that differ.
+        plans = Plans(parse(text), at_once=True)
+        for variables in ({}, {"yes": False}, {"yes": True}):
+            if variables and "$yes" not in text:
+                continue
+            expected = told(runner.run(run(schema, text, root, None, **variables)))
+            with leaves_of_graphql_core() as leaves:
+                answer = runner.run(run(schema, text, root, plans, **variables))
+            assert told(answer) == expected
+            ways["left" if leaves else "compiled"] += 1
+
+    with asyncio.Runner() as runner:
+        check()
+    # Neither way is the only one that was tried.
+    assert ways["compiled"] > 30
+    assert ways["left"] > 30
+
+
+class TestPlans:
+    """When an operation is compiled, and for which values of its variables."""
+
+    async def test_an_operation_is_compiled_from_its_second_execution_on(self) -> None:
+        text = "{ branch { name matrix fruit { name leaves { text colour } } } }"
+        root = Branch(
+            name="b", colours=[], matrix=[[1, 2]], fruit=Fruit(name="f", leaf=None, leaves=[]), things=[], named=None
+        )
+        plans = Plans(parse(text))
+        counts = []
+        for _ in range(3):
+            with leaves_of_graphql_core() as leaves:
+                answer = await run(STRAWBERRY, text, root, plans)
+            counts.append(len(leaves))
+            assert answer == ({"branch": {"name": "b", "matrix": [[1, 2]], "fruit": {"name": "f", "leaves": []}}}, None)
+        assert counts == [4, 0, 0]
+
+    async def test_a_surprise_leaves_the_rest_of_the_list_compiled(self) -> None:
+        text = "{ branch { fruit { leaves { number } } } }"
+        now = datetime.now(UTC)
+        leaves = [
+            Leaf(text=None, number=number, amount=None, ratio=1.0, is_set=None, colour=Colour.RED, day=None, at=now)
+            for number in range(50)
+        ]
+        leaves[7].number = "seven"  # type: ignore[assignment]  # It is what is not expected.
+        fruit = Fruit(name="f", leaf=None, leaves=leaves)
+        root = Branch(name="b", colours=[], matrix=[], fruit=fruit, things=[], named=None)
+        plans = Plans(parse(text), at_once=True)
+        with leaves_of_graphql_core() as seen:
+            answer = await run(STRAWBERRY, text, root, plans)
+        assert seen == ["Int"]
+        assert answer.errors is not None
+        (error,) = answer.errors
+        assert error.path == ["branch", "fruit", "leaves", 7, "number"]
+        assert error.message == "Int cannot represent non-integer value: 'seven'"
+
+    async def test_more_values_of_skip_than_plans_are_executed_all_the_same(self) -> None:
+        names = [f"v{place}" for place in range(MOST_PLANS)]
+        fields = " ".join(f"f{place}: name @skip(if: ${name})" for place, name in enumerate(names))
+        text = f"query ({', '.join(f'${name}: Boolean!' for name in names)}) {{ branch {{ __typename {fields} }} }}"
+        root = Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None)
+        plans = Plans(parse(text), at_once=True)
+        for skipped in range(MOST_PLANS + 3):
+            variables = {name: place < skipped for place, name in enumerate(names)}
+            answer = await run(STRAWBERRY, text, root, plans, **variables)
+            expected = {f"f{place}": "b" for place in range(skipped, MOST_PLANS)}
+            assert answer == ({"branch": {"__typename": "Branch"} | expected}, None)
+
+
+#: What clients ask every day.
+ORDINARY = (
+    """query ($w: String!, $m: String!) { billingMeter(workspaceId: $w, externalMeterId: $m) {
+      id usedCredits spendCap allowOverages createdAt customer { id email metadata environment } } }""",
+    """query ($w: String!, $m: String!) { billingMeter(workspaceId: $w, externalMeterId: $m) {
+      usage { day totalBillingUsage billingUsageName }
+      ledger { nodes { id kind amount policy occurredAt metadata } pageInfo { hasNextPage endCursor } edges { cursor } }
+    } }""",
+    "{ billingMeters { nodes { id workspaceId totalCredits } } viewer { orgId environment scopes } }",
+    """{ customers { edges { node { name billingMeters { nodes { ...M } } } } } }
+    fragment M on BillingMeter { id availableCredits usage { day totalBillingUsage } }""",
+)
+
+
+async def test_ordinary_queries_are_compiled(gateway: Gateway) -> None:
+    made = await gateway.mutate(
+        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="a@example.com", name="A"
+    )
+    await make_meter(gateway, "m", totalCredits="100", customerId=made["customer"]["id"])
+    await gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="e", amount="7")
+    for query in ORDINARY:
+        variables = {"w": "w", "m": "m"} if "$w" in query else {}
+        first = await gateway.data(query, variables)
+        await gateway.data(query, variables)
+        with leaves_of_graphql_core() as leaves:
+            assert await gateway.data(query, variables) == first
+        assert leaves == []
+
+
+async def test_an_ordinary_mutation_is_compiled(gateway: Gateway) -> None:
+    await make_meter(gateway, "m", totalCredits="10")
+    selection = "... on RecordUsageSuccess { accepted entry { id day } billingMeter { usedCredits } }"
+    answers, counts = [], []
+    for event in ("a", "b", "c", "d"):
+        with leaves_of_graphql_core() as leaves:
+            answers.append(
+                await gateway.mutate(
+                    "recordUsage", selection, workspaceId="w", externalMeterId="m", eventId=event, amount="4"
+                )
+            )
+        counts.append(len(leaves))
+    assert counts[1:] == [0, 0, 0]
+    assert [answer.get("code") for answer in answers] == [None, None, "INSUFFICIENT_CREDITS", "INSUFFICIENT_CREDITS"]
+    assert answers[1]["billingMeter"] == {"usedCredits": "8"}
+
+
+class TestVariables:
+    """Their values are those that graphql-core reads, and so is what is told of a bad one."""
+
+    SCHEMA = build_schema("""
+        enum Colour { RED BLUE }
+        input Inner { text: String! = "t" colours: [Colour!] number: Int inner: Inner }
+        input Outer { inner: Inner! list: [[Int]] id: ID flag: Boolean! = true ratio: Float }
+        type Query { field(outer: Outer, inner: [Inner], id: ID, number: Int): Int }
+    """)
+    TEXT = (
+        "query ($outer: Outer!, $inner: [Inner], $id: ID{}, $number: Int)"
+        " {{ field(outer: $outer, inner: $inner, id: $id, number: $number) }}"
+    )
+
+    @settings(max_examples=300, deadline=None, database=None)
+    @given(data=st.data())
+    def test_they_are_read_as_graphql_core_reads_them(self, data: st.DataObject) -> None:
+        right = {
+            "text": st.text(max_size=2),
+            "colours": st.lists(st.sampled_from(["RED", "BLUE"]), max_size=2),
+            "number": st.integers(-5, 5) | st.none(),
+            "list": st.lists(st.lists(st.integers(0, 5) | st.none(), max_size=2), max_size=2),
+            "id": st.text(max_size=2) | st.integers(0, 5),
+            "flag": st.booleans(),
+            "ratio": st.floats(allow_nan=False) | st.integers(0, 5),
+        }
+        wrong = st.sampled_from([None, "x", 1, 2**40, True, [], {}, 1.5, [None], {"unknown": 1}, "RED"])
+
+        def some(names: str, depth: int) -> dict[str, Any]:
+            found = {}
+            for name in names.split():
+                strategy = st.deferred(lambda: st.just(some("text colours number inner", depth - 1)))
+                values = right.get(name, strategy) if name in right or depth else st.none()
+                if data.draw(st.integers(0, 3)):
+                    found[name] = data.draw(wrong if data.draw(st.integers(0, 11)) == 0 else values)
+            return found
+
+        given_ = {"outer": {"inner": {}} | some("inner list id flag ratio", 2)}
+        if data.draw(st.booleans()):
+            given_ |= some("id number", 0) | {"inner": [some("text colours number inner", 1)]}
+        (operation,) = parse(self.TEXT.format(data.draw(st.sampled_from(["", " = 7"])))).definitions
+        assert isinstance(operation, OperationDefinitionNode)
+        expected = get_variable_values(self.SCHEMA, operation.variable_definitions or (), given_, max_errors=20)
+        found = Variables(self.SCHEMA, operation).read(given_)
+        if isinstance(expected, list):
+            assert isinstance(found, list)
+            assert [error.formatted for error in found] == [error.formatted for error in expected]
+        else:
+            assert isinstance(found, VariableValues)
+            assert found.coerced == expected.coerced
+            assert {name: source.value for name, source in found.sources.items()} == {
+                name: source.value for name, source in expected.sources.items()
+            }
