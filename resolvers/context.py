@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from resolvers.actor import Actor, Scope
@@ -21,7 +22,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-@dataclass(slots=True)
+@dataclass
 class Context:
     """The request's actor, the database, and the loaders that read it on the actor's behalf."""
 
@@ -29,8 +30,6 @@ class Context:
     database: Database
     usage_writer: UsageWriter
     clock: Clock = utc_now
-    # Told to the caller instead of the cause when there is a bug, and written to the log with it.
-    request_id: str = field(default_factory=lambda: secrets.token_hex(8))
     _loaders: "Loaders | None" = field(init=False, default=None)
 
     @property
@@ -43,6 +42,11 @@ class Context:
 
             self._loaders = Loaders(self.database, self.actor)
         return self._loaders
+
+    @cached_property
+    def request_id(self) -> str:
+        """Told to the caller instead of the cause when there is a bug, and written to the log with it."""
+        return secrets.token_hex(8)
 
     def forget(self) -> None:
         """Read again what was read before: something was written."""

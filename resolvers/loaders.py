@@ -5,6 +5,7 @@ A loader belongs to one request, so it sees one actor's rows: another tenant's a
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from datetime import date
+from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from strawberry.dataloader import DataLoader
@@ -56,19 +57,51 @@ class EntriesOfMeter(NamedTuple):
 
 
 class Loaders:
-    """The loaders of one request."""
+    """The loaders of one request, each made when it is first used."""
 
     def __init__(self, database: Database, actor: Actor) -> None:
         self._database = database
         self._actor = actor
-        self.customer_by_id = DataLoader(self._customers_by_ids)
-        self.customer_by_external_id = DataLoader(self._customers_by_external_ids)
-        self.billing_meter_by_id = DataLoader(self._billing_meters_by_ids)
-        self.billing_meter_by_names = DataLoader(self._billing_meters_by_names)
-        self.billing_meters_of_customer = DataLoader(self._billing_meters_of_customers)
-        self.usage_of_meter = DataLoader(self._usage_of_meters)
-        self.ledger_entry_by_id = DataLoader(self._ledger_entries_by_ids)
-        self.entries_of_meter = DataLoader(self._entries_of_meters)
+
+    @cached_property
+    def customer_by_id(self) -> DataLoader[str, CustomerRow | None]:
+        """The customer of an id."""
+        return DataLoader(self._customers_by_ids)
+
+    @cached_property
+    def customer_by_external_id(self) -> DataLoader[str, CustomerRow | None]:
+        """The customer of an external id."""
+        return DataLoader(self._customers_by_external_ids)
+
+    @cached_property
+    def billing_meter_by_id(self) -> DataLoader[str, BillingMeterRow | None]:
+        """The meter of an id."""
+        return DataLoader(self._billing_meters_by_ids)
+
+    @cached_property
+    def billing_meter_by_names(self) -> DataLoader[tuple[str, str], BillingMeterRow | None]:
+        """The meter of a workspace and an external meter id."""
+        return DataLoader(self._billing_meters_by_names)
+
+    @cached_property
+    def billing_meters_of_customer(self) -> DataLoader[MetersOfCustomer, list[BillingMeterRow]]:
+        """A page of a customer's meters."""
+        return DataLoader(self._billing_meters_of_customers)
+
+    @cached_property
+    def usage_of_meter(self) -> DataLoader[UsageOfMeter, list[UsageDayRow]]:
+        """A meter's usage days. Raises `LimitExceeded`."""
+        return DataLoader(self._usage_of_meters)
+
+    @cached_property
+    def ledger_entry_by_id(self) -> DataLoader[tuple[str, int], LedgerEntryRow | None]:
+        """The ledger entry of a meter's id and a `seq`."""
+        return DataLoader(self._ledger_entries_by_ids)
+
+    @cached_property
+    def entries_of_meter(self) -> DataLoader[EntriesOfMeter, list[LedgerEntryRow]]:
+        """A stretch of a meter's ledger. Raises `LimitExceeded`."""
+        return DataLoader(self._entries_of_meters)
 
     def clear(self) -> None:
         """Forget what was read, because something was written."""

@@ -1,8 +1,8 @@
 """Billing meters: the rows, and the statements that read, lock and write them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -179,7 +179,21 @@ async def pages_by_customers(
     reader: Reader, customer_ids: Sequence[str], page: Page, *, workspace_ids: Sequence[str] | None
 ) -> dict[str, list[BillingMeterRow]]:
     """Return one page of the meters of each customer, and one more row where there is one, by customer id."""
-    wanted = keys_table(reader.dialect, customer_id=Text())
+    wanted = keys(reader.dialect, [[customer_id] for customer_id in customer_ids])
+    rows: Iterable[Sequence[Any]]
+    if workspace_ids is None and page.is_first:
+        rows = await reader.run(_first_pages_by_customers(reader.dialect, page), wanted)
+    else:
+        rows = await reader.fetch(_pages_by_customers(reader.dialect, page, workspace_ids), wanted)
+    found: dict[str, list[BillingMeterRow]] = {customer_id: [] for customer_id in customer_ids}
+    for row in map(BillingMeterRow._make, rows):
+        assert row.customer_id is not None  # noqa: S101  # The rows are those of the customers asked for.
+        found[row.customer_id].append(row)
+    return found
+
+
+def _pages_by_customers(dialect: str, page: Page, workspace_ids: Sequence[str] | None) -> Select[Any]:
+    wanted = keys_table(dialect, customer_id=Text())
     place = func.row_number().over(
         partition_by=billing_meters.c.customer_id,
         order_by=page_order(page, billing_meters.c.id),
@@ -192,15 +206,16 @@ async def pages_by_customers(
     if workspace_ids is not None:
         ranked = ranked.where(billing_meters.c.workspace_id.in_(workspace_ids))
     numbered = ranked.subquery("numbered")
-    statement = (
+    return (
         select(*[numbered.c[name] for name in BillingMeterRow._fields])
         .where(numbered.c.place <= page.limit + 1)
         .order_by(numbered.c.customer_id, numbered.c.place)
     )
-    found: dict[str, list[BillingMeterRow]] = {customer_id: [] for customer_id in customer_ids}
-    for row in await reader.fetch(statement, keys(reader.dialect, [[customer_id] for customer_id in customer_ids])):
-        found[row.customer_id].append(BillingMeterRow._make(row))
-    return found
+
+
+@lru_cache(maxsize=256)
+def _first_pages_by_customers(dialect: str, page: Page) -> Prepared:
+    return Prepared(dialect, _pages_by_customers(dialect, page, None))
 
 
 async def lock(writer: Writer, ids: Sequence[str]) -> dict[str, BillingMeterRow]:

@@ -7,6 +7,7 @@ transaction in a task of its own: it is committed or rolled back as a whole, wha
 import asyncio
 import itertools
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
@@ -19,6 +20,7 @@ from sqlalchemy import (
     URL,
     Connection,
     Dialect,
+    Engine,
     Executable,
     FromClause,
     Insert,
@@ -57,6 +59,16 @@ PAUSE_SECONDS = 0.05
 
 #: The most rows that one statement adds on SQLite: so few that the driver can keep one for each number prepared.
 MOST_ROWS = 100
+
+#: The most characters of a statement's parameters with which SQLite runs it in the event loop's thread: such a read is
+#: of a few records, and takes less than what the event loop is held for by any request.
+MOST_HERE = 1_000
+
+#: How many connections read from SQLite.
+SQLITE_READERS = 4
+
+#: How long a connection is kept for the next read, in seconds.
+KEPT_SECONDS = 1
 
 #: What text of a statement is made for.
 _DIALECTS: Mapping[str, Dialect] = {
@@ -129,19 +141,19 @@ class Prepared:
 class Reader:
     """Runs statements that change nothing."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-        self.dialect = connection.dialect.name
+    def __init__(self, dialect: str, connection: AsyncConnection | None = None) -> None:
+        self.dialect = dialect
         """The database's kind: `sqlite` or `postgresql`."""
+        self._connection = connection
 
     async def fetch(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
         """Return all rows of the statement."""
-        result = await self._connection.execute(statement, parameters)
+        result = await (await self._connected()).execute(statement, parameters)
         return result.all()
 
     async def fetch_one(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Row[Any] | None:
         """Return the only row of the statement, or None."""
-        result = await self._connection.execute(statement, parameters)
+        result = await (await self._connected()).execute(statement, parameters)
         return result.one_or_none()
 
     async def run(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
@@ -150,14 +162,18 @@ class Reader:
 
     async def run_sync(self, work: Callable[[Connection], T]) -> T:
         """Run work that is written for SQLAlchemy's blocking connection."""
-        return await self._connection.run_sync(work)
+        return await (await self._connected()).run_sync(work)
+
+    async def _connected(self) -> AsyncConnection:
+        assert self._connection is not None  # noqa: S101  # It is open, or opened by `_QuickReader`.
+        return self._connection
 
     async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
         """Give the driver a statement and return its rows; on SQLite, run it for each of `many` lists of values."""
-        connection = self._connection.sync_connection
+        opened = await self._connected()
+        connection = opened.sync_connection
         assert connection is not None  # noqa: S101  # It is open.
-        for listener in connection.dispatch.before_cursor_execute:
-            listener(connection, None, text, values, None, many)
+        _tell_listeners(connection, text, values, many=many)
         driver: Any = connection.connection.driver_connection
         try:
             rows: Iterable[Sequence[Any]] = ()
@@ -173,13 +189,104 @@ class Reader:
             raise  # The statement's own fault, which leaves the connection as it was.
         except BaseException:
             # Nobody knows in which state it is, so nobody is to get it from the pool.
-            await self._connection.invalidate()
+            await opened.invalidate()
             raise
         return rows
 
 
+class _QuickReader(Reader):
+    """Runs the short reads of requests: on a connection that is open already, and on SQLite in the caller's thread."""
+
+    def __init__(self, connections: "_ReadConnections") -> None:
+        super().__init__(connections.dialect)
+        self._connections = connections
+
+    async def close(self, *, is_sound: bool) -> None:
+        """Give the connection back, if one was taken; what failed on it is not kept."""
+        if self._connection is not None:
+            await self._connections.give_back(self._connection, is_sound=is_sound)
+
+    async def _connected(self) -> AsyncConnection:
+        if self._connection is None:
+            self._connection = await self._connections.take()
+        return self._connection
+
+    async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
+        if self.dialect == "sqlite" and sum(len(value) for value in values if isinstance(value, str)) <= MOST_HERE:
+            with suppress(sqlite3.OperationalError):  # Such as a lock, which only the other thread may wait for.
+                return self._connections.run_here(text, values)
+        return await super()._run(text, values, many=many)
+
+
+class _ReadConnections:
+    """The connections that reads take. Some stay open between them: taking one from the pool costs more than a read."""
+
+    def __init__(self, engine: AsyncEngine, *, pool_size: int) -> None:
+        self.dialect = engine.dialect.name
+        self._engine = engine
+        self._most_kept = pool_size // 2
+        self._kept: list[tuple[AsyncConnection, float]] = []
+        self._taking = 0
+        self._here: sqlite3.Connection | None = None
+
+    async def take(self) -> AsyncConnection:
+        """Return an open connection."""
+        while self._kept:
+            connection, kept_at = self._kept.pop()
+            # What lay for longer is looked at by the pool, which tries whether it still answers.
+            if time.monotonic() - kept_at < KEPT_SECONDS and not await self._is_closed(connection):
+                return connection
+            await connection.close()
+        self._taking += 1
+        try:
+            return await self._engine.connect()
+        finally:
+            self._taking -= 1
+
+    async def give_back(self, connection: AsyncConnection, *, is_sound: bool) -> None:
+        """Keep the connection for the next read, or give it back to the pool where somebody may wait for it."""
+        if is_sound and not connection.invalidated and not self._taking and len(self._kept) < self._most_kept:
+            self._kept.append((connection, time.monotonic()))
+        else:
+            await connection.close()
+
+    def run_here(self, text: str, values: Sequence[Any]) -> list[Any]:
+        """Run a short statement on SQLite at once: crossing to another thread and back takes longer than it does.
+
+        Readers wait for nobody in SQLite's WAL mode. Raises `sqlite3.Error`.
+        """
+        if self._here is None:
+            self._here = sqlite3.connect(self._engine.url.database or "", timeout=0, isolation_level=None)
+            self._here.execute("PRAGMA query_only = ON")
+        _tell_listeners(self._engine.sync_engine, text, values)
+        return self._here.execute(text, values).fetchall()
+
+    async def close(self) -> None:
+        """Close what is kept."""
+        while self._kept:
+            await self._kept.pop()[0].close()
+        if self._here is not None:
+            self._here.close()
+            self._here = None
+
+    async def _is_closed(self, connection: AsyncConnection) -> bool:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        return self.dialect == "postgresql" and bool(driver.is_closed())
+
+
+def _tell_listeners(source: Connection | Engine, text: str, values: Sequence[Any], *, many: bool = False) -> None:
+    """Tell of a statement that is given to the driver, as SQLAlchemy does of its own."""
+    for listener in source.dispatch.before_cursor_execute:
+        listener(source, None, text, values, None, many)
+
+
 class Writer(Reader):
     """Runs any statement, inside a transaction that `Database.write` ends."""
+
+    _connection: AsyncConnection
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        super().__init__(connection.dialect.name, connection)
 
     async def execute(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> None:
         """Run the statement."""
@@ -245,13 +352,15 @@ class Database:
         self.url = make_url(url)
         self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":
-            self._readers = _sqlite_engine(url, pool_size=4, wait_seconds=wait_seconds)
+            pool_size = SQLITE_READERS
+            self._readers = _sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._writers = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
             self._snapshots = self._readers
         else:
             self._readers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._writers = self._readers
             self._snapshots = _postgresql_engine(self.url, pool_size=1, wait_seconds=None)
+        self._read_connections = _ReadConnections(self._readers, pool_size=pool_size)
         self._writes: set[asyncio.Task[Any]] = set()
 
     @property
@@ -266,8 +375,13 @@ class Database:
         Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """
         try:
-            async with self._readers.connect() as connection:
-                yield Reader(connection)
+            reader = _QuickReader(self._read_connections)
+            is_sound = False
+            try:
+                yield reader
+                is_sound = True
+            finally:
+                await reader.close(is_sound=is_sound)
         except _UNAVAILABLE as error:
             if _is_unavailable(error):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
@@ -285,7 +399,7 @@ class Database:
             async with self._snapshots.connect() as connection:
                 await connection.exec_driver_sql(_SNAPSHOT[self.dialect])
                 try:
-                    yield Reader(connection)
+                    yield Reader(self.dialect, connection)
                 finally:
                     if not connection.invalidated:
                         await connection.exec_driver_sql("ROLLBACK")
@@ -370,6 +484,7 @@ class Database:
         """Finish the writes under way, then close every connection."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
+        await self._read_connections.close()
         for engine in self.engines:
             await engine.dispose()
 

@@ -17,6 +17,11 @@ class Page(NamedTuple):
     newer_than: str | None = None
     backward: bool = False
 
+    @property
+    def is_first(self) -> bool:
+        """Whether it begins at an end of the list, so that there is one statement for all pages of its size."""
+        return self.older_than is None and self.newer_than is None
+
 
 def between(page: Page, id_column: ColumnElement[Any]) -> list[ColumnElement[bool]]:
     """Return the conditions that keep the ids between the page's two cursors."""

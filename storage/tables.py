@@ -10,6 +10,7 @@ statements that changed it, and a check a row would cost more than the row.
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -113,7 +114,9 @@ def _write_day(value: date | None) -> str | None:
     return None if value is None else value.isoformat()
 
 
+@lru_cache(maxsize=4_096)
 def _read_day(value: str | None) -> date | None:
+    # There are few days, and many rows of each.
     return None if value is None else date.fromisoformat(value)
 
 

@@ -228,3 +228,13 @@ async def gateway(database_url: str) -> AsyncIterator[Gateway]:
     """The gateway, for an organization of the test's own."""
     async with gateway_on(database_url) as gateway:
         yield gateway
+
+
+@pytest.fixture
+async def own(new_database_url: str) -> AsyncIterator[Gateway]:
+    """The gateway on a database of the test's own, whose books no other test has spoilt."""
+    database = Database(new_database_url)
+    await migrations.upgrade(database)
+    await database.close()
+    async with gateway_on(new_database_url) as gateway:
+        yield gateway

@@ -562,18 +562,18 @@ class TestDescription:
             "metadata": sent["metadata"],
         }
 
-    async def test_schemathesis_finds_nothing_in_thousands_of_requests(self, gateway: Gateway, tmp_path: Path) -> None:
+    async def test_schemathesis_finds_nothing_in_thousands_of_requests(self, own: Gateway, tmp_path: Path) -> None:
         """All its checks, good and bad requests of every operation, over real HTTP."""
-        most, least = ("350", 2_000) if gateway.database.dialect == "sqlite" else ("40", 600)
-        meter_id = await make_meter(gateway, "seeded", workspaceId="seeded", totalCredits="10", allowOverages=True)
+        most, least = ("350", 2_000) if own.database.dialect == "sqlite" else ("40", 600)
+        meter_id = await make_meter(own, "seeded", workspaceId="seeded", totalCredits="10", allowOverages=True)
         event = {"workspaceId": "seeded", "externalMeterId": "seeded", "eventId": "e", "amount": "7"}
-        await gateway.mutate("recordUsage", "... on RecordUsageSuccess { accepted }", **event)
+        await own.mutate("recordUsage", "... on RecordUsageSuccess { accepted }", **event)
         config = tmp_path / "schemathesis.toml"
         config.write_text(SCHEMATHESIS, "utf-8")
-        async with serving(gateway.services.settings.database_url, tmp_path) as server:
+        async with serving(own.services.settings.database_url, tmp_path) as server:
             process = await asyncio.create_subprocess_exec(
                 *(Path(sys.executable).with_name("schemathesis"), "--config-file", config),
-                *("run", f"{server.url}/openapi.json", "--header", f"Authorization: Bearer {gateway.key}"),
+                *("run", f"{server.url}/openapi.json", "--header", f"Authorization: Bearer {own.key}"),
                 *("--checks", "all", "--seed", "1", "--max-examples", most, "--continue-on-failure"),
                 *("--report", "ndjson", "--report-ndjson-path", tmp_path / "report.ndjson", "--no-color"),
                 env=os.environ | {"TOLLGATE_TEST_METER": f"{meter_id} seeded seeded"},
@@ -590,7 +590,7 @@ class TestDescription:
         assert int(cases[1]) >= least, told
         assert "Traceback" not in server.logged
         # Whatever was sent, the books are right.
-        assert [found async for found in verify(gateway.database, Verified())] == []
+        assert [found async for found in verify(own.database, Verified())] == []
 
 
 #: How schemathesis judges: what is well-formed may still name an unknown meter, or one that there is already.

@@ -79,16 +79,6 @@ async def found_in(database: Database) -> list[tuple[str, str]]:
     return [(found.id, found.message) async for found in verify(database, Verified())]
 
 
-@pytest.fixture
-async def own(new_database_url: str) -> AsyncIterator[Gateway]:
-    """The gateway on a database of the test's own."""
-    database = Database(new_database_url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(new_database_url) as gateway:
-        yield gateway
-
-
 @pytest.fixture(scope="module")
 async def spoilt_url(dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a database that the tests of this module spoil."""
