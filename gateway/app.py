@@ -81,6 +81,8 @@ def _middleware(settings: Settings) -> list[Middleware]:
             allow_headers=["authorization", "content-type", "idempotency-key"],
             # A page is told by its token alone: cookies are neither read nor set.
             allow_credentials=False,
+            # When to come again, and what a kept answer is asked for by.
+            expose_headers=["retry-after", "etag"],
             max_age=PREFLIGHT_SECONDS,
         )
     ]
