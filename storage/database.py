@@ -116,26 +116,25 @@ class Prepared:
         # What SQLAlchemy adds by itself, like SQLite's OFFSET.
         self._own = {name: value for name, value in compiled.params.items() if value is not None}
         columns = statement.selected_columns if isinstance(statement, Select) else ()
-        readers = [
-            column.type.dialect_impl(_DIALECTS[dialect]).result_processor(_DIALECTS[dialect], None)
-            for column in columns
+        readers = {
+            f"read_{place}": column.type.dialect_impl(_DIALECTS[dialect]).result_processor(_DIALECTS[dialect], None)
+            for place, column in enumerate(columns)
+        }
+        values = [
+            f"row[{place}]" if read is None else f"{name}(row[{place}])"
+            for place, (name, read) in enumerate(readers.items())
         ]
-        self._readers = [(place, read) for place, read in enumerate(readers) if read is not None]
+        #: Makes the rows that the driver gave the values that the columns' types make of them: one expression for all.
+        self.read: Callable[[Iterable[Any]], list[Sequence[Any]]] = (
+            eval(f"lambda rows: [({', '.join(values)},) for row in rows]", readers)  # noqa: S307  # Made of numbers.
+            if values
+            else list
+        )
 
     def values(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the parameters in the order in which the driver wants them."""
         given = self._own | dict(parameters)
         return tuple([given[name] for name in self._parameters])
-
-    def read(self, rows: Iterable[Iterable[Any]]) -> list[Sequence[Any]]:
-        """Return the rows that the driver gave, with the values that the columns' types make of them."""
-        found: list[Sequence[Any]] = []
-        for row in rows:
-            values = list(row)
-            for place, read in self._readers:
-                values[place] = read(values[place])
-            found.append(values)
-        return found
 
 
 class Reader:
@@ -197,7 +196,7 @@ class Reader:
 class _QuickReader(Reader):
     """Runs the short reads of requests: on a connection that is open already, and on SQLite in the caller's thread."""
 
-    def __init__(self, connections: "_ReadConnections") -> None:
+    def __init__(self, connections: "_Connections") -> None:
         super().__init__(connections.dialect)
         self._connections = connections
 
@@ -218,16 +217,27 @@ class _QuickReader(Reader):
         return await super()._run(text, values, many=many)
 
 
-class _ReadConnections:
-    """The connections that reads take. Some stay open between them: taking one from the pool costs more than a read."""
+class _Connections:
+    """An engine's connections. Some stay open between uses: taking one from the pool costs more than a short read."""
 
-    def __init__(self, engine: AsyncEngine, *, pool_size: int) -> None:
+    def __init__(self, engine: AsyncEngine, *, most_kept: int) -> None:
         self.dialect = engine.dialect.name
         self._engine = engine
-        self._most_kept = pool_size // 2
+        self._most_kept = most_kept
         self._kept: list[tuple[AsyncConnection, float]] = []
         self._taking = 0
         self._here: sqlite3.Connection | None = None
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection, or take one that is open."""
+        connection = await self.take()
+        is_sound = False
+        try:
+            yield connection
+            is_sound = True
+        finally:
+            await self.give_back(connection, is_sound=is_sound)
 
     async def take(self) -> AsyncConnection:
         """Return an open connection."""
@@ -244,7 +254,7 @@ class _ReadConnections:
             self._taking -= 1
 
     async def give_back(self, connection: AsyncConnection, *, is_sound: bool) -> None:
-        """Keep the connection for the next read, or give it back to the pool where somebody may wait for it."""
+        """Keep the connection for the next use, or give it back to the pool where somebody waits for one."""
         if is_sound and not connection.invalidated and not self._taking and len(self._kept) < self._most_kept:
             self._kept.append((connection, time.monotonic()))
         else:
@@ -360,7 +370,10 @@ class Database:
             self._readers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._writers = self._readers
             self._snapshots = _postgresql_engine(self.url, pool_size=1, wait_seconds=None)
-        self._read_connections = _ReadConnections(self._readers, pool_size=pool_size)
+        # Both together keep at most half of a pool that they share.
+        most_kept = pool_size // 4
+        self._read_connections = _Connections(self._readers, most_kept=most_kept)
+        self._write_connections = _Connections(self._writers, most_kept=1 if self.dialect == "sqlite" else most_kept)
         self._writes: set[asyncio.Task[Any]] = set()
 
     @property
@@ -437,7 +450,7 @@ class Database:
             if attempt > 1:
                 await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 2))
             try:
-                async with self._writers.connect() as connection:
+                async with self._write_connections.connect() as connection:
                     writer = Writer(connection)
                     await writer.begin()
                     try:
@@ -463,6 +476,7 @@ class Database:
     @asynccontextmanager
     async def connect_to_migrate(self) -> AsyncIterator[AsyncConnection]:
         """Open one transaction on the bare connection, for Alembic, which writes its own statements."""
+        await self._write_connections.close()  # On SQLite there is but one.
         try:
             async with (self._writers if self.dialect == "sqlite" else self._snapshots).connect() as connection:
                 # Alembic sees that there is a transaction, and leaves it alone.
@@ -484,7 +498,8 @@ class Database:
         """Finish the writes under way, then close every connection."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
-        await self._read_connections.close()
+        for connections in (self._read_connections, self._write_connections):
+            await connections.close()
         for engine in self.engines:
             await engine.dispose()
 

@@ -75,8 +75,8 @@ async def by_ranges(
         statement = _by_ranges(reader.dialect).where(usage_days.c.usage_name.in_(usage_names))
         rows = await reader.fetch(statement, wanted)
     found: list[list[UsageDayRow]] = [[] for _ in ranges]
-    for place, *row in rows:
-        found[place].append(_row(UsageDayRow, row))
+    for row in rows:
+        found[row[0]].append(_row(UsageDayRow, row[1:]))
     for days in found:
         days.sort()  # One meter's rows: by day, then by name, by code point as the databases do.
     return found
