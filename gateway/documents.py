@@ -82,7 +82,7 @@ def _read(file: str) -> dict[str, Document]:
         raise BadManifest(f"{file} must be a JSON object, from the id of each document to its text.")
     documents, problems = {}, []
     for document_id, text in manifest.items():
-        prepared = prepare(text) if isinstance(text, str) else None
+        prepared = prepare(text, is_trusted=True) if isinstance(text, str) else None
         if prepared is None:
             problems.append(f"{document_id}: The document must be a string.")
         elif isinstance(prepared, Document):

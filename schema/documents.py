@@ -40,7 +40,7 @@ _SCHEMA = schema._schema  # noqa: SLF001  # Strawberry has no other name for the
 class Runnable:
     """One operation of a valid document, with what all its runs have in common."""
 
-    def __init__(self, document: DocumentNode, node: OperationDefinitionNode) -> None:
+    def __init__(self, document: DocumentNode, node: OperationDefinitionNode, *, is_trusted: bool) -> None:
         self._node = node
         self._fragments = {
             definition.name.value: definition
@@ -48,7 +48,7 @@ class Runnable:
             if isinstance(definition, FragmentDefinitionNode)
         }
         self._variables = Variables(_SCHEMA, node)
-        self._plans = Plans(document)
+        self._plans = Plans(document, at_once=is_trusted)
 
     @property
     def kind(self) -> OperationType:
@@ -85,10 +85,14 @@ class Runnable:
 
 
 class Document:
-    """A document that is valid in the schema."""
+    """A document that is valid in the schema.
 
-    def __init__(self, node: DocumentNode) -> None:
+    A trusted one is sure to be asked for again, so its answers are compiled when it is first run.
+    """
+
+    def __init__(self, node: DocumentNode, *, is_trusted: bool = False) -> None:
         self._node = node
+        self._is_trusted = is_trusted
         self._operations: dict[str | None, Runnable | None] = {}
 
     def operation(self, name: str | None) -> Runnable | None:
@@ -97,7 +101,7 @@ class Document:
             node = get_operation_ast(self._node, name)
             if node is None:
                 return None
-            self._operations[name] = Runnable(self._node, node)
+            self._operations[name] = Runnable(self._node, node, is_trusted=self._is_trusted)
         return self._operations[name]
 
 
@@ -106,13 +110,13 @@ def document_of(text: str) -> Document | list[GraphQLError]:
     return _kept(text) if len(text) <= LONGEST_KEPT else prepare(text)
 
 
-def prepare(text: str) -> Document | list[GraphQLError]:
+def prepare(text: str, *, is_trusted: bool = False) -> Document | list[GraphQLError]:
     """Parse and validate a document, and return it, or what is wrong with it."""
     try:
         node = parse(text)
     except GraphQLError as error:
         return [error]
-    return validate(_SCHEMA, node, max_errors=MOST_ERRORS) or Document(node)
+    return validate(_SCHEMA, node, max_errors=MOST_ERRORS) or Document(node, is_trusted=is_trusted)
 
 
 _kept = lru_cache(maxsize=KEPT_DOCUMENTS)(prepare)

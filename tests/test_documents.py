@@ -86,8 +86,12 @@ async def emails(gateway: Gateway) -> list[str]:
 
 @contextmanager
 def calls() -> Iterator[list[str]]:
-    """Record which of graphql-core's two steps before the execution are taken."""
-    watched = {graphql.parse.__code__: "parse", graphql.validate.__code__: "validate"}
+    """Record which of graphql-core's two steps before the execution are taken, and each leaf that it completes."""
+    watched = {
+        graphql.parse.__code__: "parse",
+        graphql.validate.__code__: "validate",
+        graphql.Executor.complete_leaf_value.__code__: "leaf",
+    }
     seen: list[str] = []
 
     def look(frame: FrameType, event: str, _argument: object) -> None:
@@ -198,10 +202,10 @@ class TestAsking:
             response = await post(gateway, extensions=apollo("viewer-1"))
             assert refusal(response, 200) == ("PersistedQueryNotSupported", "PERSISTED_QUERY_NOT_SUPPORTED")
 
-    async def test_it_is_neither_parsed_nor_validated_again(self, gateway: Gateway) -> None:
+    async def test_it_is_neither_parsed_nor_validated_again_and_compiled_at_once(self, gateway: Gateway) -> None:
         with calls() as seen:
             await post(gateway, query=f"query Q{secrets.token_hex(8)} {{ __typename }}")
-        assert seen == ["parse", "validate"]
+        assert seen == ["parse", "validate", "leaf"]
         with calls() as seen:
             for _ in range(3):
                 response = await post(gateway, documentId="viewer-1")

@@ -301,9 +301,8 @@ def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
 
     with asyncio.Runner() as runner:
         check()
-    # Neither way is the only one that was tried.
-    assert ways["compiled"] > 30
-    assert ways["left"] > 30
+    # Neither way is the only one that was tried; how often each was is chance.
+    assert min(ways.values()) > 3, ways
 
 
 class TestPlans:
