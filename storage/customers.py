@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, Text, bindparam, exists, insert, select, update
 
-from storage.database import Prepared, Reader, Writer, keys, keys_table
+from storage.database import Reader, Writer
 from storage.pages import Page, page_statement, unindexed
+from storage.statements import Prepared, keys, keys_table
 from storage.tables import Environment, billing_meters, customers
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
-from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import asyncpg
@@ -19,34 +18,17 @@ import orjson
 from sqlalchemy import (
     URL,
     Connection,
-    Dialect,
     Engine,
     Executable,
-    FromClause,
-    Insert,
-    Integer,
     Row,
-    Select,
     Table,
-    Text,
-    Update,
-    bindparam,
-    cast,
     event,
-    func,
-    insert,
-    literal_column,
     make_url,
-    select,
-    type_coerce,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.types import TypeEngine
+
+from storage.failures import UNAVAILABLE, is_disconnected, is_refused, is_unavailable, lost_race
+from storage.statements import Prepared, insertion_of_records, insertion_of_values, keys
 
 #: How often a transaction is tried that lost a race, or its connection before COMMIT was sent.
 ATTEMPTS = 4
@@ -70,17 +52,6 @@ SQLITE_READERS = 4
 #: How long a connection is kept for the next read, in seconds.
 KEPT_SECONDS = 1
 
-#: What text of a statement is made for.
-_DIALECTS: Mapping[str, Dialect] = {
-    "postgresql": PGDialect_asyncpg(),  # type: ignore[no-untyped-call]
-    "sqlite": SQLiteDialect_aiosqlite(),
-}
-
-#: PostgreSQL's codes for a deadlock and for a serialization failure: the transaction was rolled back and may be run
-#: again.
-_LOST_RACE = frozenset({"40001", "40P01"})
-_UNIQUE_VIOLATION = "23505"
-
 T = TypeVar("T")
 
 
@@ -97,44 +68,6 @@ class DatabaseUnavailable(Exception):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(f"the database is unavailable ({outcome})")
         self.outcome = outcome
-
-
-class Prepared:
-    """A statement whose text is made once and then given to the driver as it is.
-
-    SQLAlchemy looks up its cache, converts each row and, on SQLite, crosses to the driver's thread four times at every
-    call, which costs more than most statements do. So what the hot paths run is declared in SQLAlchemy and made once.
-
-    Its parameters are given as plain values; its rows are sequences of what its columns' types make of the database's
-    values.
-    """
-
-    def __init__(self, dialect: str, statement: Select[Any] | Insert | Update) -> None:
-        compiled = statement.compile(dialect=_DIALECTS[dialect])
-        self.text = compiled.string
-        self._parameters: Sequence[str] = compiled.positiontup or ()
-        # What SQLAlchemy adds by itself, like SQLite's OFFSET.
-        self._own = {name: value for name, value in compiled.params.items() if value is not None}
-        columns = statement.selected_columns if isinstance(statement, Select) else ()
-        readers = {
-            f"read_{place}": column.type.dialect_impl(_DIALECTS[dialect]).result_processor(_DIALECTS[dialect], None)
-            for place, column in enumerate(columns)
-        }
-        values = [
-            f"row[{place}]" if read is None else f"{name}(row[{place}])"
-            for place, (name, read) in enumerate(readers.items())
-        ]
-        #: Makes the rows that the driver gave the values that the columns' types make of them: one expression for all.
-        self.read: Callable[[Iterable[Any]], list[Sequence[Any]]] = (
-            eval(f"lambda rows: [({', '.join(values)},) for row in rows]", readers)  # noqa: S307  # Made of numbers.
-            if values
-            else list
-        )
-
-    def values(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return the parameters in the order in which the driver wants them."""
-        given = self._own | dict(parameters)
-        return tuple([given[name] for name in self._parameters])
 
 
 class Reader:
@@ -310,7 +243,7 @@ class Writer(Reader):
         a row's values one by one: there, a statement adds many rows, and a value that all rows have is bound once.
         """
         if self.dialect == "postgresql":
-            await self.run(_insert_rows(table), keys(self.dialect, rows))
+            await self.run(insertion_of_records(table), keys(self.dialect, rows))
             return
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
         columns = orjson.loads(orjson.dumps(list(zip(*rows, strict=True))))
@@ -327,7 +260,7 @@ class Writer(Reader):
         rest = [parts.pop()] if len(rows) % MOST_ROWS else []
         for count, values in ((MOST_ROWS, parts), (len(rows) % MOST_ROWS, rest)):
             if values:
-                await self._run(_insert_values(table, is_shared, count), values, many=True)
+                await self._run(insertion_of_values(table, is_shared, count), values, many=True)
 
     async def begin(self) -> None:
         """Open the transaction."""
@@ -341,7 +274,7 @@ class Writer(Reader):
     async def roll_back(self) -> None:
         """Undo everything, if need be by giving up the connection."""
         if not self._connection.invalidated:
-            with suppress(*_UNAVAILABLE):
+            with suppress(*UNAVAILABLE):
                 await self._end("ROLLBACK")
 
     async def _end(self, command: str) -> None:
@@ -395,8 +328,8 @@ class Database:
                 is_sound = True
             finally:
                 await reader.close(is_sound=is_sound)
-        except _UNAVAILABLE as error:
-            if _is_unavailable(error):
+        except UNAVAILABLE as error:
+            if is_unavailable(error):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
             raise
 
@@ -416,8 +349,8 @@ class Database:
                 finally:
                     if not connection.invalidated:
                         await connection.exec_driver_sql("ROLLBACK")
-        except _UNAVAILABLE as error:
-            if _is_unavailable(error):
+        except UNAVAILABLE as error:
+            if is_unavailable(error):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
             raise
 
@@ -461,14 +394,14 @@ class Database:
                     committing = True
                     await writer.commit()
                     return result
-            except _UNAVAILABLE as error:
-                is_unknown = is_unknown or (committing and not _is_refused(error))
-                may_repeat = is_repeatable if is_unknown else _lost_race(error) or _is_disconnected(error)
+            except UNAVAILABLE as error:
+                is_unknown = is_unknown or (committing and not is_refused(error))
+                may_repeat = is_repeatable if is_unknown else lost_race(error) or is_disconnected(error)
                 if may_repeat and attempt < ATTEMPTS:
                     continue
                 if is_unknown:
                     raise DatabaseUnavailable(Outcome.UNKNOWN) from error
-                if _is_unavailable(error):
+                if is_unavailable(error):
                     raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
                 raise
         raise AssertionError  # pragma: no cover  # The last attempt returns or raises.
@@ -489,8 +422,8 @@ class Database:
                     await writer.roll_back()
                     raise
                 await writer.commit()
-        except _UNAVAILABLE as error:
-            if _is_unavailable(error):
+        except UNAVAILABLE as error:
+            if is_unavailable(error):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
             raise
 
@@ -502,56 +435,6 @@ class Database:
             await connections.close()
         for engine in self.engines:
             await engine.dispose()
-
-
-def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
-    """Return a table of the records that the parameter `keys` holds, with these columns: to join with, or to write.
-
-    However many records there are, it is one parameter and one text of the statement, which the database prepares once
-    and which costs SQLAlchemy and the driver nothing a record. `keys()` makes the parameter.
-    """
-    parameter = bindparam("keys", type_=Text)
-    if dialect == "postgresql":
-        all_ = func.jsonb_array_elements(cast(parameter, JSONB)).table_valued("value", name="all")
-        # PostgreSQL takes an array for a hundred records, whatever is in it, and would rather read a whole table than
-        # look up a hundred: the limit tells it how many there are.
-        each: FromClause = select(all_.c.value).limit(bindparam("key_count", type_=Integer)).subquery("each")
-        convert: Any = cast
-    else:
-        each = func.json_each(parameter).table_valued("value", name="each")
-        convert = type_coerce
-    value = each.c.value
-    return select(
-        *[
-            convert(value.op("->>")(literal_column(str(index))), type_).label(name)
-            for index, (name, type_) in enumerate(columns.items())
-        ],
-    ).subquery("keys")
-
-
-def keys(dialect: str, records: Iterable[Sequence[Any]]) -> dict[str, Any]:
-    """Return the parameters of a statement made with `keys_table`, whose records have the values of its columns."""
-    # A named tuple is no list to orjson.
-    listed = [record if type(record) is tuple else list(record) for record in records]
-    parameters: dict[str, Any] = {"keys": orjson.dumps(listed).decode()}
-    return parameters | {"key_count": len(listed)} if dialect == "postgresql" else parameters
-
-
-@cache
-def _insert_rows(table: Table) -> Prepared:
-    rows = keys_table("postgresql", **{column.name: column.type for column in table.c})
-    return Prepared("postgresql", insert(table).from_select(table.c.keys(), select(*rows.c)))
-
-
-@lru_cache(maxsize=1_000)
-def _insert_values(table: Table, is_shared: tuple[bool, ...], count: int) -> str:
-    """Return the statement that adds so many rows. The values that they share come first, then each row's own."""
-    shared, own = itertools.count(1), itertools.count(1 + sum(is_shared))
-    places = [next(shared) if is_one else None for is_one in is_shared]
-    rows = ", ".join(
-        f"({', '.join(f'?{next(own) if place is None else place}' for place in places)})" for _ in range(count)
-    )
-    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) VALUES {rows}"  # noqa: S608  # Our own names.
 
 
 def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEngine:
@@ -613,72 +496,3 @@ _SNAPSHOT = {
     "sqlite": "BEGIN",
     "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
 }
-
-#: What the pool, the drivers and the network raise. A refused connection arrives as it is, unwrapped, and so does what
-#: goes wrong in a statement that the driver is given directly.
-_UNAVAILABLE = (
-    DBAPIError,
-    PoolTimeoutError,
-    OSError,
-    sqlite3.Error,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
-
-#: PostgreSQL's classes of errors that say nothing of the statement: insufficient resources, operator intervention (also
-#: a statement's timeout), system error, and object not in prerequisite state (also a lock's timeout).
-_PASSING_CLASSES = frozenset({"53", "55", "57", "58"})
-
-
-def _sqlstate(error: BaseException) -> str:
-    return getattr(_of_driver(error), "sqlstate", None) or ""
-
-
-def _of_driver(error: BaseException) -> BaseException:
-    """Return the driver's own error, where SQLAlchemy has wrapped it."""
-    return (error.orig or error) if isinstance(error, DBAPIError) else error
-
-
-def _is_disconnected(error: BaseException) -> bool:
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
-    # asyncpg's client is at odds with itself when a connection is lost at some moments.
-    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
-        return True
-    # 25P03: the server ended the session, because its transaction stood idle.
-    return (
-        _sqlstate(error) == "25P03"
-        or _sqlstate(error)[:2] == "08"
-        or (isinstance(error, OSError) and not isinstance(error, TimeoutError))
-    )
-
-
-def _is_refused(error: BaseException) -> bool:
-    """Whether the error of a COMMIT proves that nothing was committed.
-
-    Of PostgreSQL's, only a broken constraint and a lost race do: others may come from a proxy, or after the commit.
-    SQLite knows what it did, unless the disk failed it.
-    """
-    driver = _of_driver(error)
-    if isinstance(driver, sqlite3.Error):
-        return not getattr(driver, "sqlite_errorname", "").startswith("SQLITE_IOERR")
-    return _sqlstate(error)[:2] in {"23", "40"}
-
-
-def _is_unavailable(error: BaseException) -> bool:
-    return (
-        isinstance(error, PoolTimeoutError | OSError | OperationalError | InterfaceError | sqlite3.OperationalError)
-        or _is_disconnected(error)
-        or _sqlstate(error)[:2] in _PASSING_CLASSES
-        or _sqlstate(error) in _LOST_RACE
-    )
-
-
-def _lost_race(error: BaseException) -> bool:
-    """Whether another transaction came first: to a unique name, or to a lock."""
-    return (
-        isinstance(error, IntegrityError | sqlite3.IntegrityError)
-        or _sqlstate(error) == _UNIQUE_VIOLATION
-        or _sqlstate(error) in _LOST_RACE
-    )

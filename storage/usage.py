@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import BigInteger, Integer, Select, Text, bindparam, select, true
 from sqlalchemy.dialects import postgresql, sqlite
 
-from storage.database import Prepared, Reader, Writer, keys, keys_table
+from storage.database import Reader, Writer
+from storage.statements import Prepared, keys, keys_table
 from storage.tables import Day, usage_days
 
 

@@ -1,0 +1,127 @@
+"""Statements that are made once, and the records that they look up or write, which are one parameter."""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    Dialect,
+    FromClause,
+    Insert,
+    Integer,
+    Select,
+    Table,
+    Text,
+    Update,
+    bindparam,
+    cast,
+    func,
+    insert,
+    literal_column,
+    select,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.types import TypeEngine
+
+#: What text of a statement is made for.
+_DIALECTS: Mapping[str, Dialect] = {
+    "postgresql": PGDialect_asyncpg(),  # type: ignore[no-untyped-call]
+    "sqlite": SQLiteDialect_aiosqlite(),
+}
+
+
+class Prepared:
+    """A statement whose text is made once and then given to the driver as it is.
+
+    SQLAlchemy looks up its cache, converts each row and, on SQLite, crosses to the driver's thread four times at every
+    call, which costs more than most statements do. So what the hot paths run is declared in SQLAlchemy and made once.
+
+    Its parameters are given as plain values; its rows are sequences of what its columns' types make of the database's
+    values.
+    """
+
+    def __init__(self, dialect: str, statement: Select[Any] | Insert | Update) -> None:
+        compiled = statement.compile(dialect=_DIALECTS[dialect])
+        self.text = compiled.string
+        self._parameters: Sequence[str] = compiled.positiontup or ()
+        # What SQLAlchemy adds by itself, like SQLite's OFFSET.
+        self._own = {name: value for name, value in compiled.params.items() if value is not None}
+        columns = statement.selected_columns if isinstance(statement, Select) else ()
+        readers = {
+            f"read_{place}": column.type.dialect_impl(_DIALECTS[dialect]).result_processor(_DIALECTS[dialect], None)
+            for place, column in enumerate(columns)
+        }
+        values = [
+            f"row[{place}]" if read is None else f"{name}(row[{place}])"
+            for place, (name, read) in enumerate(readers.items())
+        ]
+        #: Makes the rows that the driver gave the values that the columns' types make of them: one expression for all.
+        self.read: Callable[[Iterable[Any]], list[Sequence[Any]]] = (
+            eval(f"lambda rows: [({', '.join(values)},) for row in rows]", readers)  # noqa: S307  # Made of numbers.
+            if values
+            else list
+        )
+
+    def values(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the parameters in the order in which the driver wants them."""
+        given = self._own | dict(parameters)
+        return tuple([given[name] for name in self._parameters])
+
+
+def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
+    """Return a table of the records that the parameter `keys` holds, with these columns: to join with, or to write.
+
+    However many records there are, it is one parameter and one text of the statement, which the database prepares once
+    and which costs SQLAlchemy and the driver nothing a record. `keys()` makes the parameter.
+    """
+    parameter = bindparam("keys", type_=Text)
+    if dialect == "postgresql":
+        all_ = func.jsonb_array_elements(cast(parameter, JSONB)).table_valued("value", name="all")
+        # PostgreSQL takes an array for a hundred records, whatever is in it, and would rather read a whole table than
+        # look up a hundred: the limit tells it how many there are.
+        each: FromClause = select(all_.c.value).limit(bindparam("key_count", type_=Integer)).subquery("each")
+        convert: Any = cast
+    else:
+        each = func.json_each(parameter).table_valued("value", name="each")
+        convert = type_coerce
+    value = each.c.value
+    return select(
+        *[
+            convert(value.op("->>")(literal_column(str(index))), type_).label(name)
+            for index, (name, type_) in enumerate(columns.items())
+        ],
+    ).subquery("keys")
+
+
+def keys(dialect: str, records: Iterable[Sequence[Any]]) -> dict[str, Any]:
+    """Return the parameters of a statement made with `keys_table`, whose records have the values of its columns."""
+    # A named tuple is no list to orjson.
+    listed = [record if type(record) is tuple else list(record) for record in records]
+    parameters: dict[str, Any] = {"keys": orjson.dumps(listed).decode()}
+    return parameters | {"key_count": len(listed)} if dialect == "postgresql" else parameters
+
+
+@cache
+def insertion_of_records(table: Table) -> Prepared:
+    """Return PostgreSQL's statement that adds the records of its one parameter, which `keys()` makes."""
+    rows = keys_table("postgresql", **{column.name: column.type for column in table.c})
+    return Prepared("postgresql", insert(table).from_select(table.c.keys(), select(*rows.c)))
+
+
+@lru_cache(maxsize=1_000)
+def insertion_of_values(table: Table, is_shared: tuple[bool, ...], count: int) -> str:
+    """Return the text of SQLite's statement that adds so many rows.
+
+    The values that they share come first, then each row's own.
+    """
+    shared, own = itertools.count(1), itertools.count(1 + sum(is_shared))
+    places = [next(shared) if is_one else None for is_one in is_shared]
+    rows = ", ".join(
+        f"({', '.join(f'?{next(own) if place is None else place}' for place in places)})" for _ in range(count)
+    )
+    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) VALUES {rows}"  # noqa: S608  # Our own names.
