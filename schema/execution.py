@@ -1,7 +1,7 @@
 """Running one operation: from a request to the answer's data and errors.
 
-The steps are graphql-core's own, parse, validate and execute, with Strawberry's executor. They are taken one by one,
-the first two in `schema/documents.py`, so that each kind of error is told by the step it comes from.
+The steps are graphql-core's own, parse, validate and execute. They are taken one by one, in `schema/documents.py`, so
+that each kind of error is told by the step it comes from.
 """
 
 from dataclasses import dataclass
