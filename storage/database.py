@@ -204,10 +204,15 @@ class _Connections:
         _tell_listeners(self._engine.sync_engine, text, values)
         return self._here.execute(text, values).fetchall()
 
-    async def close(self) -> None:
-        """Close what is kept."""
+    async def release(self) -> None:
+        """Give what is kept back to the pool."""
         while self._kept:
             await self._kept.pop()[0].close()
+
+    async def close(self) -> None:
+        """Close what is kept, and keep nothing any more: a write that ends later gives its connection back."""
+        self._most_kept = 0
+        await self.release()
         if self._here is not None:
             self._here.close()
             self._here = None
@@ -409,7 +414,7 @@ class Database:
     @asynccontextmanager
     async def connect_to_migrate(self) -> AsyncIterator[AsyncConnection]:
         """Open one transaction on the bare connection, for Alembic, which writes its own statements."""
-        await self._write_connections.close()  # On SQLite there is but one.
+        await self._write_connections.release()  # On SQLite there is but one.
         try:
             async with (self._writers if self.dialect == "sqlite" else self._snapshots).connect() as connection:
                 # Alembic sees that there is a transaction, and leaves it alone.

@@ -314,7 +314,7 @@ class TestWrite:
             assert await names(database) == sorted(f"{each} {letter}" for each in range(number + 1) for letter in "ab")
         # What is kept for the next use is no connection lost.
         for connections in (database._read_connections, database._write_connections):
-            await connections.close()
+            await connections.release()
         assert [engine.pool.status().count("Checked out connections: 0") for engine in database.engines] == [1, 1, 1]
 
     async def test_callers_that_are_cancelled_while_they_wait_for_a_connection_are_still_served(
