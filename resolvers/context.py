@@ -5,14 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from resolvers.actor import Actor, Scope
+from resolvers.loaders import Loaders
 from resolvers.usage_writer import UsageWriter
 from storage.database import Database
-
-if TYPE_CHECKING:
-    from resolvers.loaders import Loaders
 
 Clock = Callable[[], datetime]
 
@@ -30,16 +27,13 @@ class Context:
     database: Database
     usage_writer: UsageWriter
     clock: Clock = utc_now
-    _loaders: "Loaders | None" = field(init=False, default=None)
+    _loaders: Loaders | None = field(init=False, default=None)
 
     @property
-    def reading(self) -> "Loaders":
+    def reading(self) -> Loaders:
         """The loaders, for a query or an edge of a returned object. Raises `Forbidden` without `billing:read`."""
         self.actor.require(Scope.BILLING_READ)
         if self._loaders is None:
-            # Commands that only write do without them, and without the import of the library they stand on.
-            from resolvers.loaders import Loaders  # noqa: PLC0415
-
             self._loaders = Loaders(self.database, self.actor)
         return self._loaders
 

@@ -8,13 +8,13 @@ from datetime import date
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from strawberry.dataloader import DataLoader
-
 from resolvers.actor import Actor
 from resolvers.errors import LimitExceeded
+from resolvers.loader import Loader
 from resolvers.usage import MOST_USAGE_DAYS
 from storage import billing_meters, customers, ids, ledger, usage
 from storage.billing_meters import BillingMeterRow
+from storage.columns import Columns
 from storage.customers import CustomerRow
 from storage.database import Database
 from storage.ledger import LedgerEntryRow
@@ -64,50 +64,50 @@ class Loaders:
         self._actor = actor
 
     @cached_property
-    def customer_by_id(self) -> DataLoader[str, CustomerRow | None]:
+    def customer_by_id(self) -> Loader[str, CustomerRow | None]:
         """The customer of an id."""
-        return DataLoader(self._customers_by_ids)
+        return Loader(self._customers_by_ids)
 
     @cached_property
-    def customer_by_external_id(self) -> DataLoader[str, CustomerRow | None]:
+    def customer_by_external_id(self) -> Loader[str, CustomerRow | None]:
         """The customer of an external id."""
-        return DataLoader(self._customers_by_external_ids)
+        return Loader(self._customers_by_external_ids)
 
     @cached_property
-    def billing_meter_by_id(self) -> DataLoader[str, BillingMeterRow | None]:
+    def billing_meter_by_id(self) -> Loader[str, BillingMeterRow | None]:
         """The meter of an id."""
-        return DataLoader(self._billing_meters_by_ids)
+        return Loader(self._billing_meters_by_ids)
 
     @cached_property
-    def billing_meter_by_names(self) -> DataLoader[tuple[str, str], BillingMeterRow | None]:
+    def billing_meter_by_names(self) -> Loader[tuple[str, str], BillingMeterRow | None]:
         """The meter of a workspace and an external meter id."""
-        return DataLoader(self._billing_meters_by_names)
+        return Loader(self._billing_meters_by_names)
 
     @cached_property
-    def billing_meters_of_customer(self) -> DataLoader[MetersOfCustomer, list[BillingMeterRow]]:
+    def billing_meters_of_customer(self) -> Loader[MetersOfCustomer, list[BillingMeterRow]]:
         """A page of a customer's meters."""
-        return DataLoader(self._billing_meters_of_customers)
+        return Loader(self._billing_meters_of_customers)
 
     @cached_property
-    def usage_of_meter(self) -> DataLoader[UsageOfMeter, list[UsageDayRow]]:
+    def usage_of_meter(self) -> Loader[UsageOfMeter, Columns[UsageDayRow]]:
         """A meter's usage days. Raises `LimitExceeded`."""
-        return DataLoader(self._usage_of_meters)
+        return Loader(self._usage_of_meters)
 
     @cached_property
-    def ledger_entry_by_id(self) -> DataLoader[tuple[str, int], LedgerEntryRow | None]:
+    def ledger_entry_by_id(self) -> Loader[tuple[str, int], LedgerEntryRow | None]:
         """The ledger entry of a meter's id and a `seq`."""
-        return DataLoader(self._ledger_entries_by_ids)
+        return Loader(self._ledger_entries_by_ids)
 
     @cached_property
-    def entries_of_meter(self) -> DataLoader[EntriesOfMeter, list[LedgerEntryRow]]:
+    def entries_of_meter(self) -> Loader[EntriesOfMeter, list[LedgerEntryRow]]:
         """A stretch of a meter's ledger. Raises `LimitExceeded`."""
-        return DataLoader(self._entries_of_meters)
+        return Loader(self._entries_of_meters)
 
     def clear(self) -> None:
         """Forget what was read, because something was written."""
         for loader in vars(self).values():
-            if isinstance(loader, DataLoader):
-                loader.clear_all()
+            if isinstance(loader, Loader):
+                loader.clear()
 
     async def _customers_by_ids(self, keys: list[str]) -> list[CustomerRow | None]:
         wanted = [key for key in keys if ids.is_id(key, ids.CUSTOMER) and self._actor.may_see_customer(key)]
@@ -171,10 +171,10 @@ class Loaders:
 
         return await _by_group(keys, lambda key: key.page, load)
 
-    async def _usage_of_meters(self, keys: list[UsageOfMeter]) -> list[list[UsageDayRow] | LimitExceeded]:
+    async def _usage_of_meters(self, keys: list[UsageOfMeter]) -> list[Columns[UsageDayRow] | LimitExceeded]:
         async def load(
             usage_names: tuple[str, ...] | None, some: Sequence[UsageOfMeter]
-        ) -> Sequence[list[UsageDayRow] | LimitExceeded]:
+        ) -> Sequence[Columns[UsageDayRow] | LimitExceeded]:
             # One row too many tells that there are too many.
             most_rows = min((MOST_USAGE_DAYS + 1) * len(some), MOST_USAGE_DAYS_TOGETHER + 1)
             ranges = [UsageRange(key.meter_id, key.first, key.last) for key in some]

@@ -6,7 +6,7 @@ from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import FromClause, Select, Text, and_, func, insert, select, update
+from sqlalchemy import FromClause, Select, Text, and_, bindparam, func, insert, select, update
 
 from storage.database import Reader, Writer
 from storage.pages import Page, between, page_order, page_statement, unindexed
@@ -150,6 +150,9 @@ async def page(
     `available_below` keeps the meters with a limit of which fewer credits than this are available; it is positive.
     """
     dialect = reader.dialect
+    if workspace_ids is None and customer_id is None and available_below is None:
+        values = {"org_id": org_id, "environment": environment.value} | page.parameters
+        return list(map(BillingMeterRow._make, await reader.run(_page(dialect, page.shape), values)))
     statement = select(*_COLUMNS)
     if customer_id is not None:
         # By the index of (customer, id), so not by one that begins with the tenant.
@@ -172,18 +175,24 @@ async def page(
             billing_meters.c.limit_credits - billing_meters.c.used_credits < available_below,
         )
     by_id = billing_meters.c.id if is_sorted else unindexed(billing_meters.c.id, dialect)
-    rows = await reader.fetch(page_statement(statement, by_id, page))
-    return [BillingMeterRow._make(row) for row in rows]
+    rows = await reader.fetch(page_statement(statement, by_id, page), page.parameters)
+    return list(map(BillingMeterRow._make, rows))
+
+
+@lru_cache(maxsize=256)
+def _page(dialect: str, page: Page) -> Prepared:
+    tenant = [billing_meters.c[name] == bindparam(name, type_=Text()) for name in ("org_id", "environment")]
+    return Prepared(dialect, page_statement(select(*_COLUMNS).where(*tenant), billing_meters.c.id, page))
 
 
 async def pages_by_customers(
     reader: Reader, customer_ids: Sequence[str], page: Page, *, workspace_ids: Sequence[str] | None
 ) -> dict[str, list[BillingMeterRow]]:
     """Return one page of the meters of each customer, and one more row where there is one, by customer id."""
-    wanted = keys(reader.dialect, [[customer_id] for customer_id in customer_ids])
+    wanted = keys(reader.dialect, [[customer_id] for customer_id in customer_ids]) | page.parameters
     rows: Iterable[Sequence[Any]]
-    if workspace_ids is None and page.is_first:
-        rows = await reader.run(_first_pages_by_customers(reader.dialect, page), wanted)
+    if workspace_ids is None:
+        rows = await reader.run(_all_pages_by_customers(reader.dialect, page.shape), wanted)
     else:
         rows = await reader.fetch(_pages_by_customers(reader.dialect, page, workspace_ids), wanted)
     found: dict[str, list[BillingMeterRow]] = {customer_id: [] for customer_id in customer_ids}
@@ -215,7 +224,7 @@ def _pages_by_customers(dialect: str, page: Page, workspace_ids: Sequence[str] |
 
 
 @lru_cache(maxsize=256)
-def _first_pages_by_customers(dialect: str, page: Page) -> Prepared:
+def _all_pages_by_customers(dialect: str, page: Page) -> Prepared:
     return Prepared(dialect, _pages_by_customers(dialect, page, None))
 
 

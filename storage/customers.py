@@ -202,17 +202,17 @@ async def page(
 ) -> list[CustomerRow]:
     """Return one page of those of the tenant's customers that are wanted, and one more row where there is one."""
     rows: Iterable[Sequence[Any]]
-    if workspace_ids is None and wanted == CustomerFilter() and page.is_first:
+    if workspace_ids is None and wanted == CustomerFilter():
         tenant = {"org_id": org_id, "environment": environment.value}
-        rows = await reader.run(_first_page(reader.dialect, page), tenant)
+        rows = await reader.run(_page(reader.dialect, page.shape), tenant | page.parameters)
     else:
         statement = _tenant(select(*_COLUMNS), org_id, environment, workspace_ids)
-        rows = await reader.fetch(_filtered(statement, wanted, page, reader.dialect))
+        rows = await reader.fetch(_filtered(statement, wanted, page, reader.dialect), page.parameters)
     return [CustomerRow._make(row) for row in rows]
 
 
 @lru_cache(maxsize=256)
-def _first_page(dialect: str, page: Page) -> Prepared:
+def _page(dialect: str, page: Page) -> Prepared:
     tenant = [customers.c[name] == bindparam(name, type_=Text()) for name in ("org_id", "environment")]
     return Prepared(dialect, page_statement(select(*_COLUMNS).where(*tenant), customers.c.id, page))
 

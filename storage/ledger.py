@@ -117,8 +117,7 @@ async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> l
     A meter's entries are numbered without a gap, so that a page is a range and needs no window over the whole ledger.
     """
     found: list[list[LedgerEntryRow]] = [[] for _ in ranges]
-    records = [(place, *wanted) for place, wanted in enumerate(ranges)]
-    for place, *row in await reader.run(_by_ranges(reader.dialect), keys(reader.dialect, records)):
+    for place, *row in await reader.run(_by_ranges(reader.dialect), keys(reader.dialect, ranges)):
         found[place].append(LedgerEntryRow._make(row))
     for entries in found:
         entries.sort(key=lambda entry: entry.seq, reverse=True)

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, UnaryExpression
+from sqlalchemy import ColumnElement, Select, Text, UnaryExpression, bindparam
 from sqlalchemy.sql.operators import custom_op
 
 
@@ -18,18 +18,29 @@ class Page(NamedTuple):
     backward: bool = False
 
     @property
-    def is_first(self) -> bool:
-        """Whether it begins at an end of the list, so that there is one statement for all pages of its size."""
-        return self.older_than is None and self.newer_than is None
+    def shape(self) -> "Page":
+        """The page without its cursors' ids: pages of one shape have one statement, whose parameters these are."""
+        return self._replace(
+            older_than=None if self.older_than is None else "", newer_than=None if self.newer_than is None else ""
+        )
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The parameters of the page's statement: the ids of its cursors."""
+        cursors = {_OLDER: self.older_than, _NEWER: self.newer_than}
+        return {name: id_ for name, id_ in cursors.items() if id_ is not None}
+
+
+_OLDER, _NEWER = "older_than", "newer_than"
 
 
 def between(page: Page, id_column: ColumnElement[Any]) -> list[ColumnElement[bool]]:
-    """Return the conditions that keep the ids between the page's two cursors."""
+    """Return the conditions that keep the ids between the page's two cursors, which are the page's `parameters`."""
     conditions: list[ColumnElement[bool]] = []
     if page.older_than is not None:
-        conditions.append(id_column < page.older_than)
+        conditions.append(id_column < bindparam(_OLDER, type_=Text()))
     if page.newer_than is not None:
-        conditions.append(id_column > page.newer_than)
+        conditions.append(id_column > bindparam(_NEWER, type_=Text()))
     return conditions
 
 
@@ -39,7 +50,10 @@ def page_order(page: Page, id_column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 
 def page_statement(statement: Select[Any], id_column: ColumnElement[Any], page: Page) -> Select[Any]:
-    """Return the statement's rows of this page, in the order of reading, and one more."""
+    """Return the statement's rows of this page, in the order of reading, and one more.
+
+    It has the page's `parameters`.
+    """
     return statement.where(*between(page, id_column)).order_by(page_order(page, id_column)).limit(page.limit + 1)
 
 

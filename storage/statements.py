@@ -77,23 +77,30 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
     """Return a table of the records that the parameter `keys` holds, with these columns: to join with, or to write.
 
     However many records there are, it is one parameter and one text of the statement, which the database prepares once
-    and which costs SQLAlchemy and the driver nothing a record. `keys()` makes the parameter.
+    and which costs SQLAlchemy and the driver nothing a record. `keys()` makes the parameter. A column `place` is none
+    of a record's values: it numbers the records, from 0.
     """
     parameter = bindparam("keys", type_=Text)
+    has_places = "place" in columns
     if dialect == "postgresql":
-        all_ = func.jsonb_array_elements(cast(parameter, JSONB)).table_valued("value", name="all")
+        ordinality = "ordinality" if has_places else None
+        all_ = func.jsonb_array_elements(cast(parameter, JSONB)).table_valued(
+            "value", name="all", with_ordinality=ordinality
+        )
+        places = [(all_.c.ordinality - literal_column("1")).label("key")] if has_places else []
         # PostgreSQL takes an array for a hundred records, whatever is in it, and would rather read a whole table than
         # look up a hundred: the limit tells it how many there are.
-        each: FromClause = select(all_.c.value).limit(bindparam("key_count", type_=Integer)).subquery("each")
+        each: FromClause = select(all_.c.value, *places).limit(bindparam("key_count", type_=Integer)).subquery("each")
         convert: Any = cast
     else:
-        each = func.json_each(parameter).table_valued("value", name="each")
+        each = func.json_each(parameter).table_valued("value", "key", name="each")
         convert = type_coerce
-    value = each.c.value
+    values = [(name, type_) for name, type_ in columns.items() if name != "place"]
     return select(
+        *([each.c.key.label("place")] if has_places else []),
         *[
-            convert(value.op("->>")(literal_column(str(index))), type_).label(name)
-            for index, (name, type_) in enumerate(columns.items())
+            convert(each.c.value.op("->>")(literal_column(str(index))), type_).label(name)
+            for index, (name, type_) in enumerate(values)
         ],
     ).subquery("keys")
 

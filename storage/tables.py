@@ -107,7 +107,7 @@ class Day(TypeDecorator[date]):
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:  # noqa: ARG002
         """Read the text."""
-        return _read_day if dialect.name == "sqlite" else None
+        return read_day if dialect.name == "sqlite" else None
 
 
 def _write_day(value: date | None) -> str | None:
@@ -115,7 +115,8 @@ def _write_day(value: date | None) -> str | None:
 
 
 @lru_cache(maxsize=4_096)
-def _read_day(value: str | None) -> date | None:
+def read_day(value: str | None) -> date | None:
+    """Return the day that SQLite keeps as this text."""
     # There are few days, and many rows of each.
     return None if value is None else date.fromisoformat(value)
 

@@ -1,16 +1,19 @@
 """Usage days: what each day used of a meter, by usage name."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, lru_cache
+from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Integer, Select, Text, bindparam, select, true
+import orjson
+from sqlalchemy import BigInteger, BindParameter, Integer, Text, bindparam, func, select, true, type_coerce
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.types import NullType
 
+from storage.columns import Columns
 from storage.database import Reader, Writer
 from storage.statements import Prepared, keys, keys_table
-from storage.tables import Day, usage_days
+from storage.tables import Day, read_day, usage_days
 
 
 class UsageDayRow(NamedTuple):
@@ -30,25 +33,42 @@ class UsageRange(NamedTuple):
     last: date
 
 
-# `UsageDayRow._make` without its check of the length, for there are thousands.
-_row = tuple.__new__
-
 _COLUMNS = [usage_days.c[name] for name in UsageDayRow._fields]
 
+#: The columns of a day besides its meter.
+_VALUES = (usage_days.c.day, usage_days.c.usage_name, usage_days.c.total_usage)
 
-@cache
-def _by_ranges(dialect: str) -> Select[Any]:
+
+_NO_DAYS = Columns(UsageDayRow, ((), (), (), ()))
+
+
+@lru_cache(maxsize=1_000)
+def _by_ranges(dialect: str, name_count: int) -> Prepared:
+    """Return the statement that answers one row for each range that has days: its place, and their columns.
+
+    A row a day would cost the driver and Python more than reading it costs the database. PostgreSQL is quick at
+    making arrays and slow at JSON; SQLite has nothing but JSON.
+    """
     wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Day(), last=Day())
-    statement = select(wanted.c.place, *_COLUMNS).join(
+    days = select(wanted.c.place, *_VALUES).join(
         wanted,
         (usage_days.c.meter_id == wanted.c.meter_id) & usage_days.c.day.between(wanted.c.first, wanted.c.last),
     )
-    return statement.limit(bindparam("most_rows", type_=BigInteger))
+    if name_count:
+        days = days.where(usage_days.c.usage_name.in_([_name(number) for number in range(name_count)]))
+    each = days.limit(bindparam("most_rows", type_=BigInteger)).subquery()
+    place, *values = each.c
+    columns = (
+        # Read as the driver gives it: what the columns hold needs no conversion.
+        [type_coerce(func.array_agg(value), NullType()) for value in values]
+        if dialect == "postgresql"
+        else [func.json_array(*map(func.json_group_array, values), type_=NullType())]
+    )
+    return Prepared(dialect, select(place, *columns).group_by(place))
 
 
-@cache
-def _prepared_by_ranges(dialect: str) -> Prepared:
-    return Prepared(dialect, _by_ranges(dialect))
+def _name(number: int) -> BindParameter[str]:
+    return bindparam(f"name_{number}", type_=Text)
 
 
 @cache
@@ -66,20 +86,22 @@ def _add(dialect: str) -> Prepared:
 
 async def by_ranges(
     reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_rows: int
-) -> list[list[UsageDayRow]]:
+) -> list[Columns[UsageDayRow]]:
     """Return the days of each range, ordered by day and then by name; at most `most_rows` rows in all."""
-    wanted = keys(reader.dialect, [(place, *range_) for place, range_ in enumerate(ranges)]) | {"most_rows": most_rows}
-    rows: Iterable[Sequence[Any]]
-    if usage_names is None:
-        rows = await reader.run(_prepared_by_ranges(reader.dialect), wanted)
-    else:
-        statement = _by_ranges(reader.dialect).where(usage_days.c.usage_name.in_(usage_names))
-        rows = await reader.fetch(statement, wanted)
-    found: list[list[UsageDayRow]] = [[] for _ in ranges]
-    for row in rows:
-        found[row[0]].append(_row(UsageDayRow, row[1:]))
-    for days in found:
-        days.sort()  # One meter's rows: by day, then by name, by code point as the databases do.
+    names = {f"name_{number}": name for number, name in enumerate(usage_names or ())}
+    found = [_NO_DAYS] * len(ranges)
+    if usage_names is not None and not names:
+        return found
+    statement = _by_ranges(reader.dialect, len(names))
+    for place, *columns in await reader.run(statement, keys(reader.dialect, ranges) | names | {"most_rows": most_rows}):
+        days, usage_names, totals = columns if reader.dialect == "postgresql" else orjson.loads(columns[0])
+        order = list(zip(days, usage_names, strict=True))
+        if order != sorted(order):
+            # The databases read an index in its order, but do not promise to.
+            days, usage_names, totals = zip(*sorted(zip(days, usage_names, totals, strict=True)), strict=True)
+        if reader.dialect == "sqlite":
+            days = list(map(read_day, days))
+        found[place] = Columns(UsageDayRow, ([ranges[place].meter_id] * len(days), days, usage_names, totals))
     return found
 
 
