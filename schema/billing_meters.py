@@ -1,15 +1,17 @@
 """Billing meters: reading, making, changing and refilling them."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import strawberry
 
 from resolvers import billing_meters
 from resolvers.billing_meters import MeterOutcome, check_names
+from resolvers.context import Context
 from resolvers.limits import available_credits, overage_credits
 from schema.connections import After, Arguments, Before, Connection, First, Last, connection_of, page_arguments
+from schema.edges import ALONE, together
 from schema.errors import (
     AlreadyExists,
     AmountOutOfRange,
@@ -19,7 +21,7 @@ from schema.errors import (
     InvalidInput,
 )
 from schema.info import Info, changes_of, given
-from schema.ledger import LedgerEntry, ledger_page
+from schema.ledger import LedgerEntry, ledgers_of
 from schema.node import Node
 from schema.scalars import BigInt
 from schema.usage import FillZeros, From, Names, To, UsageDay, usage_of
@@ -34,6 +36,43 @@ _CustomerType = Annotated["Customer", strawberry.lazy("schema.customers")]
 
 def _amount(value: int | None) -> BigInt | None:
     return BigInt(value) if value is not None else None
+
+
+async def _customers_of(context: Context, meters: Sequence["BillingMeter"]) -> list["Customer | None"]:
+    """Return the customer who pays for each meter, if the actor may see one."""
+    from schema.customers import Customer  # noqa: PLC0415  # The two types refer to each other.
+
+    loader = context.reading.customer_by_id
+    customer_ids = [meter.row.customer_id for meter in meters if meter.row.customer_id is not None]
+    found = dict(zip(customer_ids, await loader.load_many(customer_ids), strict=True)) if customer_ids else {}
+    rows = [found.get(meter.row.customer_id or "") for meter in meters]
+    return [Customer.of(row) if row is not None else None for row in rows]
+
+
+async def _usage_of(
+    context: Context,
+    meters: Sequence["BillingMeter"],
+    from_: date | None = strawberry.UNSET,
+    to: date | None = strawberry.UNSET,
+    names: list[str] | None = strawberry.UNSET,
+    *,
+    fill_zeros: bool = False,
+) -> list[list[UsageDay]]:
+    """Return the usage days of each meter."""
+    return await usage_of(context, [meter.row for meter in meters], from_, to, names, fill_zeros=fill_zeros)
+
+
+async def _ledgers_of(
+    context: Context,
+    meters: Sequence["BillingMeter"],
+    first: int | None = strawberry.UNSET,
+    after: str | None = strawberry.UNSET,
+    last: int | None = strawberry.UNSET,
+    before: str | None = strawberry.UNSET,
+) -> list[Connection[LedgerEntry]]:
+    """Return a page of each meter's ledger."""
+    arguments = page_arguments(ids.LEDGER_ENTRY, first, after, last, before)
+    return await ledgers_of(context, [meter.row for meter in meters], arguments)
 
 
 @strawberry.type(description="One pool of prepaid credits, named by its workspace and the caller's own name of it.")
@@ -81,20 +120,17 @@ class BillingMeter(Node):
         )
 
     @strawberry.field(
-        description="The customer who pays for the meter; null: none is named, or none that the key may see."
+        description="The customer who pays for the meter; null: none is named, or none that the key may see.",
+        metadata=together(_customers_of),
     )
     async def customer(self, info: Info) -> _CustomerType | None:
         """Return the meter's customer."""
-        from schema.customers import Customer  # noqa: PLC0415  # The two types refer to each other.
-
-        loaders = info.context.reading
-        if self.row.customer_id is None:
-            return None
-        row = await loaders.customer_by_id.load(self.row.customer_id)
-        return Customer.of(row) if row is not None else None
+        (customer,) = await _customers_of(info.context, [self])
+        return customer
 
     @strawberry.field(
-        description="The meter's usage days, ordered by day and then by name: at most 366 days and 10,000 rows."
+        description="The meter's usage days, ordered by day and then by name: at most 366 days and 10,000 rows.",
+        metadata=together(_usage_of),
     )
     async def usage(
         self,
@@ -105,9 +141,10 @@ class BillingMeter(Node):
         fill_zeros: FillZeros = False,  # noqa: FBT002  # The field's own default.
     ) -> list[UsageDay]:
         """Return the meter's usage days."""
-        return await usage_of(info, self.row, from_, to, names, fill_zeros=fill_zeros)
+        (days,) = await _usage_of(info.context, [self], from_, to, names, fill_zeros=fill_zeros)
+        return days
 
-    @strawberry.field(description="The meter's ledger, newest first.")
+    @strawberry.field(description="The meter's ledger, newest first.", metadata=together(_ledgers_of))
     async def ledger(
         self,
         info: Info,
@@ -117,7 +154,8 @@ class BillingMeter(Node):
         before: Before = strawberry.UNSET,
     ) -> Connection[LedgerEntry]:
         """Return a page of the meter's ledger."""
-        return await ledger_page(info, self.row, page_arguments(ids.LEDGER_ENTRY, first, after, last, before))
+        (page,) = await _ledgers_of(info.context, [self], first, after, last, before)
+        return page
 
 
 @strawberry.input(description="Which billing meters to list; what is left out does not restrict them.")
@@ -137,7 +175,7 @@ class BillingMeterFilter:
 class BillingMeterQuery:
     """The queries of billing meters."""
 
-    @strawberry.field(description="The billing meter of these names; null: there is none.")
+    @strawberry.field(description="The billing meter of these names; null: there is none.", metadata=ALONE)
     async def billing_meter(
         self,
         info: Info,
@@ -153,7 +191,7 @@ class BillingMeterQuery:
         row = await loaders.billing_meter_by_names.load((workspace_id, external_meter_id))
         return BillingMeter.of(row) if row is not None else None
 
-    @strawberry.field(description="The billing meters, newest first.")
+    @strawberry.field(description="The billing meters, newest first.", metadata=ALONE)
     async def billing_meters(
         self,
         info: Info,

@@ -6,7 +6,8 @@ A cursor is the id of its row, made opaque. One that is not of the list it is gi
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from typing import Annotated, Generic, NamedTuple, TypeAlias, TypeVar
+from functools import cached_property
+from typing import Annotated, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 import strawberry
 
@@ -104,6 +105,52 @@ def page_arguments(
     )
 
 
+class _RowPage(Generic[Row, NodeType]):
+    """A page of rows, with the attributes of `Connection`, made when they are asked for.
+
+    The rows are in the order of reading, where one row too many tells that there are more.
+    """
+
+    def __init__(
+        self,
+        arguments: Arguments,
+        rows: Sequence[Row],
+        *,
+        node_of: Callable[[Row], NodeType],
+        id_of: Callable[[Row], str],
+    ) -> None:
+        self._arguments = arguments
+        self._is_more = len(rows) > arguments.limit
+        shown = rows[: arguments.limit]
+        self._rows = shown[::-1] if arguments.backward else shown
+        self._node_of = node_of
+        self._id_of = id_of
+
+    @cached_property
+    def nodes(self) -> list[NodeType]:
+        """The rows of the page."""
+        return list(map(self._node_of, self._rows))
+
+    @cached_property
+    def edges(self) -> list[Edge[NodeType]]:
+        """The same with their cursors."""
+        return [Edge(cursor=self._cursor(row), node=node) for row, node in zip(self._rows, self.nodes, strict=True)]
+
+    @property
+    def page_info(self) -> PageInfo:
+        """Where the page lies in its list."""
+        arguments, rows = self._arguments, self._rows
+        return PageInfo(
+            has_next_page=arguments.before is not None or (self._is_more and not arguments.backward),
+            has_previous_page=arguments.after is not None or (self._is_more and arguments.backward),
+            start_cursor=self._cursor(rows[0]) if rows else None,
+            end_cursor=self._cursor(rows[-1]) if rows else None,
+        )
+
+    def _cursor(self, row: Row) -> str:
+        return _cursor(self._id_of(row))
+
+
 def connection_of(
     arguments: Arguments,
     rows: Sequence[Row],
@@ -112,21 +159,7 @@ def connection_of(
     id_of: Callable[[Row], str],
 ) -> Connection[NodeType]:
     """Return the page of these rows, in the order of reading, where one row too many tells that there are more."""
-    is_more = len(rows) > arguments.limit
-    shown = rows[: arguments.limit]
-    if arguments.backward:
-        shown = shown[::-1]
-    edges = [Edge(cursor=_cursor(id_of(row)), node=node_of(row)) for row in shown]
-    return Connection(
-        edges=edges,
-        nodes=[edge.node for edge in edges],
-        page_info=PageInfo(
-            has_next_page=arguments.before is not None or (is_more and not arguments.backward),
-            has_previous_page=arguments.after is not None or (is_more and arguments.backward),
-            start_cursor=edges[0].cursor if edges else None,
-            end_cursor=edges[-1].cursor if edges else None,
-        ),
-    )
+    return cast("Connection[NodeType]", _RowPage(arguments, rows, node_of=node_of, id_of=id_of))
 
 
 def _cursor(id_: str) -> str:

@@ -1,5 +1,6 @@
 """Customers: reading, making and changing them."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
@@ -7,10 +8,12 @@ import strawberry
 from strawberry.scalars import JSON
 
 from resolvers import customers
+from resolvers.context import Context
 from resolvers.loaders import MetersOfCustomer
 from resolvers.values import NAME_LENGTH, check_text
 from schema.billing_meters import BillingMeter, meters_connection
 from schema.connections import After, Before, Connection, First, Last, connection_of, page_arguments
+from schema.edges import ALONE, together
 from schema.enums import Environment
 from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
 from schema.info import Info, changes_of, given
@@ -18,6 +21,23 @@ from schema.node import Node
 from storage import ids
 from storage.customers import CustomerFilter as FilterValues
 from storage.customers import CustomerRow
+
+
+async def _meters_of(
+    context: Context,
+    customers: Sequence["Customer"],
+    first: int | None = strawberry.UNSET,
+    after: str | None = strawberry.UNSET,
+    last: int | None = strawberry.UNSET,
+    before: str | None = strawberry.UNSET,
+) -> list[Connection[BillingMeter]]:
+    """Return a page of the meters of each customer."""
+    arguments = page_arguments(ids.BILLING_METER, first, after, last, before)
+    page = arguments.page
+    pages = await context.reading.billing_meters_of_customer.load_many(
+        [MetersOfCustomer(customer.id, page) for customer in customers]
+    )
+    return [meters_connection(arguments, rows) for rows in pages]
 
 
 @strawberry.type(description="The person or organization who pays.")
@@ -52,7 +72,9 @@ class Customer(Node):
             updated_at=row.updated_at,
         )
 
-    @strawberry.field(description="The billing meters that the customer pays for, newest first.")
+    @strawberry.field(
+        description="The billing meters that the customer pays for, newest first.", metadata=together(_meters_of)
+    )
     async def billing_meters(
         self,
         info: Info,
@@ -62,10 +84,8 @@ class Customer(Node):
         before: Before = strawberry.UNSET,
     ) -> Connection[BillingMeter]:
         """Return a page of the customer's meters."""
-        arguments = page_arguments(ids.BILLING_METER, first, after, last, before)
-        loaders = info.context.reading
-        rows = await loaders.billing_meters_of_customer.load(MetersOfCustomer(self.id, arguments.page))
-        return meters_connection(arguments, rows)
+        (page,) = await _meters_of(info.context, [self], first, after, last, before)
+        return page
 
 
 @strawberry.input(description="Which customers to list; what is left out does not restrict them.")
@@ -103,7 +123,7 @@ class CustomerFilter:
 class CustomerQuery:
     """The queries of customers."""
 
-    @strawberry.field(description="The customer of this id; null: there is none.")
+    @strawberry.field(description="The customer of this id; null: there is none.", metadata=ALONE)
     async def customer(
         self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The customer's id.")]
     ) -> Customer | None:
@@ -111,7 +131,7 @@ class CustomerQuery:
         row = await info.context.reading.customer_by_id.load(id)
         return Customer.of(row) if row is not None else None
 
-    @strawberry.field(description="The customer of this external id; null: there is none.")
+    @strawberry.field(description="The customer of this external id; null: there is none.", metadata=ALONE)
     async def customer_by_external_id(
         self,
         info: Info,
@@ -124,7 +144,7 @@ class CustomerQuery:
         row = await info.context.reading.customer_by_external_id.load(external_id)
         return Customer.of(row) if row is not None else None
 
-    @strawberry.field(description="The customers, newest first.")
+    @strawberry.field(description="The customers, newest first.", metadata=ALONE)
     async def customers(
         self,
         info: Info,

@@ -21,7 +21,7 @@ from graphql.execution.collect_fields import FragmentDetails
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers.context import Context
-from schema.executor import Executor, Plans
+from schema.executor import ROOT, Executor, Plans
 from schema.root import schema
 from schema.variables import Variables
 
@@ -63,6 +63,12 @@ class Runnable:
         values = self._variables.read(variables)
         if isinstance(values, list):
             return values
+        subtree = self._plans.root_subtree(values.coerced)
+        if subtree is not None:
+            try:
+                return ExecutionResult(await subtree.answer(ROOT, context, values), None)
+            except Exception:  # noqa: BLE001, S110  # graphql-core will meet it again, and tell it.
+                pass
         executor = Executor(
             _SCHEMA,
             self._fragments,
@@ -76,6 +82,7 @@ class Runnable:
             default_field_resolver,
             is_awaitable=optimized_is_awaitable,
             plans=self._plans,
+            has_edges=subtree is None,
         )
         result = executor.execute_operation()
         if isawaitable(result):

@@ -1,14 +1,17 @@
 """The ledger of a meter, as clients see it."""
 
+from collections.abc import Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import strawberry
 from strawberry.scalars import JSON
 
+from resolvers.context import Context
 from resolvers.errors import BadUserInput, Forbidden
 from resolvers.loaders import EntriesOfMeter
 from schema.connections import Arguments, Connection, connection_of
+from schema.edges import together
 from schema.enums import LedgerEntryKind, OverLimitPolicy
 from schema.info import Info
 from schema.node import Node
@@ -21,6 +24,28 @@ if TYPE_CHECKING:
     from schema.billing_meters import BillingMeter
 
 _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
+
+
+async def _meters_of(context: Context, entries: Sequence["LedgerEntry"]) -> list["BillingMeter"]:
+    """Return the meter of each entry."""
+    from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
+
+    rows = await context.reading.billing_meter_by_id.load_many([entry.row.meter_id for entry in entries])
+    meters = [BillingMeter.of(row) for row in rows if row is not None]
+    if len(meters) < len(rows):
+        # Whoever sees the entry sees its meter, unless it has gone to another customer since.
+        raise Forbidden("The billing meter is no longer the customer's.")
+    return meters
+
+
+async def _voided_by(context: Context, entries: Sequence["LedgerEntry"]) -> list["LedgerEntry | None"]:
+    """Return the entry that each entry voids; None for one that is no void."""
+    loader = context.reading.ledger_entry_by_id
+    places = {
+        id(entry): (entry.row.meter_id, entry.row.voids_seq) for entry in entries if entry.row.voids_seq is not None
+    }
+    rows = dict(zip(places, await loader.load_many(list(places.values())), strict=True))
+    return [LedgerEntry.of(row) if (row := rows.get(id(entry))) is not None else None for entry in entries]
 
 
 @strawberry.type(description="One decision about a meter. Entries are only ever added, and never changed.")
@@ -87,46 +112,48 @@ class LedgerEntry(Node):
             metadata=JSON(row.metadata),
         )
 
-    @strawberry.field(description="The meter whose ledger it is in.")
+    @strawberry.field(description="The meter whose ledger it is in.", metadata=together(_meters_of))
     async def billing_meter(self, info: Info) -> _MeterType:
         """Return the entry's meter."""
-        from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
+        (meter,) = await _meters_of(info.context, [self])
+        return meter
 
-        row = await info.context.reading.billing_meter_by_id.load(self.row.meter_id)
-        if row is None:
-            # Whoever sees the entry sees its meter, unless it has gone to another customer since.
-            raise Forbidden("The billing meter is no longer the customer's.")
-        return BillingMeter.of(row)
-
-    @strawberry.field(description="Of a `VOID`: the usage that it takes back.")
+    @strawberry.field(description="Of a `VOID`: the usage that it takes back.", metadata=together(_voided_by))
     async def voids(self, info: Info) -> "LedgerEntry | None":
         """Return the entry that this one voids."""
-        loaders = info.context.reading
-        if self.row.voids_seq is None:
-            return None
-        row = await loaders.ledger_entry_by_id.load((self.row.meter_id, self.row.voids_seq))
-        return LedgerEntry.of(row) if row is not None else None
+        (entry,) = await _voided_by(info.context, [self])
+        return entry
 
 
-async def ledger_page(info: Info, meter: BillingMeterRow, arguments: Arguments) -> Connection[LedgerEntry]:
-    """Return a page of the meter's ledger, newest first.
+async def ledgers_of(
+    context: Context, meters: Sequence[BillingMeterRow], arguments: Arguments
+) -> list[Connection[LedgerEntry]]:
+    """Return a page of each meter's ledger, newest first.
 
     Entries are numbered without a gap, so the page is a range of numbers, wherever it lies. Raises `BadUserInput` for a
     cursor of another meter's ledger.
     """
+    wanted = [_range(meter, arguments) for meter in meters]
+    return [
+        connection_of(
+            arguments,
+            rows[::-1] if arguments.backward else rows,
+            node_of=LedgerEntry.of,
+            id_of=lambda row: ids.entry_id(row.meter_id, row.seq),
+        )
+        for rows in await context.reading.entries_of_meter.load_many(wanted)
+    ]
+
+
+def _range(meter: BillingMeterRow, arguments: Arguments) -> EntriesOfMeter:
+    """Return the stretch of the meter's ledger that the page reads, with one entry more than it shows."""
     newest = min(_seq(arguments.after, meter) - 1, meter.last_seq) if arguments.after is not None else meter.last_seq
     oldest = _seq(arguments.before, meter) + 1 if arguments.before is not None else 1
     if arguments.backward:
         newest = min(newest, oldest + arguments.limit)
     else:
         oldest = max(oldest, newest - arguments.limit)
-    rows = await info.context.reading.entries_of_meter.load(EntriesOfMeter(meter.id, oldest, newest))
-    return connection_of(
-        arguments,
-        rows[::-1] if arguments.backward else rows,
-        node_of=LedgerEntry.of,
-        id_of=lambda row: ids.entry_id(row.meter_id, row.seq),
-    )
+    return EntriesOfMeter(meter.id, oldest, newest)
 
 
 def _seq(cursor_id: str, meter: BillingMeterRow) -> int:

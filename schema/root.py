@@ -14,6 +14,7 @@ from resolvers.loaders import Loaders
 from schema.billing_meters import BillingMeter, BillingMeterMutation, BillingMeterQuery
 from schema.customer_sessions import CustomerSessionMutation
 from schema.customers import Customer, CustomerMutation, CustomerQuery
+from schema.edges import ALONE
 from schema.errors import UserError
 from schema.executor import Executor
 from schema.info import Info
@@ -33,7 +34,9 @@ MOST_NODES = 100
 class NodeQuery:
     """The queries of objects by their ids alone."""
 
-    @strawberry.field(description="The customer, billing meter or ledger entry of this id; null: there is none.")
+    @strawberry.field(
+        description="The customer, billing meter or ledger entry of this id; null: there is none.", metadata=ALONE
+    )
     async def node(
         self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The object's id.")]
     ) -> Node | None:
@@ -41,7 +44,8 @@ class NodeQuery:
         return await _node(info.context.reading, id)
 
     @strawberry.field(
-        description="The objects of these ids, 100 at most, in their order; null for each that there is not."
+        description="The objects of these ids, 100 at most, in their order; null for each that there is not.",
+        metadata=ALONE,
     )
     async def nodes(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any, NewType
 
 import strawberry
@@ -58,7 +59,8 @@ SCALARS: dict[object, ScalarDefinition] = {
     date: strawberry.scalar(
         name="Date",
         description="A day of the calendar, written `YYYY-MM-DD`.",
-        serialize=date.isoformat,
+        # There are few days, and many values of each.
+        serialize=lru_cache(maxsize=4_096)(date.isoformat),
         parse_value=_value_reader(parse_day),
         parse_literal=_literal_reader(parse_day, StringValueNode),
     ),

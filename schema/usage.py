@@ -1,7 +1,8 @@
 """Usage: its days, and recording it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import strawberry
@@ -9,12 +10,14 @@ from strawberry.scalars import JSON
 from strawberry.types import get_object_definition
 from strawberry.utils.str_converters import to_camel_case
 
+from resolvers.context import Context
 from resolvers.errors import Refusal
 from resolvers.loaders import UsageOfMeter
 from resolvers.record_usage import record_usage, record_usage_batch
 from resolvers.usage import UsageOutcome, usage_days, with_zeros
 from resolvers.values import check_usage_names, day_of
 from resolvers.void_usage import VoidOutcome, void_usage
+from schema.edges import ALONE
 from schema.enums import OverLimitPolicy
 from schema.errors import (
     AmountOutOfRange,
@@ -31,6 +34,7 @@ from schema.ledger import LedgerEntry
 from schema.scalars import BigInt
 from storage.billing_meters import BillingMeterRow
 from storage.tables import OverLimitPolicy as Policy
+from storage.usage import UsageDayRow
 
 if TYPE_CHECKING:
     from schema.billing_meters import BillingMeter
@@ -75,26 +79,35 @@ class UsageDay:
 
 
 async def usage_of(
-    info: Info,
-    meter: BillingMeterRow,
+    context: Context,
+    meters: Sequence[BillingMeterRow],
     first: date | None,
     last: date | None,
     names: list[str] | None,
     *,
     fill_zeros: bool,
-) -> list[UsageDay]:
-    """Return the meter's usage days, ordered by day and then by name.
+) -> list[list[UsageDay]]:
+    """Return the usage days of each meter, ordered by day and then by name.
 
     Raises `InvalidInput` or `BadUserInput` for malformed arguments, and `LimitExceeded` for more than 10,000 days.
     """
     names = _checked(first, last, names)
-    loaders = info.context.reading
-    first, last = usage_days(given(first), given(last), today=day_of(info.context.clock(), meter.timezone))
+    loaders = context.reading
+    first, last, now = given(first), given(last), context.clock()
     usage_names = tuple(sorted(set(names))) if names is not None else None
-    rows = await loaders.usage_of_meter.load(UsageOfMeter(meter.id, first, last, usage_names))
+
+    @cache
+    def days_in(zone: str) -> tuple[date, date]:
+        return usage_days(first, last, today=day_of(now, zone))
+
+    wanted = [UsageOfMeter(meter.id, *days_in(meter.timezone), usage_names) for meter in meters]
+    found: Sequence[Sequence[UsageDayRow]] = await loaders.usage_of_meter.load_many(wanted)
     if fill_zeros:
-        rows = with_zeros(rows, meter_id=meter.id, first=first, last=last, usage_names=usage_names)
-    return cast("list[UsageDay]", rows)
+        found = [
+            with_zeros(rows, meter_id=key.meter_id, first=key.first, last=key.last, usage_names=usage_names)
+            for key, rows in zip(wanted, found, strict=True)
+        ]
+    return cast("list[list[UsageDay]]", found)
 
 
 def _checked(first: date | None, last: date | None, names: list[str] | None) -> list[str] | None:
@@ -115,7 +128,8 @@ class UsageQuery:
             "The usage days of a billing meter, ordered by day and then by name: at most 366 days and 10,000 "
             "rows. Null: there "
             "is no such meter."
-        )
+        ),
+        metadata=ALONE,
     )
     async def usage(
         self,
@@ -129,7 +143,10 @@ class UsageQuery:
         """Return the usage days of the meter of this id."""
         _checked(from_, to, names)
         row = await info.context.reading.billing_meter_by_id.load(billing_id)
-        return await usage_of(info, row, from_, to, names, fill_zeros=fill_zeros) if row is not None else None
+        if row is None:
+            return None
+        (days,) = await usage_of(info.context, [row], from_, to, names, fill_zeros=fill_zeros)
+        return days
 
 
 @strawberry.input(description="One usage event: a debit of a meter, named by the caller, counted once for ever.")

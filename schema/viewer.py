@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import strawberry
 
 from resolvers.actor import Scope as ScopeValue
+from schema.edges import ALONE
 from schema.enums import Environment, Scope
 from schema.info import Info
 
@@ -25,7 +26,10 @@ class Viewer:
         description="The workspaces that the key is limited to; null: it is not limited."
     )
 
-    @strawberry.field(description="The customer that the request is made for; null: it is made for the organization.")
+    @strawberry.field(
+        description="The customer that the request is made for; null: it is made for the organization.",
+        metadata=ALONE,
+    )
     async def customer(self, info: Info) -> _CustomerType | None:
         """Return the customer whose session it is."""
         from schema.customers import Customer  # noqa: PLC0415  # As the type above, it is read late.
@@ -40,7 +44,7 @@ class Viewer:
 class ViewerQuery:
     """The query of the viewer."""
 
-    @strawberry.field(description="The holder of the key that the request was made with.")
+    @strawberry.field(description="The holder of the key that the request was made with.", metadata=ALONE)
     async def viewer(self, info: Info) -> Viewer:
         """Return who asks."""
         actor = info.context.actor

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from enum import Enum
@@ -33,6 +33,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strawberry.schema.config import StrawberryConfig
 
+from schema.edges import ALONE, together
 from schema.executor import MOST_PLANS, CompilingExecutor, Executor, Plans
 from schema.scalars import SCALARS, BigInt
 from schema.variables import Variables
@@ -69,6 +70,16 @@ class Fruit(Named):
     leaves: list[Leaf]
 
 
+async def _kin(_context: object, branches: Sequence["Branch"], times: int = 1) -> list["Branch | None"]:
+    if times > 1:
+        raise ValueError("too often")
+    return [branch if times else None for branch in branches]
+
+
+async def _fruits(_context: object, branches: Sequence["Branch"], least: int | None = None) -> list[list[Fruit]]:
+    return [[branch.fruit] * (least or 2) for branch in branches]  # type: ignore[list-item]  # Some are wrong.
+
+
 @strawberry.type
 class Branch(Named):
     colours: list[Colour | None] | None
@@ -83,6 +94,16 @@ class Branch(Named):
             raise ValueError("too often")
         return self if times else None
 
+    @strawberry.field(metadata=together(_kin))
+    async def kin(self, times: int = 1) -> "Branch | None":
+        (found,) = await _kin(None, [self], times)
+        return found
+
+    @strawberry.field(metadata=together(_fruits))
+    async def fruits(self, least: Annotated[int | None, strawberry.argument(name="from")] = None) -> list[Fruit]:
+        (found,) = await _fruits(None, [self], least)
+        return found
+
 
 @strawberry.type
 class Query:
@@ -90,14 +111,53 @@ class Query:
     def branch(self, info: strawberry.Info[Any, None]) -> Branch:
         return info.context  # type: ignore[no-any-return]
 
-    @strawberry.field
+    @strawberry.field(metadata=ALONE)
     async def branches(self, info: strawberry.Info[Any, None]) -> list[Branch | None]:
         return [info.context, info.context]
+
+    @strawberry.field(metadata=ALONE)
+    async def alone(self, info: strawberry.Info[Any, None], times: int = 1) -> Branch | None:
+        if times > 1:
+            raise ValueError("too often")
+        return info.context if times else None
 
 
 STRAWBERRY = strawberry.Schema(
     Query, types=[Fruit], config=StrawberryConfig(scalar_map=SCALARS), execution_context_class=Executor
 )._schema
+
+
+async def _items(calls: list[tuple[str, int]], parents: Sequence["Item"]) -> list[list["Item"]]:
+    calls.append(("items", len(parents)))
+    return [[Item(depth=parent.depth + 1)] * 3 for parent in parents]
+
+
+async def _twins(calls: list[tuple[str, int]], parents: Sequence["Item"]) -> list["Item"]:
+    calls.append(("twin", len(parents)))
+    return list(parents)
+
+
+@strawberry.type
+class Item:
+    depth: int
+
+    @strawberry.field(metadata=together(_items))
+    async def items(self) -> list["Item"]:
+        raise AssertionError("each on its own")
+
+    @strawberry.field(metadata=together(_twins))
+    async def twin(self) -> "Item":
+        raise AssertionError("each on its own")
+
+
+@strawberry.type
+class ItemQuery:
+    @strawberry.field(metadata=ALONE)
+    async def items(self, info: strawberry.Info[Any, None]) -> list[Item]:  # noqa: ARG002  # An edge is told the context.
+        return [Item(depth=0), Item(depth=0)]
+
+
+ITEMS = strawberry.Schema(ItemQuery, execution_context_class=Executor)._schema
 
 #: The same kinds of fields without Strawberry: read from dicts and objects, some of whose values are methods.
 PLAIN = build_schema("""
@@ -241,7 +301,7 @@ def documents(draw: st.DrawFn, schema: GraphQLSchema) -> str:
 
 
 async def run(schema: GraphQLSchema, text: str, root: Any, plans: Plans | None, **variables: Any) -> ExecutionResult:
-    class_ = Executor if schema is STRAWBERRY else CompilingExecutor
+    class_ = CompilingExecutor if schema is PLAIN else Executor
     result = execute(
         schema,
         parse(text),
@@ -303,6 +363,33 @@ def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
         check()
     # Neither way is the only one that was tried; how often each was is chance.
     assert min(ways.values()) > 3, ways
+
+
+class TestEdges:
+    """What leads from records to others is resolved for all of them at once."""
+
+    async def test_each_level_is_one_call_for_all_of_its_records(self) -> None:
+        calls: list[tuple[str, int]] = []
+        text = "{ items { depth items { items { depth } twin { depth } } } more: items { twin { depth } } }"
+        result = await run(ITEMS, text, calls, Plans(parse(text), at_once=True))
+        leaf = {"depth": 2}
+        inner = {"items": [leaf] * 3, "twin": {"depth": 1}}
+        assert result == (
+            {"items": [{"depth": 0, "items": [inner] * 3}] * 2, "more": [{"twin": {"depth": 0}}] * 2},
+            None,
+        )
+        assert sorted(calls) == [("items", 2), ("items", 6), ("twin", 2), ("twin", 6)]
+
+    @pytest.mark.parametrize("first", [0, 3])
+    async def test_an_edge_of_which_one_record_fails_is_done_again_as_usual(self, first: int) -> None:
+        text = "query ($n: Int!) { branches { name kin(times: $n) { name } } alone { name } }"
+        root = Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None)
+        plans = Plans(parse(text), at_once=True)
+        for times in (first, 1):
+            seen = told(await run(STRAWBERRY, text, root, plans, n=times))
+            assert seen == told(await run(STRAWBERRY, text, root, None, n=times))
+        answer = await run(STRAWBERRY, text, root, plans, n=1)
+        assert answer == ({"branches": [{"name": "b", "kin": {"name": "b"}}] * 2, "alone": {"name": "b"}}, None)
 
 
 class TestPlans:

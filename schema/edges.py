@@ -1,0 +1,167 @@
+"""Edges: fields that lead from records to others, and how they are followed for many records at once.
+
+graphql-core calls a field's resolver once for each record. An edge says by `together` how it is resolved for all of
+them, or by `ALONE` that its resolver needs nothing of graphql-core's; then `schema/compiler.py` compiles it, and a
+compiled subtree is answered level by level: one call for each edge of a level, whatever the number of records.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from graphql import (
+    GraphQLField,
+    GraphQLSchema,
+    ListValueNode,
+    ObjectValueNode,
+    ValueNode,
+    VariableNode,
+    is_scalar_type,
+)
+from graphql.execution.collect_fields import FieldDetails
+from graphql.execution.values import VariableValues, get_argument_values
+from graphql.type import get_nullable_type
+from strawberry.types.arguments import convert_arguments
+from strawberry.types.field import StrawberryField
+
+#: Resolves an edge: from the request's context, the records and the edge's arguments to a value for each record, in
+#: their order.
+Fetch: TypeAlias = Callable[..., Awaitable[Sequence[Any]]]
+
+#: For each edge of a subtree those who wait for it: a record, and the dict that the answer has for it.
+Waiting: TypeAlias = list[list[tuple[Any, dict[str, Any]]]]
+
+#: Takes a value, returns what the answer says of it, and puts those who wait for an edge into their lists.
+Function: TypeAlias = Callable[[Any, Waiting], Any]
+
+#: Where Strawberry keeps its own definition in one of graphql-core.
+DEFINITION = "strawberry-definition"
+
+_TOGETHER = "together"
+
+#: The metadata of a Strawberry field that its resolver answers from the context and the arguments. It is called itself,
+#: once for each record, without what graphql-core and Strawberry do around it: for the root's fields, and the like.
+ALONE = {"alone": True}
+
+
+def together(fetch: Fetch) -> dict[str, Fetch]:
+    """Return the metadata of a Strawberry field that is resolved for many records at once."""
+    return {_TOGETHER: fetch}
+
+
+class ContextOnly(NamedTuple):
+    """What the resolver of a field that is `ALONE` has for its info."""
+
+    context: Any
+
+
+def fetch_of(field: StrawberryField) -> Fetch | None:
+    """Return what resolves the field if it is an edge."""
+    if _TOGETHER in field.metadata:
+        return field.metadata[_TOGETHER]  # type: ignore[no-any-return]
+    if field.metadata != ALONE or field.base_resolver is None:
+        return None
+    resolve: Any = field.base_resolver.wrapped_func
+
+    async def fetch(context: Any, records: Sequence[Any], **arguments: Any) -> Sequence[Any]:
+        info = ContextOnly(context)
+        return [await resolve(record, info, **arguments) for record in records]
+
+    return fetch
+
+
+class Edge:
+    """An edge of one subtree: what it is called in the answer, what resolves it, and what completes its values."""
+
+    def __init__(
+        self, name: str, fetch: Fetch, definition: GraphQLField, details: FieldDetails, schema: GraphQLSchema
+    ) -> None:
+        self.name = name
+        self.fetch = fetch
+        self.complete: Function | None = None
+        """What its values are completed by, once that is compiled."""
+        self._arguments = _Arguments(definition, details, schema)
+
+    def resolve(self, context: Any, records: Sequence[Any], variables: VariableValues) -> Awaitable[Sequence[Any]]:
+        """Return a value for each record, to be awaited. Raises where the arguments are not as they must be."""
+        return self.fetch(context, records, **self._arguments.read(variables))
+
+
+class _Arguments:
+    """An edge's arguments as Strawberry gives them to resolvers; what is the same in all requests is read once."""
+
+    def __init__(self, definition: GraphQLField, details: FieldDetails, schema: GraphQLSchema) -> None:
+        self._definition = definition
+        self._details = details
+        self._field: StrawberryField = definition.extensions[DEFINITION]
+        self._converter = schema._strawberry_schema.schema_converter  # type: ignore[attr-defined]  # noqa: SLF001
+        name_of = self._converter.config.name_converter.from_argument
+        names = {name_of(argument): argument.python_name for argument in self._field.arguments}
+        #: The variables that are arguments as they are, by the arguments' names in Python; None: it is not so simple.
+        self._variables: dict[str, str] | None = {}
+        self._fixed: dict[str, Any] | None = None
+        for argument in details.node.arguments or ():
+            value, type_ = argument.value, get_nullable_type(definition.args[argument.name.value].type)
+            if isinstance(value, VariableNode) and is_scalar_type(type_) and self._variables is not None:
+                self._variables[names[argument.name.value]] = value.name.value
+            elif _has_variables(value):
+                self._variables = None
+
+    def read(self, variables: VariableValues) -> dict[str, Any]:
+        """Return them, for these values of the operation's variables."""
+        if self._fixed is not None and self._variables is not None:
+            coerced = variables.coerced
+            given = {name: coerced.get(variable) for name, variable in self._variables.items()}
+            # What is null or left out may stand for a default, or be an error.
+            if None not in given.values():
+                return self._fixed | given
+        values = get_argument_values(
+            self._definition, self._details.node, variables, self._details.fragment_variable_values
+        )
+        arguments = convert_arguments(
+            values, self._field.arguments, self._converter.scalar_registry, self._converter.config
+        )
+        if self._variables is not None:
+            self._fixed = {name: value for name, value in arguments.items() if name not in self._variables}
+        return arguments
+
+
+def _has_variables(value: ValueNode) -> bool:
+    if isinstance(value, ListValueNode):
+        return any(map(_has_variables, value.values))
+    if isinstance(value, ObjectValueNode):
+        return any(_has_variables(field.value) for field in value.fields)
+    return isinstance(value, VariableNode)
+
+
+@dataclass(frozen=True, slots=True)
+class Subtree:
+    """What answers a value and all below it: a function, and the edges, those above before those below."""
+
+    complete: Function
+    edges: Sequence[Edge]
+
+    def begin(self, value: Any) -> tuple[Any, Waiting]:
+        """Return what the answer says of the value, as far as it needs no edge, and who waits for which."""
+        waiting: Waiting = [[] for _ in self.edges]
+        return self.complete(value, waiting), waiting
+
+    async def follow(self, waiting: Waiting, context: Any, variables: VariableValues) -> None:
+        """Resolve the edges level by level, and put their values into the dicts that wait for them."""
+        while level := [(edge, those) for edge, those in zip(self.edges, waiting, strict=True) if those]:
+            waiting[:] = [[] for _ in self.edges]
+            resolved = [edge.resolve(context, [record for record, _ in those], variables) for edge, those in level]
+            # One is not worth a task.
+            found = await asyncio.gather(*resolved) if len(resolved) > 1 else [await resolved[0]]
+            for (edge, those), values in zip(level, found, strict=True):
+                name, complete = edge.name, edge.complete
+                assert complete is not None  # noqa: S101  # It is compiled together with the rest.
+                for (_, answered), value in zip(those, values, strict=True):
+                    answered[name] = complete(value, waiting)
+
+    async def answer(self, value: Any, context: Any, variables: VariableValues) -> Any:
+        """Return what the answer says of the value, edges and all. Raises at any surprise."""
+        answered, waiting = self.begin(value)
+        await self.follow(waiting, context, variables)
+        return answered
