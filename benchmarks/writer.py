@@ -45,7 +45,7 @@ def create_app() -> Starlette:
 async def record(request: Request) -> Response:
     """Record one usage event."""
     services: Services = request.app.state.services
-    actor = await authenticate(request, services.api_keys)
+    actor = await authenticate(request.scope, services.api_keys)
     (result,) = await services.usage_writer.record([_event(actor, orjson.loads(await request.body()))])
     return Response(orjson.dumps(_result(result)), media_type="application/json")
 
@@ -53,7 +53,7 @@ async def record(request: Request) -> Response:
 async def batch(request: Request) -> Response:
     """Record up to 1,000 usage events in one transaction."""
     services: Services = request.app.state.services
-    actor = await authenticate(request, services.api_keys)
+    actor = await authenticate(request.scope, services.api_keys)
     events = [_event(actor, values) for values in orjson.loads(await request.body())]
     results = await services.usage_writer.record(events)
     return Response(orjson.dumps([_result(result) for result in results]), media_type="application/json")

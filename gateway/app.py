@@ -14,12 +14,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import graphiql, rest
 from gateway.auth import authenticate
 from gateway.documents import TrustedDocuments
-from gateway.graphql import graphql
-from gateway.http import HTTPProblem, problem_response
+from gateway.graphql import GraphQL
+from gateway.http import HTTPProblem, send_problem
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.context import Clock, utc_now
@@ -30,19 +31,20 @@ from storage.database import DatabaseUnavailable
 
 _log = logging.getLogger(__name__)
 
+GRAPHQL_PATH = "/graphql"
+
 #: How long a browser may remember what it may send from an allowed origin.
 PREFLIGHT_SECONDS = 600
 
 
 def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
     """Return the application. Its database is opened when it starts and closed when it stops. Raises `BadManifest`."""
-    documents = TrustedDocuments(settings)
+    graphql = GraphQL(TrustedDocuments(settings))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         services = Services(settings, clock)
         app.state.services = services
-        app.state.documents = documents
         try:
             yield
         finally:
@@ -50,27 +52,21 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/graphql", graphql, methods=["GET", "POST"]),
+            Route(GRAPHQL_PATH, graphql),
             Route("/schema.graphql", schema_graphql),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             *rest.ROUTES,
             *(graphiql.routes() if settings.has_graphiql else ()),
         ],
-        middleware=_middleware(settings),
-        exception_handlers={
-            HTTPProblem: problem_response,  # type: ignore[dict-item]  # Starlette types a handler by `Exception` alone.
-            HTTPException: _http_exception,  # type: ignore[dict-item]
-            BillingError: _refused,  # type: ignore[dict-item]
-            DatabaseUnavailable: _unavailable,  # type: ignore[dict-item]
-            Exception: _bug,
-        },
+        middleware=[*_middleware(settings), Middleware(Front, graphql=graphql)],
+        exception_handlers={HTTPException: _left_to_the_front},
         lifespan=lifespan,
     )
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
-    """Return what stands around the routes and the answers to what goes wrong in them."""
+    """Return what stands around the front, and so around every answer."""
     if not settings.cors_origins:
         return []
     return [
@@ -86,6 +82,34 @@ def _middleware(settings: Settings) -> list[Middleware]:
             max_age=PREFLIGHT_SECONDS,
         )
     ]
+
+
+class Front:
+    """Leads GraphQL straight to its endpoint, all else to the routes, and answers what goes wrong in either."""
+
+    def __init__(self, routes: ASGIApp, *, graphql: ASGIApp) -> None:
+        self._routes = routes
+        self._graphql = graphql
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._routes(scope, receive, send)
+            return
+        is_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        lead_to = self._graphql if scope["path"] == GRAPHQL_PATH else self._routes
+        try:
+            await lead_to(scope, receive, send_noted)
+        except Exception as error:
+            if is_begun:
+                raise
+            await send_problem(scope, send, _problem_of(error))
 
 
 def app_from_environment() -> Starlette:
@@ -127,27 +151,26 @@ async def readyz(request: Request) -> Response:
 async def schema_graphql(request: Request) -> Response:
     """Answer the schema in GraphQL's definition language, to whoever holds a key."""
     services: Services = request.app.state.services
-    await authenticate(request, services.api_keys)
+    await authenticate(request.scope, services.api_keys)
     return PlainTextResponse(schema.as_str())
 
 
-def _refused(request: Request, error: BillingError) -> Response:
-    return problem_response(request, rest.problem_of(error))
+def _left_to_the_front(_request: Request, error: Exception) -> Response:
+    raise error
 
 
-def _unavailable(request: Request, error: DatabaseUnavailable) -> Response:
-    _log.warning("The database is unavailable: %r", error.__cause__)
-    return _refused(request, Unavailable(error.outcome))
-
-
-def _http_exception(request: Request, error: HTTPException) -> Response:
-    problem = HTTPProblem(error.status_code, error.detail, headers=dict(error.headers or {}))
-    return problem_response(request, problem)
-
-
-def _bug(request: Request, error: Exception) -> Response:
+def _problem_of(error: Exception) -> HTTPProblem:
+    """Return how an exception is answered: a bug by an id alone, under which the log has the rest."""
+    match error:
+        case HTTPProblem():
+            return error
+        case HTTPException():
+            return HTTPProblem(error.status_code, error.detail, headers=dict(error.headers or {}))
+        case BillingError():
+            return rest.problem_of(error)
+        case DatabaseUnavailable():
+            _log.warning("The database is unavailable: %r", error.__cause__)
+            return rest.problem_of(Unavailable(error.outcome))
     request_id = secrets.token_hex(8)
     _log.error("Request %s failed", request_id, exc_info=error)
-    return problem_response(
-        request, HTTPProblem(500, f"Internal server error; its id is {request_id}.", code="INTERNAL_SERVER_ERROR")
-    )
+    return HTTPProblem(500, f"Internal server error; its id is {request_id}.", code="INTERNAL_SERVER_ERROR")

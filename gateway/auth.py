@@ -1,15 +1,16 @@
 """From the `Authorization` header to the actor."""
 
-from starlette.requests import Request
+from starlette.types import Scope
 
+from gateway.http import header
 from resolvers.actor import Actor
 from resolvers.api_keys import ApiKeys
 from resolvers.errors import Unauthenticated
 
 
-async def authenticate(request: Request, api_keys: ApiKeys) -> Actor:
+async def authenticate(scope: Scope, api_keys: ApiKeys) -> Actor:
     """Return who holds the request's bearer key. Raises `Unauthenticated`, also for two headers."""
-    headers = request.headers.getlist("authorization")
+    headers = header(scope, b"authorization")
     scheme, _, key = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     if scheme.lower() != "bearer":
         raise Unauthenticated("Send one header `Authorization: Bearer KEY`.")

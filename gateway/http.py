@@ -1,12 +1,12 @@
 """What both faces have of HTTP: reading a body, the type of an answer, and telling what is wrong with a request."""
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from resolvers.values import parse_json
 
@@ -15,6 +15,9 @@ GRAPHQL_RESPONSE = "application/graphql-response+json"
 
 #: Where the paths of the REST operations and of their description begin; everything else speaks GraphQL.
 REST_PATHS = ("/api/", "/v1/", "/openapi.json/")
+
+#: The status whose answer has no body: the client has it already.
+NOT_MODIFIED = 304
 
 #: How much a client likes a type: from 0, not at all, to 1.
 _WEIGHT = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
@@ -39,23 +42,37 @@ class HTTPProblem(Exception):
         self.headers = headers
 
 
-def problem_response(request: Request, problem: HTTPProblem) -> Response:
+def header(scope: Scope, name: bytes) -> list[str]:
+    """Return the values of a header, whose name is in lower case, one for each time that it was sent."""
+    return [value.decode("latin-1") for each, value in scope["headers"] if each == name]
+
+
+async def send_answer(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Send a whole answer, with its length unless it is one that never has a body."""
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    if status != NOT_MODIFIED:
+        raw.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_problem(scope: Scope, send: Send, problem: HTTPProblem) -> None:
     """Answer a problem in the form of the face that the request is for."""
     body: dict[str, Any]
-    media_type, headers = JSON, problem.headers
-    if f"{request.scope['path']}/".startswith(REST_PATHS):
+    media_type, headers = JSON, problem.headers or {}
+    if f"{scope['path']}/".startswith(REST_PATHS):
         body = {"error": {"code": problem.status, "message": problem.message}}
     else:
         body = {"errors": [{"message": problem.message, "extensions": problem.extensions}]}
-        media_type = graphql_media_type(request) or JSON
+        media_type = graphql_media_type(scope) or JSON
         # A query by GET that is refused now may be answered a moment later.
-        headers = {"cache-control": "no-store"} | (headers or {})
-    return Response(orjson.dumps(body), problem.status, headers, media_type=media_type)
+        headers = {"cache-control": "no-store"} | headers
+    await send_answer(send, problem.status, headers | {"content-type": media_type}, orjson.dumps(body))
 
 
-def graphql_media_type(request: Request) -> str | None:
+def graphql_media_type(scope: Scope) -> str | None:
     """Return which of the two types of a GraphQL answer the client likes best; None: it takes neither."""
-    return _liked_best(",".join(request.headers.getlist("accept")).lower() or "*/*")
+    return _liked_best(",".join(header(scope, b"accept")).lower() or "*/*")
 
 
 @lru_cache(maxsize=64)
@@ -76,25 +93,32 @@ def _liked_best(accept: str) -> str | None:
     return best if liking(best) > 0 else None
 
 
-async def read_json(request: Request, *, most_bytes: int) -> Any:
+async def read_json(scope: Scope, receive: Receive, *, most_bytes: int) -> Any:
     """Return the JSON value that the body is. Raises `HTTPProblem` for anything else and for too large a body."""
-    media_type, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    charset = parameters.replace(" ", "").replace('"', "")
-    if media_type.strip() != JSON or charset not in {"", "charset=utf-8"}:
+    if not _is_json(next(iter(header(scope, b"content-type")), "")):
         message = f"The body must be {JSON} in UTF-8."
         raise HTTPProblem(415, message)
     body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most_bytes:
-                message = f"The body must have at most {most_bytes} bytes."
-                raise HTTPProblem(413, message, code="LIMIT_EXCEEDED")
-    except ClientDisconnect:
-        # Nobody is there to be told.
-        message = "The body ended early."
-        raise HTTPProblem(400, message) from None
+    has_more = True
+    while has_more:
+        part = await receive()
+        if part["type"] == "http.disconnect":
+            # Nobody is there to be told.
+            message = "The body ended early."
+            raise HTTPProblem(400, message)
+        body += part.get("body", b"")
+        has_more = part.get("more_body", False)
+        if len(body) > most_bytes:
+            message = f"The body must have at most {most_bytes} bytes."
+            raise HTTPProblem(413, message, code="LIMIT_EXCEEDED")
     return read_json_text(bytes(body), "The body")
+
+
+@lru_cache(maxsize=64)
+def _is_json(content_type: str) -> bool:
+    media_type, _, parameters = content_type.lower().partition(";")
+    charset = parameters.replace(" ", "").replace('"', "")
+    return media_type.strip() == JSON and charset in {"", "charset=utf-8"}
 
 
 def read_json_text(text: bytes | str, what: str) -> Any:

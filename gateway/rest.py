@@ -166,7 +166,7 @@ def _answer(body: dict[str, Any], status: int = 200) -> Response:
 async def _context(request: Request) -> Context:
     """Return the context of the request's key, which is checked before anything else of the request is read."""
     services: Services = request.app.state.services
-    actor = await authenticate(request, services.api_keys)
+    actor = await authenticate(request.scope, services.api_keys)
     return Context(actor, services.database, services.usage_writer, services.clock)
 
 
@@ -177,7 +177,7 @@ async def _body(request: Request) -> dict[str, Any]:
         message = "The body must be a JSON object; there is none."
         raise HTTPProblem(400, message)
     services: Services = request.app.state.services
-    body = await read_json(request, most_bytes=services.settings.max_body_bytes)
+    body = await read_json(request.scope, request.receive, most_bytes=services.settings.max_body_bytes)
     if not isinstance(body, dict):
         message = "The body must be a JSON object."
         raise HTTPProblem(400, message)

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+import sqlalchemy
 
 from gateway.app import create_app
 from gateway.settings import BadSetting, Settings
+from storage.database import Writer
 from tests.conftest import Gateway, gateway_on
 
 APP = "https://app.example.com"
@@ -156,6 +158,24 @@ class TestAnswers:
                 assert response.status_code == status
                 assert response.headers["access-control-allow-origin"] == APP
                 assert "origin" in vary(response)
+
+    async def test_an_allowed_page_may_read_the_id_of_a_bug(self, open_gateway: Gateway) -> None:
+        caller = await open_gateway.caller()
+
+        async def plant(writer: Writer) -> None:
+            statement = sqlalchemy.text("UPDATE api_keys SET scopes = 'planted' WHERE org_id = :org")
+            await writer.execute(statement, {"org": open_gateway.org_id})
+
+        await open_gateway.database.write(plant)
+        headers = {"origin": APP, "authorization": f"Bearer {caller.key}"}
+        for response in (
+            await open_gateway.client.post("/graphql", json=VIEWER, headers=headers),
+            await open_gateway.client.get("/schema.graphql", headers=headers),
+        ):
+            assert response.status_code == 500
+            assert response.json()["errors"][0]["extensions"] == {"code": "INTERNAL_SERVER_ERROR"}
+            assert cors_headers(response) == {"access-control-allow-origin": APP} | EXPOSED
+            assert vary(response) == {"origin"}
 
     async def test_an_allowed_page_may_read_that_the_database_is_away(self) -> None:
         with socket.socket() as held:
