@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import sqlite3
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
@@ -151,14 +152,20 @@ class _QuickReader(Reader):
 
 
 class _Connections:
-    """An engine's connections. Some stay open between uses: taking one from the pool costs more than a short read."""
+    """An engine's connections, kept open between uses: taking one from the engine costs more than a short transaction.
 
-    def __init__(self, engine: AsyncEngine, *, most_kept: int) -> None:
+    Whoever waits for one is given it by whoever is done, in the order in which they came.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, most_open: int, wait_seconds: float) -> None:
         self.dialect = engine.dialect.name
         self._engine = engine
-        self._most_kept = most_kept
+        self._wait_seconds = wait_seconds
+        self._free = most_open
         self._kept: list[tuple[AsyncConnection, float]] = []
-        self._taking = 0
+        # Each is given a connection, or None: the right to open one.
+        self._waiting: deque[asyncio.Future[AsyncConnection | None]] = deque()
+        self._is_closing = False
         self._here: sqlite3.Connection | None = None
 
     @asynccontextmanager
@@ -173,25 +180,69 @@ class _Connections:
             await self.give_back(connection, is_sound=is_sound)
 
     async def take(self) -> AsyncConnection:
-        """Return an open connection."""
+        """Return an open connection. Raises `TimeoutError` where none is given back in time."""
         while self._kept:
             connection, kept_at = self._kept.pop()
             # What lay for longer is looked at by the pool, which tries whether it still answers.
             if time.monotonic() - kept_at < KEPT_SECONDS and not await self._is_closed(connection):
                 return connection
-            await connection.close()
-        self._taking += 1
+            await self._let_go(connection)
+        if self._free:
+            self._free -= 1
+        elif (given := await self._wait()) is not None:
+            return given
         try:
             return await self._engine.connect()
-        finally:
-            self._taking -= 1
+        except BaseException:
+            self._free_one()
+            raise
 
     async def give_back(self, connection: AsyncConnection, *, is_sound: bool) -> None:
-        """Keep the connection for the next use, or give it back to the pool where somebody waits for one."""
-        if is_sound and not connection.invalidated and not self._taking and len(self._kept) < self._most_kept:
+        """Hand the connection to whoever waits for one, or keep it for the next use."""
+        if connection.invalidated:
+            await self.release()  # Those that are kept may be as broken.
+        if not is_sound or connection.invalidated or self._is_closing:
+            await self._let_go(connection)
+        elif not self._hand_over(connection):
             self._kept.append((connection, time.monotonic()))
-        else:
+
+    async def _wait(self) -> AsyncConnection | None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                return await waiter
+        except BaseException:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            elif waiter.done() and not waiter.cancelled():
+                # It was given in the moment in which nobody waited any more.
+                given = waiter.result()
+                if given is None:
+                    self._free_one()
+                else:
+                    await self.give_back(given, is_sound=True)
+            raise
+
+    def _hand_over(self, given: AsyncConnection | None) -> bool:
+        """Give a connection, or the right to open one, to the first that waits, if there is any."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(given)
+                return True
+        return False
+
+    def _free_one(self) -> None:
+        if not self._hand_over(None):
+            self._free += 1
+
+    async def _let_go(self, connection: AsyncConnection) -> None:
+        """Give a connection back to the engine's pool."""
+        try:
             await connection.close()
+        finally:
+            self._free_one()
 
     def run_here(self, text: str, values: Sequence[Any]) -> list[Any]:
         """Run a short statement on SQLite at once: crossing to another thread and back takes longer than it does.
@@ -207,11 +258,11 @@ class _Connections:
     async def release(self) -> None:
         """Give what is kept back to the pool."""
         while self._kept:
-            await self._kept.pop()[0].close()
+            await self._let_go(self._kept.pop()[0])
 
     async def close(self) -> None:
         """Close what is kept, and keep nothing any more: a write that ends later gives its connection back."""
-        self._most_kept = 0
+        self._is_closing = True
         await self.release()
         if self._here is not None:
             self._here.close()
@@ -303,15 +354,17 @@ class Database:
             pool_size = SQLITE_READERS
             self._readers = _sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._writers = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
-            self._snapshots = self._readers
+            self._snapshots = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
         else:
             self._readers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._writers = self._readers
             self._snapshots = _postgresql_engine(self.url, pool_size=1, wait_seconds=None)
-        # Both together keep at most half of a pool that they share.
-        most_kept = pool_size // 4
-        self._read_connections = _Connections(self._readers, most_kept=most_kept)
-        self._write_connections = _Connections(self._writers, most_kept=1 if self.dialect == "sqlite" else most_kept)
+        self._read_connections = _Connections(self._readers, most_open=pool_size, wait_seconds=wait_seconds)
+        self._write_connections = (
+            _Connections(self._writers, most_open=1, wait_seconds=wait_seconds)
+            if self.dialect == "sqlite"
+            else self._read_connections
+        )
         self._writes: set[asyncio.Task[Any]] = set()
 
     @property
