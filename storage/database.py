@@ -43,8 +43,8 @@ PAUSE_SECONDS = 0.05
 #: The most rows that one statement adds on SQLite: so few that the driver can keep one for each number prepared.
 MOST_ROWS = 100
 
-#: The most characters of a statement's parameters with which SQLite runs it in the event loop's thread: such a read is
-#: of a few records, and takes less than what the event loop is held for by any request.
+#: The most characters of a statement's parameters with which SQLite runs it in the event loop's thread: it is about a
+#: few records, and takes less than what the event loop is held for by any request.
 MOST_HERE = 1_000
 
 #: How many connections read from SQLite.
@@ -145,7 +145,7 @@ class _QuickReader(Reader):
         return self._connection
 
     async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
-        if self.dialect == "sqlite" and sum(len(value) for value in values if isinstance(value, str)) <= MOST_HERE:
+        if self.dialect == "sqlite" and _is_short(values):
             with suppress(sqlite3.OperationalError):  # Such as a lock, which only the other thread may wait for.
                 return self._connections.run_here(text, values)
         return await super()._run(text, values, many=many)
@@ -207,7 +207,7 @@ class _Connections:
             self._kept.append((connection, time.monotonic()))
 
     async def _wait(self) -> AsyncConnection | None:
-        waiter = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[AsyncConnection | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
             async with asyncio.timeout(self._wait_seconds):
@@ -273,6 +273,11 @@ class _Connections:
         return self.dialect == "postgresql" and bool(driver.is_closed())
 
 
+def _is_short(values: Iterable[Any]) -> bool:
+    """Whether a statement of these values takes so little that it may hold up the event loop."""
+    return sum(len(value) for value in values if isinstance(value, str)) <= MOST_HERE
+
+
 def _tell_listeners(source: Connection | Engine, text: str, values: Sequence[Any], *, many: bool = False) -> None:
     """Tell of a statement that is given to the driver, as SQLAlchemy does of its own."""
     for listener in source.dispatch.before_cursor_execute:
@@ -317,6 +322,18 @@ class Writer(Reader):
         for count, values in ((MOST_ROWS, parts), (len(rows) % MOST_ROWS, rest)):
             if values:
                 await self._run(insertion_of_values(table, is_shared, count), values, many=True)
+
+    async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
+        is_here = self.dialect == "sqlite" and values and _is_short(itertools.chain(*values) if many else values)
+        if not is_here:
+            return await super()._run(text, values, many=many)
+        # Between BEGIN and COMMIT SQLite waits for nobody: neither for a lock, which is taken, nor for the disk.
+        connection = self._connection.sync_connection
+        assert connection is not None  # noqa: S101  # It is open.
+        _tell_listeners(connection, text, values, many=many)
+        driver: Any = connection.connection.driver_connection
+        sqlite: sqlite3.Connection = driver._conn  # noqa: SLF001  # Its thread does nothing meanwhile.
+        return (sqlite.executemany if many else sqlite.execute)(text, values).fetchall()
 
     async def begin(self) -> None:
         """Open the transaction."""
