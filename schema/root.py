@@ -21,6 +21,7 @@ from schema.info import Info
 from schema.ledger import LedgerEntry
 from schema.node import Node
 from schema.refusals import EXCEPTION_HANDLERS
+from schema.resolving import resolve_directly
 from schema.scalars import SCALARS
 from schema.usage import UsageMutation, UsageQuery
 from schema.viewer import ViewerQuery
@@ -108,3 +109,4 @@ schema = strawberry.Schema(
     exception_handlers=EXCEPTION_HANDLERS,
     execution_context_class=Executor,
 )
+resolve_directly(schema)

@@ -1,14 +1,12 @@
 """Usage: its days, and recording it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import strawberry
 from strawberry.scalars import JSON
-from strawberry.types import get_object_definition
-from strawberry.utils.str_converters import to_camel_case
 
 from resolvers.context import Context
 from resolvers.errors import Refusal
@@ -192,18 +190,6 @@ class RecordUsageInput:
             "policy": Policy[self.policy.name],
             "metadata": given(self.metadata),
         }
-
-
-def _record_usage_input(class_: type[RecordUsageInput], value: Mapping[str, Any], _context: object) -> RecordUsageInput:
-    """Make the input of the values that graphql-core has read: there is nothing among them to convert."""
-    return class_(**{_RECORD_USAGE_FIELDS[name]: each for name, each in value.items()})
-
-
-# Strawberry's own way goes through the types of all fields again, for each item of a batch, which costs more than
-# recording it.
-_definition = get_object_definition(RecordUsageInput, strict=True)
-_definition.from_input = _record_usage_input
-_RECORD_USAGE_FIELDS = {to_camel_case(field.python_name): field.python_name for field in _definition.fields}
 
 
 @strawberry.type(description="An accepted debit.")

@@ -1,0 +1,98 @@
+"""Resolvers called directly: what stays of Strawberry's way to them is decided once, and not at each call.
+
+At each call Strawberry goes through the field's arguments, their types and names, and a chain of extensions, which
+takes longer than most resolvers here do before they wait for the database.
+"""
+
+from collections.abc import Callable
+from dataclasses import MISSING
+from functools import partial
+from typing import Any
+
+from graphql import GraphQLObjectType, GraphQLResolveInfo
+from strawberry import Info, Schema
+from strawberry.schema.schema_converter import GraphQLCoreConverter
+from strawberry.types import get_object_definition
+from strawberry.types.arguments import convert_argument
+from strawberry.types.base import (
+    StrawberryContainer,
+    StrawberryList,
+    StrawberryMaybe,
+    StrawberryObjectDefinition,
+    StrawberryOptional,
+)
+from strawberry.types.field import StrawberryField
+from strawberry.types.lazy_type import LazyType
+
+_Convert = Callable[[Any], Any]
+
+
+def resolve_directly(schema: Schema) -> None:
+    """Give each field that has an asynchronous resolver and no extension a function that goes straight to it."""
+    converter = schema.schema_converter
+    for type_ in schema._schema.type_map.values():  # noqa: SLF001  # Strawberry has no other name for it.
+        if isinstance(type_, GraphQLObjectType):
+            for definition in type_.fields.values():
+                field = definition.extensions.get(GraphQLCoreConverter.DEFINITION_BACKREF)
+                if isinstance(field, StrawberryField) and field.is_async and not field.extensions:
+                    definition.resolve = _direct(field, converter)
+
+
+def _direct(field: StrawberryField, converter: GraphQLCoreConverter) -> Callable[..., Any]:
+    resolver = field.base_resolver
+    assert resolver is not None  # noqa: S101  # What is asynchronous is a resolver.
+    assert resolver.self_parameter is not None  # noqa: S101  # Ours are methods, which take `info`.
+    assert resolver.info_parameter is not None  # noqa: S101
+    function: Callable[..., Any] = resolver.wrapped_func  # type: ignore[assignment]  # A method is no classmethod.
+    arguments = {
+        converter.config.name_converter.from_argument(argument): (
+            argument.python_name,
+            _conversion(argument.type, converter),
+        )
+        for argument in field.arguments
+    }
+    handlers = converter._get_field_exception_handlers(field)  # noqa: SLF001  # As Strawberry's own resolver does.
+
+    async def resolve(source: Any, raw_info: GraphQLResolveInfo[Any], **values: Any) -> Any:
+        info: Info[Any, Any] = Info(raw_info, field)
+        try:
+            given = {}
+            for name, value in values.items():
+                python_name, convert = arguments[name]
+                given[python_name] = value if convert is None else convert(value)
+            return await function(source, info=info, **given)
+        except Exception as error:
+            for kinds, handler in handlers:
+                if isinstance(error, kinds):
+                    return handler.handle(error, field=field, info=info)
+            raise
+
+    return resolve
+
+
+def _conversion(type_: Any, converter: GraphQLCoreConverter) -> _Convert | None:
+    """Return what makes of a value that graphql-core has read the one that the resolver takes; None: it is that."""
+    if _is_plain(type_):
+        return None
+    if isinstance(type_, StrawberryList):
+        convert = _conversion(type_.of_type, converter)
+        assert convert is not None  # noqa: S101  # Else the list would be plain.
+        return lambda values: [convert(value) for value in values]
+    definition = get_object_definition(type_)
+    if definition is not None and all(_is_plain_field(field, definition) for field in definition.fields):
+        names = {converter.config.name_converter.from_field(field): field.python_name for field in definition.fields}
+        return lambda value: type_(**{names[name]: each for name, each in value.items()})
+    return partial(convert_argument, type_=type_, scalar_registry=converter.scalar_registry, config=converter.config)
+
+
+def _is_plain(type_: Any) -> bool:
+    """Whether values of the type are what graphql-core has read: there is no object in it, and no `Maybe`."""
+    while isinstance(type_, StrawberryContainer) and not isinstance(type_, StrawberryMaybe):
+        type_ = type_.of_type
+    return not isinstance(type_, StrawberryMaybe | LazyType) and get_object_definition(type_) is None
+
+
+def _is_plain_field(field: StrawberryField, definition: StrawberryObjectDefinition) -> bool:
+    """Whether the field is plain, and the class has a value for it where clients may leave it out."""
+    type_ = field.resolve_type(type_definition=definition)
+    return _is_plain(type_) and (not isinstance(type_, StrawberryOptional) or field.default_value is not MISSING)
