@@ -18,7 +18,6 @@ from gateway.documents import DocumentRefused, TrustedDocuments, persisted_id
 from gateway.http import (
     GRAPHQL_RESPONSE,
     JSON,
-    NOT_MODIFIED,
     HTTPProblem,
     graphql_media_type,
     header,
@@ -92,7 +91,7 @@ class GraphQL:
             headers |= _validators(headers["content-type"], body) if is_kept else {"cache-control": "no-store"}
             if is_kept and _has_validator(scope, headers["etag"]):
                 del headers["content-type"]
-                status, body = NOT_MODIFIED, b""
+                status, body = 304, b""
         await send_answer(send, status, headers, body)
 
 

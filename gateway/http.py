@@ -17,7 +17,7 @@ GRAPHQL_RESPONSE = "application/graphql-response+json"
 REST_PATHS = ("/api/", "/v1/", "/openapi.json/")
 
 #: The status whose answer has no body: the client has it already.
-NOT_MODIFIED = 304
+_NOT_MODIFIED = 304
 
 #: How much a client likes a type: from 0, not at all, to 1.
 _WEIGHT = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
@@ -50,7 +50,7 @@ def header(scope: Scope, name: bytes) -> list[str]:
 async def send_answer(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
     """Send a whole answer, with its length unless it is one that never has a body."""
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    if status != NOT_MODIFIED:
+    if status != _NOT_MODIFIED:
         raw.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})

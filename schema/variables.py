@@ -5,7 +5,7 @@ again, so that what is told of it is its own.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 from graphql import (
@@ -104,7 +104,7 @@ class _InputObject:
     def __init__(self, type_: GraphQLInputObjectType) -> None:
         self._type = type_
         # Filled when it is first used: types may refer to themselves.
-        self._fields: list[tuple[str, str, _Read, GraphQLInputField]] = []
+        self._fields: list[tuple[str, str, _Read, bool, Callable[[], Any]]] = []
 
     def read(self, value: Any) -> Any:
         """Return the object by the names of its fields."""
@@ -112,24 +112,34 @@ class _InputObject:
             if self._type.is_one_of:
                 raise Surprise
             self._fields = [
-                (name, field.out_name or name, _reader_of(field.type), field)
+                (
+                    name,
+                    field.out_name or name,
+                    _reader_of(field.type),
+                    is_required_input_field(field),
+                    _default_of(field),
+                )
                 for name, field in self._type.fields.items()
             ]
         left = len(_checked(value, dict))
         found = {}
-        for name, out_name, read, field in self._fields:
+        for name, out_name, read, is_required, default_of in self._fields:
             if name in value:
                 left -= 1
                 found[out_name] = read(value[name])
-            elif is_required_input_field(field):
+            elif is_required:
                 raise Surprise
-            else:
-                default = coerce_default_value(field)
-                if default is not Undefined:
-                    found[out_name] = default
+            elif (default := default_of()) is not Undefined:
+                found[out_name] = default
         if left:
             raise Surprise
         return self._type.out_type(found)
+
+
+def _default_of(field: GraphQLInputField) -> Callable[[], Any]:
+    """Return what returns the field's default, or `Undefined`; one that could be changed is made anew each time."""
+    default = coerce_default_value(field)
+    return partial(coerce_default_value, field) if isinstance(default, list | dict) else lambda: default
 
 
 def _checked(value: Any, class_: type) -> Any:
