@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, event, func, inspect, select, text, update
+from sqlalchemy import Connection, event, func, inspect, literal, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from storage import billing_meters, customers, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.customers import CustomerFilter, CustomerRow
-from storage.database import ATTEMPTS, Database, DatabaseUnavailable, Outcome, Reader, Writer
+from storage.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome, Reader, Writer
 from storage.pages import Page
 from storage.tables import Environment, LedgerEntryKind, metadata
 from storage.tables import billing_meters as meters_table
@@ -338,6 +339,41 @@ class TestWrite:
         assert {type(result) for result in results} == {asyncio.CancelledError}
         await asyncio.wait(set(database._writes))
         assert await names(database) == [str(number) for number in range(9)]
+
+    async def test_who_no_longer_waits_for_a_connection_takes_none_away(
+        self, opened: Callable[..., Database], new_database_url: str
+    ) -> None:
+        # On SQLite there are as many readers whatever the pool's size is.
+        database = opened(new_database_url, pool_size=SQLITE_READERS, wait_seconds=0.5)
+
+        async def look(reader: Reader) -> int:
+            row = await reader.fetch_one(select(literal(7)))
+            assert row is not None
+            return int(row[0])
+
+        async def read() -> int:
+            async with database.read() as reader:
+                return await look(reader)
+
+        async def hold_all(held: AsyncExitStack) -> None:
+            for _ in range(SQLITE_READERS):
+                assert await look(await held.enter_async_context(database.read())) == 7
+
+        async with AsyncExitStack() as held:
+            await hold_all(held)
+            with pytest.raises(DatabaseUnavailable) as in_vain:
+                await read()
+            assert in_vain.value.outcome is Outcome.NOT_WRITTEN
+            early, late, served = [asyncio.create_task(read()) for _ in range(3)]
+            await asyncio.sleep(0)
+            early.cancel()
+            await asyncio.sleep(0)
+        # By now it was given one, and has not heard of it.
+        late.cancel()
+        results = await asyncio.gather(early, late, served, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError, asyncio.CancelledError, int]
+        async with AsyncExitStack() as held:
+            await hold_all(held)
 
     async def test_closing_finishes_what_was_begun(
         self, opened: Callable[..., Database], new_database_url: str
