@@ -52,6 +52,7 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
 
     return Starlette(
         routes=[
+            # The front goes by the path alone; this leads from the path with a slash at its end to the one without.
             Route(GRAPHQL_PATH, graphql),
             Route("/schema.graphql", schema_graphql),
             Route("/healthz", healthz),

@@ -800,6 +800,12 @@ class TestOtherRoutes:
                 with subtests.test(url=url, method=method):
                     assert problem(await send(gateway, method, url), 404) == "Not Found"
 
+    async def test_a_slash_too_many_leads_to_the_endpoint(self, gateway: Gateway) -> None:
+        for method in ("GET", "POST"):
+            response = await send(gateway, method, "/graphql/", body_of(VIEWER))
+            assert response.status_code == 307
+            assert response.headers["location"] == "http://tollgate.test/graphql"
+
     async def test_a_wrong_method_is_405_in_json_and_tells_the_right_ones(
         self, gateway: Gateway, subtests: pytest.Subtests
     ) -> None:
