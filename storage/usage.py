@@ -1,9 +1,10 @@
 """Usage days: what each day used of a meter, by usage name."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from sqlalchemy import BigInteger, BindParameter, Integer, Text, bindparam, func, select, true, type_coerce
@@ -44,10 +45,10 @@ _NO_DAYS = Columns(UsageDayRow, ((), (), (), ()))
 
 @lru_cache(maxsize=1_000)
 def _by_ranges(dialect: str, name_count: int) -> Prepared:
-    """Return the statement that answers one row for each range that has days: its place, and their columns.
+    """Return the statement that answers one row: the columns of all days, and before them the ranges' places.
 
-    A row a day would cost the driver and Python more than reading it costs the database. PostgreSQL is quick at
-    making arrays and slow at JSON; SQLite has nothing but JSON.
+    A row a day would cost the driver and Python more than reading it costs the database, and a row a range would be
+    sorted for. PostgreSQL is quick at making arrays and slow at JSON; SQLite has nothing but JSON.
     """
     wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Day(), last=Day())
     days = select(wanted.c.place, *_VALUES).join(
@@ -57,14 +58,13 @@ def _by_ranges(dialect: str, name_count: int) -> Prepared:
     if name_count:
         days = days.where(usage_days.c.usage_name.in_([_name(number) for number in range(name_count)]))
     each = days.limit(bindparam("most_rows", type_=BigInteger)).subquery()
-    place, *values = each.c
+    # The columns are read as the driver gives them: what they hold needs no conversion.
     columns = (
-        # Read as the driver gives it: what the columns hold needs no conversion.
-        [type_coerce(func.array_agg(value), NullType()) for value in values]
+        [type_coerce(func.array_agg(value), NullType()) for value in each.c]
         if dialect == "postgresql"
-        else [func.json_array(*map(func.json_group_array, values), type_=NullType())]
+        else [func.json_array(*map(func.json_group_array, each.c), type_=NullType())]
     )
-    return Prepared(dialect, select(place, *columns).group_by(place))
+    return Prepared(dialect, select(*columns))
 
 
 def _name(number: int) -> BindParameter[str]:
@@ -93,15 +93,23 @@ async def by_ranges(
     if usage_names is not None and not names:
         return found
     statement = _by_ranges(reader.dialect, len(names))
-    for place, *columns in await reader.run(statement, keys(reader.dialect, ranges) | names | {"most_rows": most_rows}):
-        days, usage_names, totals = columns if reader.dialect == "postgresql" else orjson.loads(columns[0])
-        order = list(zip(days, usage_names, strict=True))
-        if order != sorted(order):
-            # The databases read an index in its order, but do not promise to.
-            days, usage_names, totals = zip(*sorted(zip(days, usage_names, totals, strict=True)), strict=True)
-        if reader.dialect == "sqlite":
-            days = list(map(read_day, days))
-        found[place] = Columns(UsageDayRow, ([ranges[place].meter_id] * len(days), days, usage_names, totals))
+    (row,) = await reader.run(statement, keys(reader.dialect, ranges) | names | {"most_rows": most_rows})
+    columns: Sequence[Any] = row if reader.dialect == "postgresql" else orjson.loads(row[0])
+    if not columns[0]:
+        return found
+    order = list(zip(*columns[:-1], strict=True))
+    if order != sorted(order):
+        # The databases go through the ranges one by one, and through an index in its order, but promise neither.
+        columns = list(zip(*sorted(zip(*columns, strict=True)), strict=True))
+    places, days, *others = columns
+    if reader.dialect == "sqlite":
+        days = list(map(read_day, days))
+    end = 0
+    while end < len(places):
+        start, place = end, places[end]
+        end = bisect_right(places, place, lo=start)
+        meter_ids = [ranges[place].meter_id] * (end - start)
+        found[place] = Columns(UsageDayRow, (meter_ids, *[column[start:end] for column in (days, *others)]))
     return found
 
 
