@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from gateway.services import Services, collect_less_often
-from gateway.settings import BadSetting, Settings, variable_of
+from gateway.settings import BadSetting, Settings, database_url, variable_of
 from resolvers.actor import Scope
 from resolvers.errors import BillingError
 from storage.database import DatabaseUnavailable
@@ -51,6 +51,10 @@ T = TypeVar("T")
 
 _NEWER_SCHEMA = (
     "The database has the schema of a later release: run that release, or this one on a backup from before it."
+)
+
+_UNFINISHED_COPY = (
+    "`tollgate copy` has not finished filling the database: run it again, which starts anew, or take another database."
 )
 
 _STANDARD_ERROR = {"class": "logging.StreamHandler", "formatter": "default", "stream": "ext://sys.stderr"}
@@ -95,7 +99,7 @@ def read_settings() -> Settings:
 
 def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = None) -> T:
     """Run the work with the services on an up-to-date database, and return what it returns."""
-    from storage.migrations import NewerSchema
+    from storage.migrations import NewerSchema, UnfinishedCopy
 
     async def with_services() -> T:
         services = Services(settings or read_settings())
@@ -112,6 +116,8 @@ def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = No
         fail(f"The database is unavailable: {cause_of(error)}")
     except NewerSchema:
         fail(_NEWER_SCHEMA)
+    except UnfinishedCopy:
+        fail(_UNFINISHED_COPY)
     except BillingError as error:
         fail(error.message)
 
@@ -173,6 +179,9 @@ def serve(
             os.environ[variable_of(name)] = str(value)
     if demo:
         os.environ[variable_of("demo")] = "on"
+    if reload:
+        # Nobody waits for code that is being written.
+        os.environ[variable_of("drain_seconds")] = "0"
     settings = read_settings()
     if settings.is_demo and not settings.is_loopback:
         fail(f"--demo listens on loopback alone, not on {settings.host}.", code=2)
@@ -246,22 +255,35 @@ def _require_free_port(host: str, port: int) -> None:
 
 @app.command(epilog="Example: TOLLGATE_DATABASE_URL=postgresql+asyncpg://tollgate@db/tollgate tollgate migrate")
 def migrate() -> None:
-    """Bring the database to this release's schema. Running it again changes nothing."""
+    """Bring the database to this release's schema, and mend what an older release has written since.
+
+    Running it again changes nothing.
+    """
+    from resolvers.mending import Mended, mend
     from storage import migrations
 
-    async def upgrade() -> None:
+    async def upgrade() -> Mended:
         services = Services(read_settings())
         try:
             await migrations.upgrade(services.database)
+            return await mend(services.database)
         finally:
             await services.close()
 
     try:
-        asyncio.run(upgrade())
+        mended = asyncio.run(upgrade())
     except migrations.NewerSchema:
         fail(_NEWER_SCHEMA)
+    except migrations.UnfinishedCopy:
+        fail(_UNFINISHED_COPY)
     except DatabaseUnavailable as error:
         fail(f"The database is unavailable: {cause_of(error)}")
+    if mended != Mended():
+        err.print(
+            f"Filters find what an older release has written: {mended.customers:,} customers and {mended.meters:,} "
+            "meters were mended.",
+            highlight=False,
+        )
     err.print("The database is up to date.")
 
 
@@ -533,6 +555,86 @@ def verify(as_json: AsJson = False) -> None:
         )
     if disagreements:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tollgate copy --to postgresql+asyncpg://tollgate@db.example.com/tollgate")
+def copy(
+    to: Annotated[str, typer.Option(help="The URL of the database to fill, which must be empty.", metavar="URL")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy all data to another database, and verify that both are equal. Stop the gateways first.
+
+    Nothing is written to the source, by nobody. A copy that did not end is started anew by running it again.
+    """
+    from rich.progress import Progress
+
+    from resolvers.copying import Copied, CopyDiffers
+    from resolvers.copying import copy as copy_to
+    from storage.copying import CannotHold
+    from storage.database import Database
+
+    settings = read_settings()
+    try:
+        target_url = database_url(to)
+    except ValueError as error:
+        fail(f"--to {error}", code=2)
+    if target_url == settings.database_url:
+        fail("--to must name another database than TOLLGATE_DATABASE_URL.", code=2)
+
+    async def fill(services: Services) -> Copied:
+        target = Database(target_url, wait_seconds=settings.wait_seconds)
+        try:
+            await _begin_copy(target)
+            with Progress(console=err, transient=True) as progress:
+                task = progress.add_task("Copying", total=None)
+                return await copy_to(
+                    services.database,
+                    target,
+                    on_progress=lambda step, done, of: progress.update(
+                        task, description=step, completed=done, total=of
+                    ),
+                )
+        finally:
+            await target.close()
+
+    try:
+        copied = run(fill, settings)
+    except CannotHold as error:
+        fail(f"The database of --to cannot hold a row of {error}")
+    except CopyDiffers as error:
+        fail(f"The copy is not equal, and stays unfinished: {error}")
+    if as_json:
+        _print_json(
+            {
+                "rows": copied.rows,
+                "meters": copied.verified.meters,
+                "entries": copied.verified.entries,
+                "days": copied.verified.days,
+                "disagreements": len(copied.disagreements),
+            }
+        )
+        return
+    table = Table("table", Column("rows", justify="right"), box=SIMPLE_HEAD, show_edge=False)
+    for name, count in copied.rows.items():
+        table.add_row(name, f"{count:,}")
+    out.print(table)
+    err.print("Both databases are equal.")
+    if copied.disagreements:
+        err.print(f"Both have {len(copied.disagreements):,} disagreements, which `tollgate verify` names.")
+
+
+async def _begin_copy(target: Any) -> None:
+    from storage.migrations import NewerSchema, NotEmpty, begin_copy
+
+    try:
+        if await begin_copy(target):
+            err.print("An unfinished copy was found there: it is dropped, and started anew.")
+    except NotEmpty as error:
+        fail(f"The database of --to must be empty, and {error}. Nothing was changed.")
+    except NewerSchema:
+        fail("The database of --to has the schema of a later release. Nothing was changed.")
+    except DatabaseUnavailable as error:
+        fail(f"The database of --to is unavailable: {cause_of(error)}")
 
 
 def _lifetime(text: str) -> timedelta:

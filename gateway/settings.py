@@ -36,7 +36,8 @@ class BadSetting(Exception):
     """A setting that is unknown, or whose value breaks its rule; the message begins with its name."""
 
 
-def _database_url(text: str) -> str:
+def database_url(text: str) -> str:
+    """Return the URL as the drivers take it. Raises `ValueError`, whose message tells what it must be."""
     try:
         url = make_url(text)
     except ArgumentError:
@@ -102,12 +103,13 @@ def _setting(default: Any, read: Callable[[str], Any]) -> Any:
 class Settings:
     """What can be set. The name of a setting is that of its field, in capitals and after `TOLLGATE_`."""
 
-    database_url: str = _setting("sqlite+aiosqlite:///./tollgate.db", _database_url)
+    database_url: str = _setting("sqlite+aiosqlite:///./tollgate.db", database_url)
     host: str = _setting("127.0.0.1", _not_empty)
     port: int = _setting(8000, _whole_number(1, 65_535))
     workers: int = _setting(1, _whole_number(1, 64))
     pool_size: int = _setting(8, _whole_number(2, 1_000))
     wait_seconds: int = _setting(10, _whole_number(1, 300))
+    drain_seconds: int = _setting(0, _whole_number(0, 300))
     max_body_bytes: int = _setting(1_048_576, _whole_number(1_024, 104_857_600))
     graphiql: str = _setting("auto", _one_of("auto", "on", "off"))
     demo: str = _setting("off", _one_of("on", "off"))

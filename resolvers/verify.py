@@ -140,19 +140,27 @@ async def verify(
     `on_progress` is told, again and again, how many meters there are. Raises `DatabaseUnavailable`.
     """
     async with database.snapshot() as reader:
-        total = await audit.count_meters(reader)
-        async for meters in _in_portions(reader):
-            on_progress(total)
-            async for disagreement in _portion(reader, meters, verified):
-                yield disagreement
-        for meter_id, kind, key in await audit.repeated_keys(reader, limit=MOST_OF_A_KIND):
-            yield Disagreement(meter_id, f"the key {key!r} names more than one {kind} entry")
-        for meter_id, seq in await audit.overvoided(reader, limit=MOST_OF_A_KIND):
-            yield Disagreement(meter_id, f"entry {seq}: more is voided than it took, or it is missing")
-        for table, meter_id in await audit.orphans(reader, limit=MOST_OF_A_KIND):
-            yield Disagreement(meter_id, f"{table} has rows of it, and there is no such meter")
-        async for disagreement in _customers(reader):
+        async for disagreement in verify_snapshot(reader, verified, on_progress=on_progress):
             yield disagreement
+
+
+async def verify_snapshot(
+    reader: Reader, verified: Verified, *, on_progress: Callable[[int], None] = lambda _meters: None
+) -> AsyncIterator[Disagreement]:
+    """Do what `verify` does, on a snapshot that is open."""
+    total = await audit.count_meters(reader)
+    async for meters in _in_portions(reader):
+        on_progress(total)
+        async for disagreement in _portion(reader, meters, verified):
+            yield disagreement
+    for meter_id, kind, key in await audit.repeated_keys(reader, limit=MOST_OF_A_KIND):
+        yield Disagreement(meter_id, f"the key {key!r} names more than one {kind} entry")
+    for meter_id, seq in await audit.overvoided(reader, limit=MOST_OF_A_KIND):
+        yield Disagreement(meter_id, f"entry {seq}: more is voided than it took, or it is missing")
+    for table, meter_id in await audit.orphans(reader, limit=MOST_OF_A_KIND):
+        yield Disagreement(meter_id, f"{table} has rows of it, and there is no such meter")
+    async for disagreement in _customers(reader):
+        yield disagreement
 
 
 async def _customers(reader: Reader) -> AsyncIterator[Disagreement]:

@@ -1,4 +1,4 @@
-"""What `tollgate verify` reads: all meters in order, and the rows that no meter would lead to."""
+"""What `tollgate verify` and `tollgate migrate` read: all meters in order, and the rows that no meter would lead to."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,6 +20,11 @@ class CustomerNames(NamedTuple):
     name: str | None
     email_folded: str | None
     name_folded: str | None
+
+    @property
+    def found_by(self) -> dict[str, str | None]:
+        """The columns that it is found by, as they are."""
+        return {"email_folded": self.email_folded, "name_folded": self.name_folded}
 
 
 _CUSTOMERS = select(*[customers.c[name] for name in CustomerNames._fields]).order_by(customers.c.id)

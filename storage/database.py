@@ -416,9 +416,34 @@ class Database:
 
         Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """
+        async with self._begun(self._snapshots, _SNAPSHOT[self.dialect]) as reader:
+            yield reader
+
+    @asynccontextmanager
+    async def standstill(self, tables: Iterable[Table]) -> AsyncIterator[Reader]:
+        """Open a snapshot of the tables, and let nobody write to them until it is closed.
+
+        Whoever writes meanwhile, in any process, waits, and is told `NOT_WRITTEN` when that takes too long.
+
+        Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
+        """
+        await self._write_connections.release()  # On SQLite there is but one.
+        if self.dialect == "sqlite":
+            opened = self._begun(self._writers, "BEGIN IMMEDIATE")
+        else:
+            # It takes the locks before its first query, which is when its snapshot begins.
+            lock = f"LOCK TABLE {', '.join(table.name for table in tables)} IN SHARE MODE"
+            opened = self._begun(self._snapshots, _SNAPSHOT[self.dialect], lock)
+        async with opened as reader:
+            yield reader
+
+    @asynccontextmanager
+    async def _begun(self, engine: AsyncEngine, *commands: str) -> AsyncIterator[Reader]:
+        """Open a connection, and a transaction that the commands begin and that is rolled back in the end."""
         try:
-            async with self._snapshots.connect() as connection:
-                await connection.exec_driver_sql(_SNAPSHOT[self.dialect])
+            async with engine.connect() as connection:
+                for command in commands:
+                    await connection.exec_driver_sql(command)
                 try:
                     yield Reader(self.dialect, connection)
                 finally:

@@ -10,9 +10,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, select, text
 
 from storage.database import Database
+from storage.tables import metadata
 
 _HERE = Path(__file__).parent
 
@@ -20,8 +21,20 @@ _HERE = Path(__file__).parent
 _LOCK = 8_675_309_001
 
 
+#: What stands for the schema's revision while a copy fills the database: no release takes it for its own.
+_UNFINISHED = "unfinished_copy"
+
+
 class NewerSchema(Exception):
     """The database has the schema of a later release, which this code can neither change nor take for its own."""
+
+
+class UnfinishedCopy(Exception):
+    """The database is being filled by a copy, or was by one that did not end."""
+
+
+class NotEmpty(Exception):
+    """The database already holds what a copy would mix with; the message names a table."""
 
 
 def config() -> Config:
@@ -33,23 +46,27 @@ def config() -> Config:
 
 
 async def upgrade(database: Database) -> None:
-    """Bring the database to the newest schema, in one transaction. Raises `NewerSchema`."""
-
-    def run(connection: Connection) -> None:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        if not _heads(connection) <= _known():
-            raise NewerSchema
-        configuration = config()
-        configuration.attributes["connection"] = connection
-        command.upgrade(configuration, "head")
-
+    """Bring the database to the newest schema, in one transaction. Raises `NewerSchema` and `UnfinishedCopy`."""
     async with database.connect_to_migrate() as connection:
-        await connection.run_sync(run)
+        await connection.run_sync(_upgrade)
+
+
+def _upgrade(connection: Connection) -> None:
+    _wait_for_others(connection)
+    if not _heads(connection) <= _known():
+        raise NewerSchema
+    configuration = config()
+    configuration.attributes["connection"] = connection
+    command.upgrade(configuration, "head")
+
+
+def _wait_for_others(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
 
 async def is_current(database: Database) -> bool:
-    """Whether the database has exactly the schema that this code was written for."""
+    """Whether the database has exactly the schema that this code was written for. Raises `UnfinishedCopy`."""
     async with database.read() as reader:
         return await reader.run_sync(_heads) == _newest()
 
@@ -57,12 +74,68 @@ async def is_current(database: Database) -> bool:
 async def may_serve(database: Database) -> bool:
     """Whether a gateway may go on serving: on its own schema, or on a later one, to which it was migrated meanwhile."""
     async with database.read() as reader:
-        heads = await reader.run_sync(_heads)
+        try:
+            heads = await reader.run_sync(_heads)
+        except UnfinishedCopy:
+            return False
     return heads == _newest() or not heads <= _known()
 
 
-def _heads(connection: Connection) -> set[str]:
+async def begin_copy(database: Database) -> bool:
+    """Make the empty tables that a copy fills, in a database that nobody takes for a whole one until `end_copy`.
+
+    What an earlier copy left unfinished is dropped; return whether there was any. Raises `NewerSchema` and `NotEmpty`,
+    and has then changed nothing.
+    """
+
+    def run(connection: Connection) -> bool:
+        _wait_for_others(connection)
+        is_unfinished = _revisions(connection) == {_UNFINISHED}
+        if is_unfinished:
+            metadata.drop_all(connection)
+            connection.execute(text("DROP TABLE alembic_version"))
+        _require_empty(connection)
+        _upgrade(connection)
+        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": _UNFINISHED})
+        return is_unfinished
+
+    async with database.connect_to_migrate() as connection:
+        return await connection.run_sync(run)
+
+
+async def end_copy(database: Database) -> None:
+    """Let the database be taken for a whole one."""
+    (newest,) = _newest()
+
+    def run(connection: Connection) -> None:
+        if connection.dialect.name == "postgresql":
+            # It plans by statistics, which it would otherwise gather only later.
+            for table in metadata.sorted_tables:
+                connection.execute(text(f"ANALYZE {table.name}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": newest})
+
+    async with database.connect_to_migrate() as connection:
+        await connection.run_sync(run)
+
+
+def _require_empty(connection: Connection) -> None:
+    found = set(inspect(connection).get_table_names()) - {"alembic_version"}
+    if found and not _heads(connection):
+        raise NotEmpty(f"it has a table {min(found)} that is not Tollgate's")
+    for table in metadata.sorted_tables:
+        if table.name in found and connection.execute(select(1).select_from(table).limit(1)).first() is not None:
+            raise NotEmpty(f"its table {table.name} has rows")
+
+
+def _revisions(connection: Connection) -> set[str]:
     return set(MigrationContext.configure(connection).get_current_heads())
+
+
+def _heads(connection: Connection) -> set[str]:
+    revisions = _revisions(connection)
+    if _UNFINISHED in revisions:
+        raise UnfinishedCopy
+    return revisions
 
 
 @cache

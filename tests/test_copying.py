@@ -1,0 +1,418 @@
+"""`tollgate copy`: another database gets the same rows, or none that anybody takes for them."""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import insert, make_url, select, text
+
+from gateway.demo import seed
+from gateway.services import Services
+from gateway.settings import Settings
+from resolvers.copying import CopyDiffers, copy
+from resolvers.verify import Disagreement, Verified
+from storage import copying, migrations
+from storage.database import Database, DatabaseUnavailable, Outcome, Writer
+from storage.tables import customers, metadata
+from tests.conftest import Gateway, empty_database
+from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port
+
+#: What the demo makes on any day, but the usage of each day.
+DEMO = {"customers": 12, "billing_meters": 24, "api_keys": 1, "idempotency_keys": 36}
+
+GREATEST = 2**63 - 1
+
+
+@asynccontextmanager
+async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
+    database = Database(url, **options)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def rows_of(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of all tables, in the order of their keys."""
+    async with database.read() as reader:
+        return {
+            table.name: [tuple(row) for row in await reader.fetch(select(table).order_by(*table.primary_key))]
+            for table in metadata.sorted_tables
+        }
+
+
+async def run(url: str, folder: Path, *arguments: str, **settings: str) -> tuple[int | None, str, str]:
+    """Run `tollgate` on the database, and return its exit code, its output and its messages."""
+    process = await started(url, folder, *arguments, **settings)
+    output, messages = await process.communicate()
+    assert "Traceback" not in messages.decode(), messages.decode()
+    return process.returncode, output.decode(), messages.decode()
+
+
+async def started(url: str, folder: Path, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+    return await asyncio.create_subprocess_exec(
+        TOLLGATE,
+        *arguments,
+        env=environment | {"TOLLGATE_DATABASE_URL": url} | settings,
+        cwd=folder,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+@pytest.fixture
+async def demo_url(new_database_url: str, tmp_path: Path) -> str:
+    """The URL of a database with the demo's data: SQLite, and PostgreSQL."""
+    services = Services(Settings(database_url=new_database_url, demo_key_file=str(tmp_path / "demo.key")))
+    await migrations.upgrade(services.database)
+    await seed(services)
+    await services.close()
+    return new_database_url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def target_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database to copy to: SQLite, and PostgreSQL."""
+    (tmp_path / "target").mkdir()
+    return empty_database(request.param, request, tmp_path / "target")
+
+
+@pytest.fixture
+def empty_url(tmp_path: Path) -> str:
+    """The URL of a database to copy from, in which nothing is."""
+    return f"sqlite+aiosqlite:///{tmp_path}/empty.db"
+
+
+async def test_the_demo_is_copied_and_verified_alike(demo_url: str, target_url: str, tmp_path: Path) -> None:
+    code, output, messages = await run(demo_url, tmp_path, "copy", "--to", target_url, "--json")
+    assert (code, messages.strip()) == (0, "")
+    told = json.loads(output)
+    usage = told["days"]
+    assert told == {
+        "rows": DEMO | {"usage_days": usage, "ledger_entries": usage + 24},
+        "meters": 24,
+        "entries": usage + 24,
+        "days": usage,
+        "disagreements": 0,
+    }
+    before = await run(demo_url, tmp_path, "verify", "--json")
+    after = await run(target_url, tmp_path, "verify", "--json")
+    assert before[:2] == after[:2]
+    assert json.loads(after[1]) == {"meters": 24, "entries": usage + 24, "days": usage, "disagreements": []}
+    async with opened(demo_url) as source, opened(target_url) as target:
+        assert await rows_of(target) == await rows_of(source)
+        # It is served, and its sequences go on: the same key opens it.
+        assert await migrations.is_current(target)
+
+
+async def test_there_and_back_again_is_the_same(
+    demo_url: str, request: pytest.FixtureRequest, tmp_path: Path, dialect: str
+) -> None:
+    other = "postgresql" if dialect == "sqlite" else "sqlite"
+    (tmp_path / "there").mkdir()
+    (tmp_path / "back").mkdir()
+    there = empty_database(other, request, tmp_path / "there")
+    back = empty_database(dialect, request, tmp_path / "back")
+    async with opened(demo_url) as first, opened(there) as second, opened(back) as third:
+        assert await migrations.begin_copy(second) is False
+        await copy(first, second)
+        assert await migrations.begin_copy(third) is False
+        await copy(second, third)
+        rows = await rows_of(first)
+        assert await rows_of(second) == rows
+        assert await rows_of(third) == rows
+
+
+#: Texts in the order of their code points, which is not that of any language.
+TEXTS = ("!", "0", "Z", "a", "~", "\x7f", "\u00a0", "ß", "é", "ž", "\ud7ff", "\ue000", "\uffff", "😀", "\U0010ffff")
+
+
+async def test_extreme_values_arrive_as_they_are(
+    own: Gateway, target_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.copying.PORTION", 4)
+    created = {
+        "created_at": datetime(2026, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
+        # The driver takes the end of that day for infinity.
+        "updated_at": datetime(9999, 12, 31, tzinfo=UTC),
+    }
+
+    async def fill(writer: Writer) -> None:
+        for number, each in enumerate(TEXTS):
+            row = {
+                "id": f"cus_{each}",
+                "org_id": each * 256,
+                "environment": "live" if number % 2 else "sandbox",
+                "email": f'{each}"\\\n@example.com',
+                "name": None if number % 2 else each,
+                "external_id": each if number % 3 else None,
+                "metadata": {each: [None, GREATEST, -GREATEST - 1, 1e308, 0.1, "x" * 16_000, {"b": 1, "a": {}}]},
+            }
+            await writer.execute(insert(customers), row | created)
+        # Text that JSON would write in another way is kept to the last byte.
+        await writer.execute(text("UPDATE customers SET metadata = '[1.50,  1]' WHERE id = 'cus_!'"))
+        meter = (
+            "INSERT INTO billing_meters (id, org_id, environment, workspace_id, external_meter_id, timezone,"
+            " total_credits, used_credits, allow_overages, spend_cap, limit_credits, last_seq, created_at, updated_at)"
+            " SELECT id, org_id, environment, 'w', 'm', 'UTC', :most, :most, name IS NULL, :least, NULL, 0,"
+            " created_at, updated_at FROM customers"
+        )
+        await writer.execute(text(meter), {"most": GREATEST, "least": -GREATEST - 1})
+        for each in TEXTS:
+            days = (
+                "INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES"
+                " (:id, '0001-01-01', :id, :least), (:id, '9999-12-31', :id, :most), (:id, '9999-12-31', 'a', 0)"
+            )
+            await writer.execute(text(days), {"id": f"cus_{each}", "most": GREATEST, "least": -GREATEST - 1})
+
+    await own.database.write(fill)
+    async with opened(target_url) as target:
+        await migrations.begin_copy(target)
+        copied = await copy(own.database, target)
+        assert await rows_of(target) == await rows_of(own.database)
+        async with target.read() as reader:
+            first = await reader.fetch(text("SELECT id, metadata FROM customers WHERE id = 'cus_!'"))
+            assert [tuple(row) for row in first] == [("cus_!", "[1.50,  1]")]
+            ids = await reader.fetch(text("SELECT id FROM customers ORDER BY id"))
+            assert [row.id for row in ids] == [f"cus_{each}" for each in TEXTS]
+    assert copied.rows == {
+        "customers": len(TEXTS),
+        "billing_meters": len(TEXTS),
+        "api_keys": 1,
+        "idempotency_keys": 0,
+        "usage_days": 3 * len(TEXTS),
+        "ledger_entries": 0,
+    }
+
+
+async def test_what_breaks_an_invariant_is_copied_and_told(own: Gateway, target_url: str) -> None:
+    day = "INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES ('mtr_gone', '2026-03-16', 'x', 1)"
+    await own.database.write(lambda writer: writer.execute(text(day)))
+    async with opened(target_url) as target:
+        await migrations.begin_copy(target)
+        copied = await copy(own.database, target)
+        assert copied.verified == Verified(meters=0, entries=0, days=0)
+        assert copied.disagreements == [
+            Disagreement("mtr_gone", "usage_days has rows of it, and there is no such meter")
+        ]
+        assert await rows_of(target) == await rows_of(own.database)
+
+
+# What refuses.
+
+
+async def test_a_target_that_holds_anything_is_refused_and_left_as_it_is(
+    empty_url: str, target_url: str, tmp_path: Path
+) -> None:
+    assert (await run(target_url, tmp_path, "migrate"))[0] == 0
+    assert (await run(target_url, tmp_path, "keys", "create", "--org", "o", "--environment", "live"))[0] == 0
+    async with opened(target_url) as target:
+        before = await rows_of(target)
+        code, output, messages = await run(empty_url, tmp_path, "copy", "--to", target_url)
+        assert (code, output) == (1, "")
+        assert messages.strip() == (
+            "Error: The database of --to must be empty, and its table api_keys has rows. Nothing was changed."
+        )
+        assert await rows_of(target) == before
+        assert await migrations.is_current(target)
+
+
+async def test_a_target_with_tables_of_others_is_refused_and_left_as_it_is(
+    empty_url: str, target_url: str, tmp_path: Path
+) -> None:
+    async with opened(target_url) as target:
+        await target.write(lambda writer: writer.execute(text("CREATE TABLE others (id TEXT)")))
+        code, output, messages = await run(empty_url, tmp_path, "copy", "--to", target_url)
+        assert (code, output) == (1, "")
+        assert "it has a table others that is not Tollgate's" in messages
+        async with target.read() as reader:
+            assert await reader.fetch(text("SELECT * FROM others")) == []
+            with pytest.raises(Exception, match="customers"):
+                await reader.fetch(text("SELECT * FROM customers"))
+
+
+async def test_a_target_of_a_later_release_is_refused(empty_url: str, target_url: str, tmp_path: Path) -> None:
+    async with opened(target_url) as target:
+        await migrations.upgrade(target)
+        later = "UPDATE alembic_version SET version_num = 'from_the_future'"
+        await target.write(lambda writer: writer.execute(text(later)))
+        code, output, messages = await run(empty_url, tmp_path, "copy", "--to", target_url)
+        assert (code, output) == (1, "")
+        assert "has the schema of a later release. Nothing was changed." in messages
+        async with target.read() as reader:
+            versions = await reader.fetch(text("SELECT version_num FROM alembic_version"))
+        assert [row.version_num for row in versions] == ["from_the_future"]
+
+
+async def test_a_target_that_is_migrated_and_empty_is_filled(empty_url: str, target_url: str, tmp_path: Path) -> None:
+    assert (await run(target_url, tmp_path, "migrate"))[0] == 0
+    code, output, messages = await run(empty_url, tmp_path, "copy", "--to", target_url)
+    assert code == 0
+    assert "Both databases are equal." in messages
+    assert [line.split() for line in output.splitlines()[2:]] == [[table.name, "0"] for table in copying.FILLED]
+
+
+async def test_a_wrong_url_is_told(empty_url: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    for url, code, message in (
+        ("nonsense", 2, "--to must be a URL"),
+        ("sqlite://", 2, "--to must name a file"),
+        (empty_url, 2, "--to must name another database than TOLLGATE_DATABASE_URL."),
+        ("postgresql://tollgate@127.0.0.1:1/tollgate", 1, "The database of --to is unavailable"),
+    ):
+        with subtests.test(url=url):
+            done = await run(empty_url, tmp_path, "copy", "--to", url)
+            assert done[:2] == (code, "")
+            assert message in done[2]
+
+
+async def test_what_the_target_cannot_hold_ends_the_copy(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    source_url = empty_database("sqlite", request, tmp_path)
+    target_url = empty_database("postgresql", request, tmp_path)
+    assert (await run(source_url, tmp_path, "keys", "create", "--org", "o", "--environment", "live"))[0] == 0
+    with sqlite3.connect(str(make_url(source_url).database)) as source:
+        source.execute("UPDATE api_keys SET name = 'a' || char(0) || 'b'")
+    source.close()
+    code, output, messages = await run(source_url, tmp_path, "copy", "--to", target_url)
+    assert (code, output) == (1, "")
+    assert "Error: The database of --to cannot hold a row of api_keys: " in messages
+    async with opened(source_url) as opened_source, opened(target_url) as target:
+        with pytest.raises(migrations.UnfinishedCopy):
+            await migrations.is_current(target)
+        # Once that is mended, it is started anew.
+        mend = "UPDATE api_keys SET name = 'ab'"
+        await opened_source.write(lambda writer: writer.execute(text(mend)))
+        assert await migrations.begin_copy(target) is True
+        assert (await copy(opened_source, target)).rows["api_keys"] == 1
+
+
+# What goes wrong in the middle.
+
+
+async def test_nobody_writes_to_the_source_meanwhile(own: Gateway) -> None:
+    own_url = own.database.url.render_as_string(hide_password=False)
+    change = "UPDATE api_keys SET name = 'changed'"
+    async with opened(own_url, wait_seconds=1) as other:
+        async with own.database.standstill(copying.LOCKED) as reader:
+            before = await reader.fetch(text("SELECT name FROM api_keys"))
+            with pytest.raises(DatabaseUnavailable) as refused:
+                await other.write(lambda writer: writer.execute(text(change)))
+            assert refused.value.outcome is Outcome.NOT_WRITTEN
+            async with other.read() as others:
+                assert await others.fetch(text("SELECT name FROM api_keys")) == before
+        await other.write(lambda writer: writer.execute(text(change)))
+        async with other.read() as others:
+            assert [row.name for row in await others.fetch(text("SELECT name FROM api_keys"))] == ["changed"]
+
+
+class Stopped(Exception):
+    """The copy is stopped by the test."""
+
+
+def stop(step: str, at: int) -> Any:
+    def on_progress(now: str, done: int, _of: int) -> None:
+        if now == step and done >= at:
+            raise Stopped
+
+    return on_progress
+
+
+async def test_a_copy_that_did_not_end_is_started_anew(demo_url: str, target_url: str) -> None:
+    async with opened(demo_url) as source, opened(target_url) as target:
+        before = await rows_of(source)
+        assert await migrations.begin_copy(target) is False
+        for step, at in (("Copying", 1), ("Copying", 2_500), ("Comparing", 1), ("Verifying the copy", 0)):
+            with pytest.raises(Stopped):
+                await copy(source, target, on_progress=stop(step, at))
+            assert await migrations.may_serve(target) is False
+            assert await migrations.begin_copy(target) is True
+        await copy(source, target)
+        assert await rows_of(target) == before
+        assert await rows_of(source) == before
+        assert await migrations.may_serve(target) is True
+
+
+async def test_an_unfinished_copy_is_nobodys_database(target_url: str, tmp_path: Path) -> None:
+    async with opened(target_url) as target:
+        await migrations.begin_copy(target)
+    to = f"sqlite:///{tmp_path}/third.db"
+    for arguments in (("serve",), ("migrate",), ("keys", "list"), ("verify",), ("copy", "--to", to)):
+        code, output, messages = await run(target_url, tmp_path, *arguments, TOLLGATE_PORT=str(free_port()))
+        assert (code, output) == (1, "")
+        assert "`tollgate copy` has not finished filling the database" in messages
+    assert not (tmp_path / "third.db").exists()
+    # What copies to it drops what is there, and says so.
+    source_url = f"sqlite:///{tmp_path}/source.db"
+    code, _, messages = await run(source_url, tmp_path, "copy", "--to", target_url)
+    assert code == 0
+    assert "An unfinished copy was found there: it is dropped, and started anew." in messages
+    assert (await run(target_url, tmp_path, "verify"))[0] == 0
+
+
+async def test_a_copy_whose_process_dies_is_started_anew(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    source_url = empty_database("postgresql", request, tmp_path)
+    target_url = empty_database("postgresql", request, tmp_path)
+    services = Services(Settings(database_url=source_url, demo_key_file=str(tmp_path / "demo.key")))
+    await migrations.upgrade(services.database)
+    await seed(services)
+    await services.close()
+    source = await asyncpg.connect(
+        make_url(source_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    )
+    target = await asyncpg.connect(
+        make_url(target_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    )
+    # It begins and then waits for the source, and later for the ledger: so it is known where it is.
+    await source.execute("BEGIN; LOCK TABLE billing_meters IN ROW EXCLUSIVE MODE")
+    process = await started(source_url, tmp_path, "copy", "--to", target_url)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await target.fetchval("SELECT to_regclass('ledger_entries')") is None:  # noqa: ASYNC110  # A process.
+            await asyncio.sleep(0.01)
+        await target.execute("BEGIN; LOCK TABLE ledger_entries IN SHARE MODE")
+        await source.execute("COMMIT")
+        while await target.fetchval("SELECT count(*) FROM usage_days") == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert await process.wait() == -signal.SIGKILL
+    assert await target.fetchval("SELECT count(*) FROM ledger_entries") == 0
+    assert await target.fetchval("SELECT version_num FROM alembic_version") == "unfinished_copy"
+    await target.execute("COMMIT")
+    code, _, messages = await run(source_url, tmp_path, "copy", "--to", target_url)
+    assert code == 0, messages
+    assert "An unfinished copy was found there: it is dropped, and started anew." in messages
+    await source.close()
+    await target.close()
+    async with opened(source_url) as first, opened(target_url) as second:
+        assert await rows_of(second) == await rows_of(first)
+
+
+async def test_a_row_that_is_changed_in_the_copy_is_told(
+    request: pytest.FixtureRequest, own: Gateway, tmp_path: Path
+) -> None:
+    meter = {"workspaceId": "w", "externalMeterId": "m", "totalCredits": "1"}
+    await own.mutate("createBillingMeter", "", **meter)
+    (tmp_path / "target").mkdir()
+    target_url = empty_database("sqlite", request, tmp_path / "target")
+
+    def tamper(step: str, done: int, of: int) -> None:
+        if (step, done) == ("Copying", of):
+            with sqlite3.connect(str(make_url(target_url).database)) as target:
+                target.execute("UPDATE billing_meters SET external_meter_id = 'n'")
+            target.close()
+
+    async with opened(target_url) as target:
+        await migrations.begin_copy(target)
+        with pytest.raises(CopyDiffers, match="The rows of billing_meters differ: 1 were read"):
+            await copy(own.database, target, on_progress=tamper)
+        with pytest.raises(migrations.UnfinishedCopy):
+            await migrations.is_current(target)

@@ -1,0 +1,55 @@
+"""`tollgate migrate` mends what gateways of an older release have written since, and nothing else."""
+
+import pytest
+from sqlalchemy import text
+
+from resolvers.mending import Mended, mend
+from resolvers.verify import Verified, verify
+from storage.database import Database
+from tests.conftest import Gateway
+from tests.meters import make_meter
+from tests.test_copying import rows_of
+
+
+async def disagreements(database: Database) -> list[str]:
+    return [found.message async for found in verify(database, Verified())]
+
+
+async def make_customer(gateway: Gateway, email: str, name: str | None) -> str:
+    made = await gateway.mutate(
+        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email=email, name=name
+    )
+    return str(made["customer"]["id"])
+
+
+async def found(gateway: Gateway, email: str) -> list[str]:
+    query = "query ($email: String!) { customers(filter: { email: $email }) { nodes { id } } }"
+    data = await gateway.data(query, {"email": email})
+    return [node["id"] for node in data["customers"]["nodes"]]
+
+
+async def test_what_an_older_release_wrote_is_found_again(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resolvers.mending.PORTION", 2)
+    ids = [await make_customer(own, f"Ä{number}@Example.com", "Straße" if number else None) for number in range(5)]
+    meters = [await make_meter(own, f"m{number}", totalCredits="100") for number in range(5)]
+    right = await rows_of(own.database)
+
+    async def write(statement: str, id_: str) -> None:
+        await own.database.write(lambda writer: writer.execute(text(statement), {"id": id_}))
+
+    # Made by it, renamed by it, and debited by it.
+    await write("UPDATE customers SET email_folded = NULL, name_folded = NULL WHERE id = :id", ids[0])
+    await write("UPDATE customers SET email_folded = NULL, name_folded = NULL WHERE id = :id", ids[4])
+    await write("UPDATE customers SET name_folded = 'before' WHERE id = :id", ids[2])
+    await write("UPDATE billing_meters SET available_bits = NULL WHERE id = :id", meters[1])
+    await write("UPDATE billing_meters SET available_bits = 60 WHERE id = :id", meters[4])
+    assert await found(own, "ä4@example.com") == []
+    assert len(await disagreements(own.database)) == 6
+    assert await mend(own.database) == Mended(customers=3, meters=2)
+    assert await rows_of(own.database) == right
+    assert await found(own, "ä4@example.com") == [ids[4]]
+    assert await disagreements(own.database) == []
+    # Again, it only reads.
+    with own.statements() as statements:
+        assert await mend(own.database) == Mended(customers=0, meters=0)
+    assert {statement.split()[0] for statement in statements} == {"SELECT"}
