@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway import graphiql, rest
 from gateway.auth import authenticate
 from gateway.documents import TrustedDocuments
+from gateway.draining import Draining
 from gateway.graphql import GraphQL
 from gateway.http import HTTPProblem, send_problem
 from gateway.services import Services, collect_less_often
@@ -113,12 +114,13 @@ class Front:
             await send_problem(scope, send, _problem_of(error))
 
 
-def app_from_environment() -> Starlette:
+def app_from_environment() -> ASGIApp:
     """Return the application that the environment's settings make, for a server that starts it by name."""
     settings = Settings.read()
     log_to_standard_error(settings)
     collect_less_often()
-    return create_app(settings)
+    app = create_app(settings)
+    return Draining(app, seconds=settings.drain_seconds) if settings.drain_seconds else app
 
 
 def log_to_standard_error(settings: Settings) -> None:

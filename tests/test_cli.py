@@ -79,6 +79,7 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_WORKERS": ("", "0", "65", "two"),
     "TOLLGATE_POOL_SIZE": ("", "1", "1001", "eight"),
     "TOLLGATE_WAIT_SECONDS": ("", "0", "301", "0.5", "10s"),
+    "TOLLGATE_DRAIN_SECONDS": ("", "-1", "301", "0.5", "5s"),
     "TOLLGATE_MAX_BODY_BYTES": ("", "1023", "104857601", "1MB"),
     "TOLLGATE_GRAPHIQL": ("", "true", "ON", "1"),
     "TOLLGATE_DEMO": ("", "auto", "true", "ON"),

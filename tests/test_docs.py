@@ -324,7 +324,9 @@ def settings_table() -> dict[str, tuple[str, str]]:
 
 def test_every_setting_is_documented_with_its_default_and_no_other() -> None:
     documented = {name: default for name, (default, _) in settings_table().items()}
-    assert documented == {variable_of(each.name): str(each.default or "none") for each in fields(Settings)}
+    assert documented == {
+        variable_of(each.name): "none" if each.default in {None, ()} else str(each.default) for each in fields(Settings)
+    }
 
 
 @pytest.mark.parametrize("variable", settings_table())
