@@ -1,0 +1,120 @@
+"""What `deploy/` says agrees with the program and with itself. `make examples` runs the steps of the image."""
+
+import configparser
+import fnmatch
+import re
+from typing import Any
+
+import yaml
+
+from gateway.settings import Settings
+from tests import dockerfile
+from tests.dockerfile import ROOT
+
+DEPLOY = ROOT / "deploy"
+
+
+def composed() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+    return loaded
+
+
+def test_the_image_is_of_two_stages_and_runs_as_a_user_without_rights() -> None:
+    froms = [step.rest for step in dockerfile.steps() if step.word == "FROM"]
+    assert [line.split()[0] for line in froms] == ["python:3.13-slim", "python:3.13-slim"]
+    assert dockerfile.last("USER") == "10001"
+    assert "--uid 10001" in dockerfile.last("RUN")
+    assert dockerfile.command("CMD") == ["tollgate", "serve"]
+
+
+def test_the_images_settings_are_settings() -> None:
+    settings = Settings.read(dockerfile.environment())
+    assert settings == Settings(
+        host="0.0.0.0",  # noqa: S104  # Nothing listens here.
+        database_url="sqlite+aiosqlite:////data/tollgate.db",
+        drain_seconds=10,
+    )
+
+
+def test_what_the_image_copies_is_all_that_is_sent_to_the_builder() -> None:
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    allowed = {line[1:] for line in lines if line.startswith("!")}
+    copied = {
+        source
+        for step in dockerfile.steps()
+        if step.word == "COPY" and not step.rest.startswith("--from")
+        for source in step.rest.split()[:-1]
+    }
+    assert copied == allowed
+    assert lines[1] == "*"
+    # And it is there.
+    assert all((ROOT / source).exists() for source in copied)
+    ignored = [line for line in lines[2:] if not line.startswith("!")]
+    assert any(fnmatch.fnmatch("gateway/graphiql/source", line) for line in ignored)
+
+
+def test_the_composition_begins_in_order_and_holds_no_secret() -> None:
+    services = composed()["services"]
+    assert set(services) == {"postgresql", "migrate", "gateway-1", "gateway-2", "proxy"}
+    assert services["gateway-1"] == services["gateway-2"]
+    conditions = {
+        (name, on): wanted["condition"]
+        for name, service in services.items()
+        for on, wanted in service.get("depends_on", {}).items()
+    }
+    assert conditions == {
+        ("migrate", "postgresql"): "service_healthy",
+        ("gateway-1", "migrate"): "service_completed_successfully",
+        ("gateway-2", "migrate"): "service_completed_successfully",
+        ("proxy", "gateway-1"): "service_healthy",
+        ("proxy", "gateway-2"): "service_healthy",
+    }
+    # Whoever is waited for to be healthy is asked: PostgreSQL here, the gateways by the image's own check.
+    assert "healthcheck" in services["postgresql"]
+    assert dockerfile.command("HEALTHCHECK")[0] == "python"
+    passwords = [service["environment"] for service in services.values() if "environment" in service]
+    for variables in passwords:
+        for name, value in variables.items():
+            if "PASSWORD" in name:
+                assert re.fullmatch(r"\$\{POSTGRES_PASSWORD:\?.*\}", value)
+    # Only the proxy is reached from outside.
+    assert [name for name, service in services.items() if "ports" in service] == ["proxy"]
+
+
+def test_the_compositions_gateways_have_no_rights_and_settings_that_are_settings() -> None:
+    gateway = composed()["services"]["gateway-1"]
+    assert gateway["read_only"] is True
+    assert gateway["cap_drop"] == ["ALL"]
+    assert gateway["security_opt"] == ["no-new-privileges:true"]
+    settings = Settings.read({**dockerfile.environment(), **gateway["environment"]})
+    assert settings.database_url == "postgresql+asyncpg://tollgate@postgresql/tollgate"
+    assert settings.has_graphiql is False
+    # It is given the time to drain, and then to finish.
+    assert settings.drain_seconds + 10 <= int(gateway["stop_grace_period"].removesuffix("s"))
+
+
+def test_the_proxies_lead_to_the_gateways_and_ask_whether_they_are_ready() -> None:
+    services = composed()["services"]
+    caddy = (DEPLOY / "Caddyfile").read_text("utf-8")
+    (upstreams,) = re.findall(r"reverse_proxy (.*) \{", caddy)
+    assert upstreams.split() == [f"{name}:8000" for name in services if name.startswith("gateway-")]
+    assert "health_uri /readyz" in caddy
+    # It asks at least so often that it knows before the gateway stops.
+    (seconds,) = re.findall(r"health_interval (\d+)s", caddy)
+    drains = int(services["gateway-1"]["environment"]["TOLLGATE_DRAIN_SECONDS"])
+    assert 3 * int(seconds) <= drains
+    nginx = (DEPLOY / "nginx.conf").read_text("utf-8")
+    # A request that was sent may have been carried out.
+    assert "non_idempotent" not in nginx
+
+
+def test_the_unit_drains_and_writes_to_its_own_folder_alone() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DEPLOY / "tollgate.service", "utf-8")
+    service = unit["Service"]
+    assert service["ExecStart"] == "/srv/tollgate/bin/tollgate serve"
+    assert (service["ProtectSystem"], service["StateDirectory"]) == ("strict", "tollgate")
+    assert (service["DynamicUser"], service["NoNewPrivileges"], service["CapabilityBoundingSet"]) == ("yes", "yes", "")
+    variables = dict(part.split("=", 1) for part in service["Environment"].split() if part.startswith("TOLLGATE_"))
+    assert Settings.read(variables).drain_seconds + 10 <= int(service["TimeoutStopSec"])
