@@ -26,7 +26,7 @@ CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test conformance torture bench lint format lock graphiql clean
+.PHONY: help run test conformance torture bench lint audit format lock graphiql clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,7 +55,7 @@ CLIENT_READY := $(CLIENT)/.venv/.ready
 
 .PHONY: examples
 examples: $(FRONTEND_READY) $(CLIENT_READY) ## Build the examples from the schema, and test them.
-	@PATH="$(CURDIR)/$(BIN):$$PATH" && pytest tests/examples/frontend.py tests/examples/python_client.py $(PYTEST_ARGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" && pytest tests/examples/frontend.py tests/examples/python_client.py tests/examples/deploy.py $(PYTEST_ARGS)
 
 $(FRONTEND_READY): $(FRONTEND)/package.json $(FRONTEND)/package-lock.json $(FRONTEND)/.npmrc $(DEV_READY)
 	@echo 'npm ci'
@@ -78,6 +78,11 @@ lint: $(DEV_READY) ## Check format, style, types and imports.
 	@$(BIN)/mypy
 	@echo 'lint-imports'
 	@$(BIN)/lint-imports --no-logo
+	@echo 'deptry'
+	@$(BIN)/deptry $(PACKAGES)
+
+audit: $(DEV_READY) ## Ask whether an advisory is known for what is locked; needs the internet.
+	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 format: $(DEV_READY) ## Format, and mend what can be mended.
 	@$(BIN)/ruff check --fix-only --quiet .
