@@ -25,6 +25,7 @@ class Balancer:
         self._servers = servers
         self._kept: dict[Server, list[Streams]] = {server: [] for server in servers}
         self._turns = itertools.count()
+        self._tasks: set[asyncio.Task[None] | None] = set()
         self._listener: asyncio.Server | None = None
         self.ready: set[Server] = set()
         #: How many requests each gateway was sent.
@@ -45,9 +46,11 @@ class Balancer:
             is_ready = False
             with suppress(OSError, asyncio.IncompleteReadError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-                writer.write(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                is_ready = b" 200 " in await reader.readuntil(b"\r\n")
-                writer.close()
+                try:
+                    writer.write(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                    is_ready = b" 200 " in await reader.readuntil(b"\r\n")
+                finally:
+                    writer.close()
             if is_ready:
                 self.ready.add(server)
             else:
@@ -58,13 +61,17 @@ class Balancer:
             await asyncio.sleep(INTERVAL_SECONDS)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            while True:
-                request = await _message(reader)
-                answer = await self._ask(request)
-                writer.write(answer.replace(b"connection: close\r\n", b""))
-                await writer.drain()
-        writer.close()
+        self._tasks.add(asyncio.current_task())
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                while True:
+                    request = await _message(reader)
+                    answer = await self._ask(request)
+                    writer.write(answer.replace(b"connection: close\r\n", b""))
+                    await writer.drain()
+        finally:
+            self._tasks.discard(asyncio.current_task())
+            writer.close()
 
     async def _ask(self, request: bytes) -> bytes:
         ready = [server for server in self._servers if server in self.ready]
@@ -75,13 +82,36 @@ class Balancer:
         while kept and kept[-1][0].at_eof():
             kept.pop()[1].close()
         reader, writer = kept.pop() if kept else await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(request)
-        answer = await _message(reader)
+        try:
+            writer.write(request)
+            answer = await _message(reader)
+        except BaseException:
+            writer.close()
+            raise
         if b"connection: close" in answer.partition(b"\r\n\r\n")[0].lower() or server not in self.ready:
             writer.close()
         else:
             kept.append((reader, writer))
         return answer
+
+    async def start(self) -> None:
+        """Watch the gateways, which are all ready, and listen."""
+        self._listener = await asyncio.start_server(self._serve, "127.0.0.1")
+        self._tasks |= {asyncio.create_task(self._watch(server)) for server in self._servers}
+        await self.until_ready(*self._servers)
+
+    async def stop(self) -> None:
+        """End everything, and wait until it has ended."""
+        assert self._listener is not None
+        self._listener.close()
+        tasks = [task for task in self._tasks if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for kept in self._kept.values():
+            for _, writer in kept:
+                writer.close()
+        await asyncio.sleep(0)
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
@@ -95,12 +125,8 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 async def balanced(*servers: Server) -> AsyncIterator[Balancer]:
     """Run a proxy before the gateways, which are all ready."""
     balancer = Balancer(servers)
-    balancer._listener = await asyncio.start_server(balancer._serve, "127.0.0.1")
-    watches = [asyncio.create_task(balancer._watch(server)) for server in servers]
     try:
-        await balancer.until_ready(*servers)
+        await balancer.start()
         yield balancer
     finally:
-        for watch in watches:
-            watch.cancel()
-        balancer._listener.close()
+        await balancer.stop()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from resolvers.verify import Verified, verify
 from tests.balancer import Balancer, balanced
@@ -24,6 +25,15 @@ RECORD = """mutation ($input: RecordUsageInput!) {
 READ = '{ billingMeter(workspaceId: "w", externalMeterId: "m") { externalMeterId totalCredits } }'
 
 
+#: What a later release may do: it adds what this one knows nothing of.
+LATER = (
+    "ALTER TABLE billing_meters ADD COLUMN later TEXT",
+    "ALTER TABLE ledger_entries ADD COLUMN later BIGINT DEFAULT 0",
+    "CREATE INDEX later_idx ON ledger_entries (meter_id, later)",
+    "UPDATE alembic_version SET version_num = 'from_the_future'",
+)
+
+
 class Load:
     """Clients that record usage and read, without a pause and without a second try."""
 
@@ -38,6 +48,12 @@ class Load:
 
     async def client(self) -> None:
         connection = Connection(self._balancer, self._key)  # type: ignore[arg-type]  # It has a port like a server.
+        try:
+            await self._ask_on(connection)
+        finally:
+            await connection.close()
+
+    async def _ask_on(self, connection: Connection) -> None:
         while not self._is_over:
             number = next(self._ids)
             amount = number % 9 + 1
@@ -52,7 +68,6 @@ class Load:
                 "data": {"billingMeter": {"externalMeterId": "m", "totalCredits": str(CREDITS)}}
             }
             self.answered += 2
-        await connection.close()
 
     def finish(self) -> None:
         self._is_over = True
@@ -100,6 +115,11 @@ async def test_gateways_that_are_restarted_one_by_one_fail_no_request(postgresql
             await balancer.until_ready(first, second)
             await until(load, 200, clients)
             assert balancer.sent[server] > sent
+        # The next release migrates the database, and those of this one go on.
+        for change in LATER:
+            await gateway.database.write(lambda writer, change=change: writer.execute(text(change)))  # type: ignore[misc]
+            await until(load, 100, clients)
+        assert balancer.ready == {first, second}
         load.finish()
         await asyncio.gather(*clients)
         meter = await meter_of(gateway, "m")
