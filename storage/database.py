@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 import orjson
@@ -106,7 +106,7 @@ class Reader:
         opened = await self._connected()
         connection = opened.sync_connection
         assert connection is not None  # noqa: S101  # It is open.
-        _tell_listeners(connection, text, values, many=many)
+        _tell(connection.dispatch.before_cursor_execute, connection, text, values, many=many)
         driver: Any = connection.connection.driver_connection
         try:
             rows: Iterable[Sequence[Any]] = ()
@@ -124,6 +124,7 @@ class Reader:
             # Nobody knows in which state it is, so nobody is to get it from the pool.
             await opened.invalidate()
             raise
+        _tell(connection.dispatch.after_cursor_execute, connection, text, values, many=many)
         return rows
 
 
@@ -151,6 +152,14 @@ class _QuickReader(Reader):
         return await super()._run(text, values, many=many)
 
 
+class PoolState(NamedTuple):
+    """How many connections are in use, how many uses wait for one, and how many may be open."""
+
+    in_use: int
+    awaited: int
+    most: int
+
+
 class _Connections:
     """An engine's connections, kept open between uses: taking one from the engine costs more than a short transaction.
 
@@ -161,12 +170,18 @@ class _Connections:
         self.dialect = engine.dialect.name
         self._engine = engine
         self._wait_seconds = wait_seconds
+        self._most_open = most_open
         self._free = most_open
         self._kept: list[tuple[AsyncConnection, float]] = []
         # Each is given a connection, or None: the right to open one.
         self._waiting: deque[asyncio.Future[AsyncConnection | None]] = deque()
         self._is_closing = False
         self._here: sqlite3.Connection | None = None
+
+    @property
+    def state(self) -> "PoolState":
+        """What there is of connections at the moment."""
+        return PoolState(self._most_open - self._free - len(self._kept), len(self._waiting), self._most_open)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
@@ -252,8 +267,11 @@ class _Connections:
         if self._here is None:
             self._here = sqlite3.connect(self._engine.url.database or "", timeout=0, isolation_level=None)
             self._here.execute("PRAGMA query_only = ON")
-        _tell_listeners(self._engine.sync_engine, text, values)
-        return self._here.execute(text, values).fetchall()
+        engine = self._engine.sync_engine
+        _tell(engine.dispatch.before_cursor_execute, engine, text, values)
+        rows = self._here.execute(text, values).fetchall()
+        _tell(engine.dispatch.after_cursor_execute, engine, text, values)
+        return rows
 
     async def release(self) -> None:
         """Give what is kept back to the pool."""
@@ -278,9 +296,16 @@ def _is_short(values: Iterable[Any]) -> bool:
     return sum(len(value) for value in values if isinstance(value, str)) <= MOST_HERE
 
 
-def _tell_listeners(source: Connection | Engine, text: str, values: Sequence[Any], *, many: bool = False) -> None:
-    """Tell of a statement that is given to the driver, as SQLAlchemy does of its own."""
-    for listener in source.dispatch.before_cursor_execute:
+def _tell(
+    listeners: Iterable[Callable[..., None]],
+    source: Connection | Engine,
+    text: str,
+    values: Sequence[Any],
+    *,
+    many: bool = False,
+) -> None:
+    """Tell of a statement that is given to the driver, or was, as SQLAlchemy does of its own."""
+    for listener in listeners:
         listener(source, None, text, values, None, many)
 
 
@@ -330,10 +355,12 @@ class Writer(Reader):
         # Between BEGIN and COMMIT SQLite waits for nobody: neither for a lock, which is taken, nor for the disk.
         connection = self._connection.sync_connection
         assert connection is not None  # noqa: S101  # It is open.
-        _tell_listeners(connection, text, values, many=many)
+        _tell(connection.dispatch.before_cursor_execute, connection, text, values, many=many)
         driver: Any = connection.connection.driver_connection
         sqlite: sqlite3.Connection = driver._conn  # noqa: SLF001  # Its thread does nothing meanwhile.
-        return (sqlite.executemany if many else sqlite.execute)(text, values).fetchall()
+        rows = (sqlite.executemany if many else sqlite.execute)(text, values).fetchall()
+        _tell(connection.dispatch.after_cursor_execute, connection, text, values, many=many)
+        return rows
 
     async def begin(self) -> None:
         """Open the transaction."""
@@ -388,6 +415,19 @@ class Database:
     def engines(self) -> Sequence[AsyncEngine]:
         """The engines of writers, readers and snapshots; some may use one pool."""
         return self._writers, self._readers, self._snapshots
+
+    @property
+    def connections(self) -> Mapping[str, PoolState]:
+        """What there is of connections, those of snapshots aside: by their use, unless all uses share them."""
+        if self._write_connections is self._read_connections:
+            return {"all": self._read_connections.state}
+        return {"reading": self._read_connections.state, "writing": self._write_connections.state}
+
+    def listen(self, *, begun: Callable[..., None], done: Callable[..., None]) -> None:
+        """Tell of every statement when it is given to the driver, and when it is done, as SQLAlchemy's events do."""
+        for engine in {engine.sync_engine for engine in self.engines}:
+            event.listen(engine, "before_cursor_execute", begun)
+            event.listen(engine, "after_cursor_execute", done)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Reader]:
@@ -540,6 +580,7 @@ class Database:
 def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEngine:
     engine = create_async_engine(
         url,
+        hide_parameters=True,
         # The driver's own transactions begin late and deferred: with them, concurrent debits overwrite each other or
         # fail.
         connect_args={"isolation_level": None, "timeout": wait_seconds},
@@ -567,6 +608,8 @@ def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) 
     milliseconds = str(int((wait_seconds or 0) * 1000))
     return create_async_engine(
         url,
+        # The message of an error would tell them, and with them what callers sent.
+        hide_parameters=True,
         connect_args={
             "timeout": wait_seconds or 10,
             # The server's own timeouts come first; this one is for a server that no longer answers.

@@ -1,5 +1,6 @@
 """What the errors of the pool, the drivers and the network mean: for a write, and for whoever waits for it."""
 
+import errno
 import sqlite3
 
 import asyncpg
@@ -81,3 +82,19 @@ def lost_race(error: BaseException) -> bool:
         or _sqlstate(error) == _UNIQUE_VIOLATION
         or _sqlstate(error) in _LOST_RACE
     )
+
+
+def description(error: BaseException) -> str:
+    """Return what a log may tell of an error: its kind and codes, and those of its cause.
+
+    Its message may hold rows, parameters, statements or the address of the database, so none of it is told.
+    """
+    driver = _of_driver(error)
+    told = type(driver).__name__
+    if isinstance(driver, OSError) and driver.errno is not None:
+        told += f" ({errno.errorcode.get(driver.errno, driver.errno)})"
+    code = _sqlstate(driver) or getattr(driver, "sqlite_errorname", None)
+    if code:
+        told += f" ({code})"
+    cause = driver.__cause__
+    return f"{told} from {description(cause)}" if cause is not None else told
