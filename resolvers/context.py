@@ -8,6 +8,7 @@ from functools import cached_property
 
 from resolvers.actor import Actor, Scope
 from resolvers.loaders import Loaders
+from resolvers.observation import current
 from resolvers.usage_writer import UsageWriter
 from storage.database import Database
 
@@ -40,7 +41,7 @@ class Context:
     @cached_property
     def request_id(self) -> str:
         """Told to the caller instead of the cause when there is a bug, and written to the log with it."""
-        return secrets.token_hex(8)
+        return current.get().request_id or secrets.token_hex(8)
 
     def forget(self) -> None:
         """Read again what was read before: something was written."""

@@ -11,14 +11,19 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from time import perf_counter_ns
+from typing import Protocol
 
 from resolvers.errors import BillingError, BillingMeterNotFound, LimitRefusal, Refusal, Unavailable
+from resolvers.observation import Observation, current
 from resolvers.usage import Balance, UsageEvent, UsageOutcome, decide
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.database import Database, DatabaseUnavailable, Outcome, Writer
+from storage.failures import description
 from storage.ledger import LedgerEntryRow
 from storage.tables import LedgerEntryKind
 
@@ -46,6 +51,20 @@ _Key = tuple[str, str]
 class _Submission:
     events: Sequence[UsageEvent]
     answer: asyncio.Future[list[Result]]
+    observation: Observation
+    queued_at: int
+
+
+class UsageObserver(Protocol):
+    """Who is told of every group."""
+
+    def decided(
+        self, events: Sequence[UsageEvent], results: Sequence[Result], *, waits_ns: Sequence[int], took_ns: int
+    ) -> None:
+        """Hear that a group is committed: its events, the result of each, how long each submission waited for it."""
+
+    def failed(self, events: int) -> None:
+        """Hear that as many events were not recorded, because the database was out of reach or the queue full."""
 
 
 @dataclass(slots=True)
@@ -85,15 +104,23 @@ class _Group:
 class UsageWriter:
     """Decides debits on one database, for all requests of the process."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, database: Database, clock: Callable[[], datetime], observer: UsageObserver | None = None
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._observer = observer
         self._queue: deque[_Submission] = deque()
         self._waiting = 0
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         # A meter's names and id never change, so what is remembered of them cannot become wrong.
         self._ids: dict[MeterName, str] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait for a group."""
+        return self._waiting
 
     async def record(self, events: Sequence[UsageEvent]) -> list[Result]:
         """Record the events in one transaction, in their order, and return the result of each once it is committed.
@@ -104,12 +131,14 @@ class UsageWriter:
         when the answer to COMMIT was lost.
         """
         if self._closed or self._waiting + len(events) > MOST_WAITING:
+            self._tell_failed(len(events))
             raise Unavailable(Outcome.NOT_WRITTEN)
-        submission = _Submission(events, asyncio.get_running_loop().create_future())
+        submission = _Submission(events, asyncio.get_running_loop().create_future(), current.get(), perf_counter_ns())
         self._queue.append(submission)
         self._waiting += len(events)
         if self._running is None:
-            self._running = asyncio.create_task(self._run())
+            # In a context of its own: groups belong to no request, also not to the one that wakes the writer.
+            self._running = asyncio.create_task(self._run(), context=Context())
         return await submission.answer
 
     async def close(self) -> None:
@@ -118,7 +147,9 @@ class UsageWriter:
         if self._running is not None:
             await asyncio.wait({self._running}, timeout=CLOSE_SECONDS)
         while self._queue:
-            _fail(self._queue.popleft(), Unavailable(Outcome.NOT_WRITTEN))
+            submission = self._queue.popleft()
+            self._tell_failed(len(submission.events))
+            _fail(submission, Unavailable(Outcome.NOT_WRITTEN))
 
     async def _run(self) -> None:
         try:
@@ -138,10 +169,13 @@ class UsageWriter:
 
     async def _answer(self, group: Sequence[_Submission]) -> None:
         """Decide the group and give each submission its answer, or the reason why there is none."""
+        events = [event for submission in group for event in submission.events]
+        began = perf_counter_ns()
         try:
-            results = iter(await self._record([event for submission in group for event in submission.events]))
+            recorded = await self._record(events)
         except DatabaseUnavailable as error:
-            _log.warning("A group of usage events was not recorded: %s", error.__cause__)
+            _log.warning("A group of usage events was not recorded: %s", description(error))
+            self._tell_failed(len(events))
             for submission in group:
                 _fail(submission, Unavailable(error.outcome))
         except Exception as error:  # noqa: BLE001  # Whatever it is, the callers must be told.
@@ -153,10 +187,27 @@ class UsageWriter:
             for submission in group:
                 await self._answer([submission])
         else:
-            for submission in group:
-                answer = [next(results) for _ in submission.events]
-                if not submission.answer.done():
-                    submission.answer.set_result(answer)
+            self._give(group, events, recorded, began)
+
+    def _give(
+        self, group: Sequence[_Submission], events: Sequence[UsageEvent], recorded: Sequence[Result], began: int
+    ) -> None:
+        """Give each submission its part of what was recorded."""
+        ended = perf_counter_ns()
+        if self._observer is not None:
+            waits_ns = [began - submission.queued_at for submission in group]
+            self._observer.decided(events, recorded, waits_ns=waits_ns, took_ns=ended - began)
+        results = iter(recorded)
+        for submission in group:
+            if submission.observation.steps is not None:
+                submission.observation.steps += [("queue", submission.queued_at, began), ("group", began, ended)]
+            answer = [next(results) for _ in submission.events]
+            if not submission.answer.done():
+                submission.answer.set_result(answer)
+
+    def _tell_failed(self, events: int) -> None:
+        if self._observer is not None:
+            self._observer.failed(events)
 
     async def _record(self, events: Sequence[UsageEvent]) -> list[Result]:
         ids = await self._ids_of({event.meter for event in events})

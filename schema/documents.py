@@ -1,6 +1,7 @@
 """Documents: parsed and validated once, then run as often as they are asked for."""
 
 from functools import lru_cache
+from hashlib import sha256
 from inspect import isawaitable
 from typing import Any
 
@@ -21,6 +22,7 @@ from graphql.execution.collect_fields import FragmentDetails
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers.context import Context
+from resolvers.observation import current
 from schema.executor import ROOT, Executor, Plans
 from schema.root import schema
 from schema.variables import Variables
@@ -49,6 +51,11 @@ class Runnable:
         }
         self._variables = Variables(_SCHEMA, node)
         self._plans = Plans(document, at_once=is_trusted)
+
+    @property
+    def name(self) -> str | None:
+        """The operation's name, if it has one."""
+        return self._node.name.value if self._node.name is not None else None
 
     @property
     def kind(self) -> OperationType:
@@ -97,7 +104,9 @@ class Document:
     A trusted one is sure to be asked for again, so its answers are compiled when it is first run.
     """
 
-    def __init__(self, node: DocumentNode, *, is_trusted: bool = False) -> None:
+    def __init__(self, node: DocumentNode, *, digest: str, is_trusted: bool = False) -> None:
+        self.digest = digest
+        """What it is called in logs: see `digest_of`."""
         self._node = node
         self._is_trusted = is_trusted
         self._operations: dict[str | None, Runnable | None] = {}
@@ -111,6 +120,19 @@ class Document:
             self._operations[name] = Runnable(self._node, node, is_trusted=self._is_trusted)
         return self._operations[name]
 
+    def operation_names(self) -> list[str]:
+        """Return the names of its operations."""
+        return [
+            definition.name.value
+            for definition in self._node.definitions
+            if isinstance(definition, OperationDefinitionNode) and definition.name is not None
+        ]
+
+
+def digest_of(text: str) -> str:
+    """Return the first 16 hexadecimal digits of the text's SHA-256, by which clients know their documents, too."""
+    return sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
 
 def document_of(text: str) -> Document | list[GraphQLError]:
     """Return the document, or what is wrong with it. One that was asked for lately is not parsed again."""
@@ -123,7 +145,11 @@ def prepare(text: str, *, is_trusted: bool = False) -> Document | list[GraphQLEr
         node = parse(text)
     except GraphQLError as error:
         return [error]
-    return validate(_SCHEMA, node, max_errors=MOST_ERRORS) or Document(node, is_trusted=is_trusted)
+    finally:
+        current.get().ended("parse")
+    errors = validate(_SCHEMA, node, max_errors=MOST_ERRORS)
+    current.get().ended("validate")
+    return errors or Document(node, digest=digest_of(text), is_trusted=is_trusted)
 
 
 _kept = lru_cache(maxsize=KEPT_DOCUMENTS)(prepare)

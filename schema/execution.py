@@ -10,8 +10,9 @@ from typing import Any
 from graphql import ExecutionResult, OperationType
 
 from resolvers.context import Context
+from resolvers.observation import current
 from schema import faults
-from schema.documents import Document, document_of
+from schema.documents import Document, digest_of, document_of
 
 
 class OperationNotAllowed(Exception):
@@ -38,17 +39,22 @@ class Answer:
 async def answer(operation: Operation, context: Context, *, only_queries: bool = False) -> Answer:
     """Run the operation and return its answer. Raises `OperationNotAllowed`."""
     document = operation.document
+    observation = current.get()
     if isinstance(document, str):
         prepared = document_of(document)
         if not isinstance(prepared, Document):
+            observation.document = digest_of(document)
             return _not_executed([faults.of_document(error) for error in prepared])
         document = prepared
+    observation.document = document.digest
     chosen = document.operation(operation.operation_name)
     if chosen is None:
         return _not_executed([faults.of_choice(operation.operation_name)])
+    observation.operation, observation.kind = chosen.name, chosen.kind.value
     if only_queries and chosen.kind is not OperationType.QUERY:
         raise OperationNotAllowed
     result = await chosen.run(context, operation.variables or {})
+    observation.ended("execute")
     if not isinstance(result, ExecutionResult):
         return _not_executed([faults.of_variables(error) for error in result])
     body: dict[str, Any] = {"data": result.data}

@@ -7,6 +7,7 @@ from graphql import ArgumentNode, GraphQLError, GraphQLSyntaxError, ObjectFieldN
 
 from resolvers.errors import Fault, InvalidInput, Unavailable
 from storage.database import DatabaseUnavailable, Outcome
+from storage.failures import description
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def of_field(error: GraphQLError, *, request_id: str, is_mutation: bool) -> dict
     """
     cause = error.original_error
     if isinstance(cause, DatabaseUnavailable):
-        _log.warning("Request %s met an unavailable database: %r", request_id, cause.__cause__)
+        _log.warning("Request %s met an unavailable database: %s", request_id, description(cause))
         is_of_answer = is_mutation and len(error.path or ()) > 1
         cause = Unavailable(Outcome.UNKNOWN if is_of_answer else cause.outcome)
     if isinstance(cause, Unavailable):
