@@ -94,7 +94,7 @@ UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --g
 
 lock: $(DEV_READY) ## Write the lock files anew from pyproject.toml and the client's requirements.
 	@$(UV_COMPILE) pyproject.toml --group build --output-file requirements.lock
-	@$(UV_COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	@$(UV_COMPILE) pyproject.toml --group dev --all-extras --constraint requirements.lock --output-file requirements-dev.lock
 	@$(UV_COMPILE) $(CLIENT)/requirements.in --output-file $(CLIENT)/requirements.lock
 	@if grep -n '://' requirements.lock requirements-dev.lock $(CLIENT)/requirements.lock; then \
 		echo 'The lock files may not name an address: any mirror must serve.' >&2; exit 1; fi

@@ -1,34 +1,41 @@
 """The application: routes, the answers to what goes wrong before GraphQL, and what lives as long as the process."""
 
+import asyncio
 import logging
-import secrets
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 import email_validator  # noqa: F401  # The rules import it late, for the commands; no request is to wait for it.
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway import graphiql, rest
+from gateway import graphiql, logs, rest
 from gateway.auth import authenticate
 from gateway.documents import TrustedDocuments
 from gateway.draining import Draining
 from gateway.graphql import GraphQL
 from gateway.http import HTTPProblem, send_problem
+from gateway.observation import Observed, Request, Statements, path_told, words_of
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.context import Clock, utc_now
 from resolvers.errors import BillingError, Unavailable
+from resolvers.observation import current
 from schema.root import schema
 from storage import migrations
-from storage.database import DatabaseUnavailable
+from storage.database import Database, DatabaseUnavailable
+from storage.failures import description
+
+if TYPE_CHECKING:
+    from gateway.metrics import Metrics
+    from gateway.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -37,27 +44,51 @@ GRAPHQL_PATH = "/graphql"
 #: How long a browser may remember what it may send from an allowed origin.
 PREFLIGHT_SECONDS = 600
 
+#: How long `/readyz` waits for the database.
+READY_SECONDS = 2
 
-def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
-    """Return the application. Its database is opened when it starts and closed when it stops. Raises `BadManifest`."""
-    graphql = GraphQL(TrustedDocuments(settings))
+
+def create_app(
+    settings: Settings,
+    *,
+    clock: Clock = utc_now,
+    request_log: Callable[[Request], None] | None = None,
+    tracing: "Tracing | None" = None,
+) -> Starlette:
+    """Return the application. Its database is opened when it starts and closed when it stops. Raises `BadManifest`.
+
+    `request_log` is told every request that was answered. `tracing` is what the settings make, unless it is given.
+    """
+    documents = TrustedDocuments(settings)
+    graphql = GraphQL(documents)
+    statements = Statements()
+    metrics = _metrics(settings, documents)
+    tracing = tracing or _tracing(settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        services = Services(settings, clock)
+        services = Services(settings, clock, metrics)
+        services.database.listen(begun=statements.begun, done=statements.done)
         app.state.services = services
-        try:
+        async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(asyncio.to_thread, tracing.close)
+            if metrics is not None:
+                await stack.enter_async_context(
+                    metrics.watching(services, statements=statements, in_flight=lambda: observed.in_flight)
+                )
+            # Ended first, so that what it does last is told, too.
+            stack.push_async_callback(services.close)
             yield
-        finally:
-            await services.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             # The front goes by the path alone; this leads from the path with a slash at its end to the one without.
             Route(GRAPHQL_PATH, graphql),
             Route("/schema.graphql", schema_graphql),
             Route("/healthz", healthz),
-            Route("/readyz", readyz),
+            Route("/readyz", Readiness().answer),
+            *([Route("/metrics", metrics.answer)] if metrics is not None else ()),
             *rest.ROUTES,
             *(graphiql.routes() if settings.has_graphiql else ()),
         ],
@@ -65,6 +96,36 @@ def create_app(settings: Settings, *, clock: Clock = utc_now) -> Starlette:
         exception_handlers={HTTPException: _left_to_the_front},
         lifespan=lifespan,
     )
+    listeners = [*([request_log] if request_log is not None else ()), *([metrics.told] if metrics is not None else ())]
+    # Around all that Starlette puts around the routes, so that nothing is answered without being told.
+    app.middleware_stack = observed = Observed(
+        app.build_middleware_stack(),
+        words=words_of(route.path for route in app.routes if isinstance(route, Route | Mount)),
+        listeners=listeners,
+        tracing=tracing,
+    )
+    return app
+
+
+def _metrics(settings: Settings, documents: TrustedDocuments) -> "Metrics | None":
+    if settings.metrics_token is None:
+        return None
+    from gateway.metrics import Metrics  # noqa: PLC0415  # Its library is not for those who do without.
+
+    return Metrics(
+        token=settings.metrics_token,
+        folder=settings.metrics_folder,
+        operations=documents.operation_names,
+        paths=[path_told(route.path, words_of(route.path for route in rest.ROUTES)) for route in rest.ROUTES],
+    )
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    if not settings.is_traced:
+        return None
+    from gateway.tracing import Tracing  # noqa: PLC0415  # Its library is an extra, which may not be there.
+
+    return Tracing()
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
@@ -76,11 +137,11 @@ def _middleware(settings: Settings) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=frozenset(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "idempotency-key"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "traceparent", "x-request-id"],
             # A page is told by its token alone: cookies are neither read nor set.
             allow_credentials=False,
-            # When to come again, and what a kept answer is asked for by.
-            expose_headers=["retry-after", "etag"],
+            # When to come again, what a kept answer is asked for by, and what the log calls the request.
+            expose_headers=["retry-after", "etag", "x-request-id"],
             max_age=PREFLIGHT_SECONDS,
         )
     ]
@@ -117,48 +178,56 @@ class Front:
 def app_from_environment() -> ASGIApp:
     """Return the application that the environment's settings make, for a server that starts it by name."""
     settings = Settings.read()
-    log_to_standard_error(settings)
+    request_log = logs.start(settings)
     collect_less_often()
-    app = create_app(settings)
+    app = create_app(settings, request_log=request_log)
     return Draining(app, seconds=settings.drain_seconds) if settings.drain_seconds else app
 
 
-def log_to_standard_error(settings: Settings) -> None:
-    """Send the process's log to standard error."""
-    level = settings.log_level.upper()
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(name)s: %(message)s")
-    # These tell of every statement and of every plugin they load, to nobody's use.
-    for name in ("aiosqlite", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-async def healthz(_request: Request) -> Response:
+async def healthz(_request: HTTPRequest) -> Response:
     """Tell that the process runs."""
     return JSONResponse({"status": "ok"})
 
 
-async def readyz(request: Request) -> Response:
-    """Tell whether requests can be served: the database answers, and has this code's schema or a later release's."""
-    services: Services = request.app.state.services
+class Readiness:
+    """Whether requests can be served: the database answers, and has this code's schema or a later release's.
+
+    Anybody may ask. So the database is asked once for all who wait, and an answer takes no longer than
+    `READY_SECONDS`, also where the database holds it up for longer.
+    """
+
+    def __init__(self) -> None:
+        self._asking: asyncio.Task[str | None] | None = None
+
+    async def answer(self, request: HTTPRequest) -> Response:
+        """Answer one who asks."""
+        if self._asking is None or self._asking.done():
+            services: Services = request.app.state.services
+            self._asking = asyncio.create_task(_reason_to_wait(services.database))
+        done, _ = await asyncio.wait({self._asking}, timeout=READY_SECONDS)
+        reason = self._asking.result() if done else "The database does not answer."
+        if reason is not None:
+            return JSONResponse({"status": "unavailable", "reason": reason}, 503)
+        return JSONResponse({"status": "ready"})
+
+
+async def _reason_to_wait(database: Database) -> str | None:
+    """Return why no request can be served now; None: they can."""
     try:
-        may_serve = await migrations.may_serve(services.database)
+        may_serve = await migrations.may_serve(database)
     except DatabaseUnavailable:
-        return JSONResponse({"status": "unavailable", "reason": "The database cannot be reached."}, 503)
-    if not may_serve:
-        return JSONResponse(
-            {"status": "unavailable", "reason": "The database has another schema: run `tollgate migrate`."}, 503
-        )
-    return JSONResponse({"status": "ready"})
+        return "The database cannot be reached."
+    return None if may_serve else "The database has another schema: run `tollgate migrate`."
 
 
-async def schema_graphql(request: Request) -> Response:
+async def schema_graphql(request: HTTPRequest) -> Response:
     """Answer the schema in GraphQL's definition language, to whoever holds a key."""
     services: Services = request.app.state.services
     await authenticate(request.scope, services.api_keys)
     return PlainTextResponse(schema.as_str())
 
 
-def _left_to_the_front(_request: Request, error: Exception) -> Response:
+def _left_to_the_front(_request: HTTPRequest, error: Exception) -> Response:
     raise error
 
 
@@ -172,8 +241,8 @@ def _problem_of(error: Exception) -> HTTPProblem:
         case BillingError():
             return rest.problem_of(error)
         case DatabaseUnavailable():
-            _log.warning("The database is unavailable: %r", error.__cause__)
+            _log.warning("The database is unavailable: %s", description(error))
             return rest.problem_of(Unavailable(error.outcome))
-    request_id = secrets.token_hex(8)
+    request_id = current.get().request_id
     _log.error("Request %s failed", request_id, exc_info=error)
     return HTTPProblem(500, f"Internal server error; its id is {request_id}.", code="INTERNAL_SERVER_ERROR")

@@ -3,6 +3,7 @@
 from starlette.types import Scope
 
 from gateway.http import header
+from gateway.observation import tell_actor
 from resolvers.actor import Actor
 from resolvers.api_keys import ApiKeys
 from resolvers.errors import Unauthenticated
@@ -14,4 +15,6 @@ async def authenticate(scope: Scope, api_keys: ApiKeys) -> Actor:
     scheme, _, key = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     if scheme.lower() != "bearer":
         raise Unauthenticated("Send one header `Authorization: Bearer KEY`.")
-    return await api_keys.actor_of(key.strip())
+    actor = await api_keys.actor_of(key.strip())
+    tell_actor(actor)
+    return actor

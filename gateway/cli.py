@@ -10,11 +10,13 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -56,8 +58,6 @@ _NEWER_SCHEMA = (
 _UNFINISHED_COPY = (
     "`tollgate copy` has not finished filling the database: run it again, which starts anew, or take another database."
 )
-
-_STANDARD_ERROR = {"class": "logging.StreamHandler", "formatter": "default", "stream": "ext://sys.stderr"}
 
 
 class ImportPolicy(StrEnum):
@@ -161,10 +161,7 @@ def serve(
     reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes, for development.")] = False,
 ) -> None:
     """Serve the gateway. On SQLite the database is made, and migrated, if need be."""
-    import uvicorn
-    from uvicorn.config import LOGGING_CONFIG
-
-    from gateway.app import log_to_standard_error
+    from gateway import logs
 
     switch = None if trusted_only is None else "on" if trusted_only else "off"
     for name, value in (
@@ -186,8 +183,9 @@ def serve(
     if settings.is_demo and not settings.is_loopback:
         fail(f"--demo listens on loopback alone, not on {settings.host}.", code=2)
     _require_documents(settings)
+    _require_extra(settings)
     _require_free_port(settings.host, settings.port)
-    log_to_standard_error(settings)
+    logs.start(settings)
     key = run(_seed_demo, settings) if settings.is_demo else run(_nothing, settings)
     out.print(f"Tollgate serves at [bold]http://{settings.host}:{settings.port}/graphql[/]", highlight=False)
     if settings.has_graphiql:
@@ -195,6 +193,13 @@ def serve(
     if key is not None:
         out.print(f"Demo key: [bold]{key}[/]", highlight=False)
         _tell_key_file(settings)
+    with _shared_figures(settings):
+        _serve(settings, reload=reload)
+
+
+def _serve(settings: Settings, *, reload: bool) -> None:
+    import uvicorn
+
     uvicorn.run(
         "gateway.app:app_from_environment",
         factory=True,
@@ -206,12 +211,23 @@ def serve(
         http="httptools",
         lifespan="on",
         server_header=False,
-        # Standard output is for results; uvicorn sends its access log there.
-        log_config=LOGGING_CONFIG | {"handlers": dict.fromkeys(LOGGING_CONFIG["handlers"], _STANDARD_ERROR)},
+        # What it tells goes the way of the rest; each request has a line of ours.
+        log_config=None,
         log_level=settings.log_level,
-        access_log=settings.log_level == "debug",
+        access_log=False,
         timeout_graceful_shutdown=6,
     )
+
+
+@contextmanager
+def _shared_figures(settings: Settings) -> Iterator[None]:
+    """Make the folder in which several processes leave their figures for `/metrics`, unless one is set."""
+    if settings.metrics_token is None or settings.metrics_folder is not None or settings.workers == 1:
+        yield
+        return
+    with TemporaryDirectory(prefix="tollgate-metrics-", ignore_cleanup_errors=True) as folder:
+        os.environ[variable_of("metrics_folder")] = folder
+        yield
 
 
 async def _nothing(_services: Services) -> None:
@@ -241,6 +257,14 @@ def _require_documents(settings: Settings) -> None:
         TrustedDocuments(settings)
     except BadManifest as error:
         fail(str(error), code=2)
+
+
+def _require_extra(settings: Settings) -> None:
+    if settings.is_traced:
+        try:
+            import gateway.tracing  # noqa: F401
+        except ImportError:
+            fail("TOLLGATE_TRACING=on needs the extra `otel`: pip install 'tollgate[otel]'.", code=2)
 
 
 def _require_free_port(host: str, port: int) -> None:

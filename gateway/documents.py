@@ -33,6 +33,11 @@ class TrustedDocuments:
         self._is_only = settings.is_trusted_only
         self._documents = None if settings.documents is None else _read(settings.documents)
 
+    @property
+    def operation_names(self) -> list[str]:
+        """The names of all operations in them."""
+        return [name for document in (self._documents or {}).values() for name in document.operation_names()]
+
     def asked_for(self, request: dict[str, Any]) -> Document | str:
         """Return the document that the fields of a request name, or the text that they bring. Raises `DocumentRefused`.
 

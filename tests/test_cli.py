@@ -88,6 +88,10 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_TRUSTED_ONLY": ("", "true", "ON", "1"),
     "TOLLGATE_DEMO_KEY_FILE": ("",),
     "TOLLGATE_LOG_LEVEL": ("", "INFO", "verbose", "20"),
+    "TOLLGATE_LOG_FORMAT": ("", "JSON", "pretty"),
+    "TOLLGATE_METRICS_TOKEN": ("", "x" * 15, "x" * 16 + " ", "ü" * 16, "x" * 16 + "\n"),
+    "TOLLGATE_METRICS_FOLDER": ("",),
+    "TOLLGATE_TRACING": ("", "true", "ON", "1"),
 }
 
 

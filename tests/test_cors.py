@@ -31,7 +31,7 @@ FOREIGN = [
 ]
 
 #: What a page may read of an answer's headers, besides what every page may.
-EXPOSED = {"access-control-expose-headers": "retry-after, etag"}
+EXPOSED = {"access-control-expose-headers": "retry-after, etag, x-request-id"}
 
 VIEWER = {"query": "{ viewer { orgId } }"}
 
@@ -88,7 +88,7 @@ class TestPreflight:
                             "access-control-allow-methods": "GET, POST",
                             "access-control-allow-headers": (
                                 "Accept, Accept-Language, Content-Language, Content-Type, authorization, content-type, "
-                                "idempotency-key"
+                                "idempotency-key, traceparent, x-request-id"
                             ),
                             "access-control-max-age": "600",
                         }

@@ -1,0 +1,253 @@
+"""`/metrics`: who may read it, and that it tells exactly what happened, also of several processes."""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.metrics import FIGURES, MOST_OPERATIONS
+from storage import migrations
+from storage.database import Database
+from tests.conftest import Caller, Gateway, gateway_on
+from tests.meters import make_meter
+from tests.servers import serving
+from tests.test_logs import new_key
+from tests.test_observation import METER, RECORD
+
+TOKEN = "a-token-of-the-metrics"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+
+#: A sample: its name and its labels, without those that tell processes apart.
+Samples = dict[tuple[str, ...], float]
+
+
+@pytest.fixture
+async def measured(database_url: str) -> AsyncIterator[Gateway]:
+    async with gateway_on(database_url, metrics_token=TOKEN) as gateway:
+        yield gateway
+
+
+async def samples(client: httpx.AsyncClient) -> Samples:
+    """Return what is told now: each sample by its name and the values of its labels."""
+    response = await client.get("/metrics", headers=BEARER)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def risen(before: Samples, after: Samples) -> Samples:
+    """Return what has changed, process figures and durations aside."""
+    return {
+        key: value - before.get(key, 0)
+        for key, value in after.items()
+        if value != before.get(key, 0)
+        and not key[0].startswith(("process_", "python_"))
+        and not re.search("_seconds_(bucket|sum)$", key[0])
+    }
+
+
+async def record(caller: Caller, event_id: str, amount: int, **values: Any) -> None:
+    event = {"workspaceId": "w", "externalMeterId": "m", "eventId": event_id, "amount": str(amount)}
+    await caller.data(RECORD, {"input": event | values})
+
+
+class TestWhoMayRead:
+    async def test_it_is_off_unless_there_is_a_token(self, gateway: Gateway) -> None:
+        for headers in ({}, BEARER, {"authorization": f"Bearer {gateway.key}"}):
+            assert (await gateway.client.get("/metrics", headers=headers)).status_code == 404
+
+    @pytest.mark.parametrize(
+        "given", [None, "", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}"]
+    )
+    async def test_it_wants_the_token(self, measured: Gateway, given: str | None) -> None:
+        headers = {"authorization": given} if given is not None else {}
+        response = await measured.client.get("/metrics", headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert "tollgate_" not in response.text
+
+    async def test_a_key_is_not_the_token_and_the_token_is_no_key(self, measured: Gateway) -> None:
+        response = await measured.client.get("/metrics", headers={"authorization": f"Bearer {measured.key}"})
+        assert response.status_code == 401
+        assert (await measured.client.post("/graphql", headers=BEARER)).status_code == 401
+
+
+class TestFigures:
+    async def test_requests_are_counted_by_operation_and_outcome(self, measured: Gateway) -> None:
+        await make_meter(measured)
+        before = await samples(measured.client)
+        await measured.data(METER, {"w": "w", "m": "m"})
+        await measured.data(METER, {"w": "w", "m": "m"})
+        await measured.run(METER)
+        await measured.data("{ __typename }")
+        await measured.run("{ nope }")
+        await measured.client.post("/graphql")
+        await measured.client.get("/api/v1/usage/mtr_1", headers={"authorization": f"Bearer {measured.key}"})
+        await measured.client.get("/nowhere")
+        await measured.client.get("/healthz")
+        assert risen(before, await samples(measured.client)) == {
+            ("tollgate_requests_total", "Meter", "OK"): 2,
+            ("tollgate_requests_total", "Meter", "BAD_USER_INPUT"): 1,
+            ("tollgate_requests_total", "(anonymous)", "OK"): 1,
+            ("tollgate_requests_total", "(none)", "GRAPHQL_VALIDATION_FAILED"): 1,
+            ("tollgate_requests_total", "(none)", "UNAUTHENTICATED"): 1,
+            ("tollgate_requests_total", "(none)", "BAD_USER_INPUT"): 1,
+            ("tollgate_requests_total", "GET /api/v1/usage/…", "OK"): 1,
+            ("tollgate_request_duration_seconds_count", "Meter"): 3,
+            ("tollgate_request_duration_seconds_count", "(anonymous)"): 1,
+            ("tollgate_request_duration_seconds_count", "(none)"): 3,
+            ("tollgate_request_duration_seconds_count", "GET /api/v1/usage/…"): 1,
+            # The meter's: what is no id is not looked up.
+            ("tollgate_sql_statements_total",): 2,
+        }
+
+    async def test_usage_is_counted_by_what_became_of_it(self, measured: Gateway) -> None:
+        await make_meter(measured, totalCredits="100")
+        before = await samples(measured.client)
+        await record(measured, "a", 30)
+        await record(measured, "a", 30)
+        await record(measured, "a", 31)
+        await record(measured, "b", 80)
+        await record(measured, "c", 80, policy="PARTIAL")
+        await record(measured, "d", 0)
+        await record(measured, "e", 1, externalMeterId="nobody's")
+        told = risen(before, await samples(measured.client))
+        buckets = {key[1]: value for key, value in told.items() if key[0] == "tollgate_usage_group_events_bucket"}
+        assert buckets == dict.fromkeys(BOUNDS_OF_EVENTS, 7)
+        usage = {
+            key: value
+            for key, value in told.items()
+            if key[0].startswith("tollgate_usage_") and not key[0].endswith("_bucket")
+        }
+        assert usage == {
+            ("tollgate_usage_events_total", "ACCEPTED"): 1,
+            ("tollgate_usage_events_total", "REPLAYED"): 1,
+            ("tollgate_usage_events_total", "IDEMPOTENCY_CONFLICT"): 1,
+            ("tollgate_usage_events_total", "INSUFFICIENT_CREDITS"): 1,
+            ("tollgate_usage_events_total", "PARTIAL"): 1,
+            ("tollgate_usage_events_total", "CHECKED"): 1,
+            ("tollgate_usage_events_total", "BILLING_METER_NOT_FOUND"): 1,
+            # 30, and the 70 that were left.
+            ("tollgate_usage_credits_total", "ACCEPTED"): 100,
+            # 80, and the 10 of the other 80.
+            ("tollgate_usage_credits_total", "REFUSED"): 90,
+            ("tollgate_usage_group_events_count",): 7,
+            ("tollgate_usage_group_events_sum",): 7,
+            ("tollgate_usage_group_duration_seconds_count",): 7,
+            ("tollgate_usage_wait_seconds_count",): 7,
+        }
+
+    async def test_a_group_is_counted_once_and_each_wait_for_it(self, measured: Gateway) -> None:
+        await make_meter(measured, totalCredits="100")
+        await record(measured, "first", 1)
+        before = await samples(measured.client)
+        await asyncio.gather(*[record(measured, f"e{number}", 1) for number in range(10)])
+        told = risen(before, await samples(measured.client))
+        groups = told["tollgate_usage_group_events_count",]
+        assert told["tollgate_usage_group_events_sum",] == 10
+        assert told["tollgate_usage_wait_seconds_count",] == 10
+        assert told["tollgate_usage_group_duration_seconds_count",] == groups
+        assert told["tollgate_usage_credits_total", "ACCEPTED"] == 10
+        # However many groups they made, there was no statement besides those of the groups.
+        assert 1 <= groups < 10
+
+    async def test_what_happens_at_the_moment_is_told(self, measured: Gateway) -> None:
+        found = await samples(measured.client)
+        assert found["tollgate_requests_in_flight",] == 1  # This one.
+        assert found["tollgate_usage_waiting_events",] == 0
+        of_all = measured.database.dialect == "postgresql"
+        reading, writing = ("all", "all") if of_all else ("reading", "writing")
+        assert found["tollgate_database_connections_awaited", reading] == 0
+        assert found["tollgate_database_connections_max", reading] == (8 if of_all else 4)
+        assert found["tollgate_database_connections_max", writing] == (8 if of_all else 1)
+        is_enough, is_begun = asyncio.Event(), asyncio.Event()
+
+        async def hold(_writer: object) -> None:
+            is_begun.set()
+            await is_enough.wait()
+
+        holding = asyncio.create_task(measured.database.write(hold))
+        await is_begun.wait()
+        found = await samples(measured.client)
+        assert found["tollgate_database_connections_in_use", writing] == 1
+        is_enough.set()
+        await holding
+        found = await samples(measured.client)
+        assert found["tollgate_database_connections_in_use", writing] == 0
+
+    async def test_processes_tell_their_memory_and_time(self, measured: Gateway) -> None:
+        found = await samples(measured.client)
+        pid = str(os.getpid())
+        assert found["process_resident_memory_bytes", pid] > 10_000_000
+        assert found["process_cpu_seconds_total", pid] > 0
+
+    async def test_callers_cannot_make_names_without_end(self, measured: Gateway) -> None:
+        for number in range(MOST_OPERATIONS + 20):
+            await measured.data(f"query Q{number} {{ __typename }}")
+        found = await samples(measured.client)
+        names = {key[1] for key in found if key[0] == "tollgate_requests_total"}
+        assert names == {f"Q{number}" for number in range(MOST_OPERATIONS)} | {"(other)"}
+        assert found["tollgate_requests_total", "(other)", "OK"] == 20
+
+    async def test_trusted_documents_have_names_of_their_own_however_many_there_are(
+        self, database_url: str, tmp_path: Path
+    ) -> None:
+        manifest = {f"id{number}": f"query T{number} {{ __typename }}" for number in range(MOST_OPERATIONS + 20)}
+        (tmp_path / "documents.json").write_text(json.dumps(manifest))
+        async with gateway_on(database_url, metrics_token=TOKEN, documents=str(tmp_path / "documents.json")) as gateway:
+            bearer = {"authorization": f"Bearer {gateway.key}"}
+            for document_id in manifest:
+                await gateway.client.post("/graphql", json={"documentId": document_id}, headers=bearer)
+            await gateway.data("query OfACaller { __typename }")
+            found = await samples(gateway.client)
+        names = {key[1] for key in found if key[0] == "tollgate_requests_total"}
+        assert names == {f"T{number}" for number in range(MOST_OPERATIONS + 20)} | {"OfACaller"}
+
+    def test_names_follow_the_conventions(self) -> None:
+        for figure in FIGURES:
+            assert re.fullmatch("tollgate_[a-z_]+", figure.name)
+            assert not figure.name.endswith("_total")  # The library adds it to what only grows.
+            assert figure.what.endswith(".")
+
+
+#: The bounds of a group's size, as they are written.
+BOUNDS_OF_EVENTS = (*(str(float(2**power)) for power in range(10)), "1000.0", "+Inf")
+
+
+class TestSeveralProcesses:
+    async def test_their_figures_are_added_up(self, new_database_url: str, tmp_path: Path) -> None:
+        database = Database(new_database_url)
+        await migrations.upgrade(database)
+        _, key = await new_key(database, "acme")
+        await database.close()
+        async with serving(
+            new_database_url, tmp_path, TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_WORKERS="2", TMPDIR=str(tmp_path)
+        ) as server:
+            folders = list(tmp_path.glob("tollgate-metrics-*"))  # noqa: ASYNC240  # It is a folder of the test's own.
+            for _ in range(40):
+                # A connection each, so that both processes have some.
+                async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+                    caller = Caller(client, key)
+                    await caller.data("query Counted { viewer { orgId } }")
+            found: Samples = {}
+            async with asyncio.timeout(60):
+                while found.get(("tollgate_requests_total", "Counted", "OK")) != 40:
+                    await asyncio.sleep(0.2)  # The other process leaves its figures once a second.
+                    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+                        found = await samples(client)
+            pids = {key[1] for key in found if key[0] == "process_resident_memory_bytes"}
+            assert len(pids) == 2
+            assert found["tollgate_request_duration_seconds_count", "Counted"] == 40
+            assert len(folders) == 1
+        assert not folders[0].exists()
