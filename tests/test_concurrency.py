@@ -217,7 +217,7 @@ async def test_a_server_that_is_asked_to_stop_ends_by_itself(
     assert status in {0, -signal.SIGTERM}
     assert (await books_of(gateway)).meter.used_credits == 10
     assert "Finished server process" in "".join(server.log)
-    assert "ERROR" not in "".join(server.log)
+    assert '"level":"error"' not in "".join(server.log)
     assert "Traceback" not in "".join(server.log)
 
 
