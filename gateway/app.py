@@ -20,14 +20,16 @@ from gateway import graphiql, logs, rest
 from gateway.auth import authenticate
 from gateway.documents import TrustedDocuments
 from gateway.draining import Draining
+from gateway.gate import Gate, SafeAnswers
 from gateway.graphql import GraphQL
 from gateway.http import HTTPProblem, send_problem
 from gateway.observation import Observed, Request, Statements, path_told, words_of
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.context import Clock, utc_now
-from resolvers.errors import BillingError, Unavailable
+from resolvers.errors import BillingError, Forbidden, Unavailable
 from resolvers.observation import current
+from schema.limits import NOT_INTROSPECTED, Limits
 from schema.root import schema
 from storage import migrations
 from storage.database import Database, DatabaseUnavailable
@@ -96,10 +98,11 @@ def create_app(
         exception_handlers={HTTPException: _left_to_the_front},
         lifespan=lifespan,
     )
+    app.state.limits = documents.limits
     listeners = [*([request_log] if request_log is not None else ()), *([metrics.told] if metrics is not None else ())]
     # Around all that Starlette puts around the routes, so that nothing is answered without being told.
     app.middleware_stack = observed = Observed(
-        app.build_middleware_stack(),
+        SafeAnswers(app.build_middleware_stack()),
         words=words_of(route.path for route in app.routes if isinstance(route, Route | Mount)),
         listeners=listeners,
         tracing=tracing,
@@ -130,9 +133,11 @@ def _tracing(settings: Settings) -> "Tracing | None":
 
 def _middleware(settings: Settings) -> list[Middleware]:
     """Return what stands around the front, and so around every answer."""
+    gate = Middleware(Gate, settings)
     if not settings.cors_origins:
-        return []
+        return [gate]
     return [
+        # A page is to be able to read that it was refused.
         Middleware(
             CORSMiddleware,
             allow_origins=frozenset(settings.cors_origins),
@@ -143,7 +148,8 @@ def _middleware(settings: Settings) -> list[Middleware]:
             # When to come again, what a kept answer is asked for by, and what the log calls the request.
             expose_headers=["retry-after", "etag", "x-request-id"],
             max_age=PREFLIGHT_SECONDS,
-        )
+        ),
+        gate,
     ]
 
 
@@ -221,9 +227,12 @@ async def _reason_to_wait(database: Database) -> str | None:
 
 
 async def schema_graphql(request: HTTPRequest) -> Response:
-    """Answer the schema in GraphQL's definition language, to whoever holds a key."""
+    """Answer the schema in GraphQL's definition language, to who may ask the schema about itself."""
     services: Services = request.app.state.services
-    await authenticate(request.scope, services.api_keys)
+    actor = await authenticate(request.scope, services.api_keys)
+    limits: Limits = request.app.state.limits
+    if not limits.may_introspect(actor):
+        raise Forbidden(NOT_INTROSPECTED)
     return PlainTextResponse(schema.as_str())
 
 

@@ -208,7 +208,7 @@ def _serve(settings: Settings, *, reload: bool) -> None:
         workers=settings.workers,
         reload=reload,
         loop="uvloop",
-        http="httptools",
+        http="gateway.server:Protocol",
         lifespan="on",
         server_header=False,
         # What it tells goes the way of the rest; each request has a line of ours.

@@ -11,6 +11,7 @@ from gateway.settings import Settings
 from resolvers.values import parse_json
 from schema import faults
 from schema.documents import Document, prepare
+from schema.limits import Limits
 
 
 class BadManifest(Exception):
@@ -27,11 +28,15 @@ class DocumentRefused(Exception):
 
 
 class TrustedDocuments:
-    """The documents of the settings' manifest, each parsed and validated once. Raises `BadManifest`."""
+    """The documents of the settings' manifest, each parsed and validated once. Raises `BadManifest`.
+
+    They are held to the same `limits` as those that requests bring.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.limits = limits_of(settings)
         self._is_only = settings.is_trusted_only
-        self._documents = None if settings.documents is None else _read(settings.documents)
+        self._documents = None if settings.documents is None else _read(settings.documents, self.limits)
 
     @property
     def operation_names(self) -> list[str]:
@@ -69,6 +74,21 @@ class TrustedDocuments:
         return found
 
 
+def limits_of(settings: Settings) -> Limits:
+    """Return the limits of one request's document."""
+    return Limits(
+        tokens=settings.max_tokens,
+        depth=settings.max_depth,
+        fields=settings.max_fields,
+        aliases=settings.max_aliases,
+        directives=settings.max_directives,
+        fragments=settings.max_fragments,
+        list_items=settings.max_list_items,
+        cost=settings.max_cost,
+        introspection=settings.introspection,
+    )
+
+
 def persisted_id(request: dict[str, Any]) -> str | None:
     """Return the id that the clients of Apollo and urql name a document by."""
     persisted = (request.get("extensions") or {}).get("persistedQuery")
@@ -76,7 +96,7 @@ def persisted_id(request: dict[str, Any]) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _read(file: str) -> dict[str, Document]:
+def _read(file: str, limits: Limits) -> dict[str, Document]:
     try:
         manifest = parse_json(Path(file).read_bytes())
     except OSError as error:
@@ -87,7 +107,7 @@ def _read(file: str) -> dict[str, Document]:
         raise BadManifest(f"{file} must be a JSON object, from the id of each document to its text.")
     documents, problems = {}, []
     for document_id, text in manifest.items():
-        prepared = prepare(text, is_trusted=True) if isinstance(text, str) else None
+        prepared = prepare(text, limits, is_trusted=True) if isinstance(text, str) else None
         if prepared is None:
             problems.append(f"{document_id}: The document must be a string.")
         elif isinstance(prepared, Document):

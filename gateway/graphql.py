@@ -77,7 +77,13 @@ class GraphQL:
             document = self._documents.asked_for(fields)
         except DocumentRefused as refused:
             raise HTTPProblem(status_if_not_run, refused.message, code=refused.code) from None
-        operation = Operation(document, fields.get("variables"), fields.get("operationName"))
+        operation = Operation(
+            document,
+            fields.get("variables"),
+            fields.get("operationName"),
+            self._documents.limits,
+            tells_cost=(fields.get("extensions") or {}).get("cost") is True,
+        )
         context = Context(actor, services.database, services.usage_writer, services.clock)
         try:
             found = await answer(operation, context, only_queries=is_read)

@@ -10,6 +10,7 @@ from graphql import (
     ExecutionResult,
     FragmentDefinitionNode,
     GraphQLError,
+    GraphQLSyntaxError,
     OperationDefinitionNode,
     OperationType,
     default_field_resolver,
@@ -22,8 +23,10 @@ from graphql.execution.collect_fields import FragmentDetails
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers.context import Context
+from resolvers.errors import Forbidden
 from resolvers.observation import current
 from schema.executor import ROOT, Executor, Plans
+from schema.limits import DEFAULT, NOT_INTROSPECTED, Cost, Limits, check_document, exceeded
 from schema.root import schema
 from schema.variables import Variables
 
@@ -36,14 +39,20 @@ LONGEST_KEPT = 16 * 1024
 #: How many errors of one document are told.
 MOST_ERRORS = 20
 
+#: How the parser's error begins when a document has too many tokens or comments.
+_TOO_LONG = "Document contains more than"
+
 _SCHEMA = schema._schema  # noqa: SLF001  # Strawberry has no other name for the schema of graphql-core.
 
 
 class Runnable:
     """One operation of a valid document, with what all its runs have in common."""
 
-    def __init__(self, document: DocumentNode, node: OperationDefinitionNode, *, is_trusted: bool) -> None:
+    def __init__(
+        self, document: DocumentNode, node: OperationDefinitionNode, limits: Limits, *, is_trusted: bool
+    ) -> None:
         self._node = node
+        self._limits = limits
         self._fragments = {
             definition.name.value: definition
             for definition in document.definitions
@@ -51,6 +60,7 @@ class Runnable:
         }
         self._variables = Variables(_SCHEMA, node)
         self._plans = Plans(document, at_once=is_trusted)
+        self._cost = Cost(_SCHEMA, self._fragments, node)
 
     @property
     def name(self) -> str | None:
@@ -63,17 +73,28 @@ class Runnable:
         return self._node.operation
 
     async def run(self, context: Context, variables: dict[str, Any]) -> ExecutionResult | list[GraphQLError]:
-        """Run it and return what it came to, or what is wrong with the variables.
+        """Run it and return what it came to, or what is wrong with the variables, or which limit they pass.
 
-        The steps are those of graphql-core's `execute`.
+        The steps are those of graphql-core's `execute`. The result's extensions tell the cost.
         """
+        if self._cost.introspects and not self._limits.may_introspect(context.actor):
+            return [GraphQLError(NOT_INTROSPECTED, extensions={"code": Forbidden.code})]
         values = self._variables.read(variables)
         if isinstance(values, list):
             return values
+        cost, most = self._cost.of(values.coerced, context.clock), self._limits.cost
+        if cost > most:
+            return [
+                exceeded(
+                    f"The operation may read {cost} rows, and at most {most} may be read at once: "
+                    "ask for smaller pages or fewer days."
+                )
+            ]
+        told = {"cost": {"rows": cost, "most": most}}
         subtree = self._plans.root_subtree(values.coerced)
         if subtree is not None:
             try:
-                return ExecutionResult(await subtree.answer(ROOT, context, values), None)
+                return ExecutionResult(await subtree.answer(ROOT, context, values), None, told)
             except Exception:  # noqa: BLE001, S110  # graphql-core will meet it again, and tell it.
                 pass
         executor = Executor(
@@ -88,6 +109,7 @@ class Runnable:
             default_type_resolver,
             default_field_resolver,
             is_awaitable=optimized_is_awaitable,
+            hide_suggestions=True,
             plans=self._plans,
             has_edges=subtree is None,
         )
@@ -95,6 +117,7 @@ class Runnable:
         if isawaitable(result):
             result = await result
         assert isinstance(result, ExecutionResult)  # noqa: S101  # The schema has neither @defer nor @stream.
+        result.extensions = told
         return result
 
 
@@ -104,10 +127,11 @@ class Document:
     A trusted one is sure to be asked for again, so its answers are compiled when it is first run.
     """
 
-    def __init__(self, node: DocumentNode, *, digest: str, is_trusted: bool = False) -> None:
+    def __init__(self, node: DocumentNode, limits: Limits, *, digest: str, is_trusted: bool = False) -> None:
         self.digest = digest
         """What it is called in logs: see `digest_of`."""
         self._node = node
+        self._limits = limits
         self._is_trusted = is_trusted
         self._operations: dict[str | None, Runnable | None] = {}
 
@@ -117,7 +141,7 @@ class Document:
             node = get_operation_ast(self._node, name)
             if node is None:
                 return None
-            self._operations[name] = Runnable(self._node, node, is_trusted=self._is_trusted)
+            self._operations[name] = Runnable(self._node, node, self._limits, is_trusted=self._is_trusted)
         return self._operations[name]
 
     def operation_names(self) -> list[str]:
@@ -134,22 +158,26 @@ def digest_of(text: str) -> str:
     return sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def document_of(text: str) -> Document | list[GraphQLError]:
+def document_of(text: str, limits: Limits = DEFAULT) -> Document | list[GraphQLError]:
     """Return the document, or what is wrong with it. One that was asked for lately is not parsed again."""
-    return _kept(text) if len(text) <= LONGEST_KEPT else prepare(text)
+    return _kept(text, limits) if len(text) <= LONGEST_KEPT else prepare(text, limits)
 
 
-def prepare(text: str, *, is_trusted: bool = False) -> Document | list[GraphQLError]:
-    """Parse and validate a document, and return it, or what is wrong with it."""
+def prepare(text: str, limits: Limits = DEFAULT, *, is_trusted: bool = False) -> Document | list[GraphQLError]:
+    """Parse, measure and validate a document, and return it, or what is wrong with it."""
     try:
-        node = parse(text)
-    except GraphQLError as error:
-        return [error]
+        node = parse(text, max_lexical_tokens=limits.tokens, max_comments=limits.tokens)
+    except GraphQLSyntaxError as error:
+        is_too_long = _TOO_LONG in error.message
+        return [exceeded(error.message.removeprefix("Syntax Error: ")) if is_too_long else error]
     finally:
         current.get().ended("parse")
-    errors = validate(_SCHEMA, node, max_errors=MOST_ERRORS)
+    too_much = check_document(node, limits)
+    if too_much is not None:
+        return [too_much]
+    errors = validate(_SCHEMA, node, max_errors=MOST_ERRORS, hide_suggestions=True)
     current.get().ended("validate")
-    return errors or Document(node, digest=digest_of(text), is_trusted=is_trusted)
+    return errors or Document(node, limits, digest=digest_of(text), is_trusted=is_trusted)
 
 
 _kept = lru_cache(maxsize=KEPT_DOCUMENTS)(prepare)

@@ -4,15 +4,25 @@ The steps are graphql-core's own, parse, validate and execute. They are taken on
 that each kind of error is told by the step it comes from.
 """
 
+import asyncio
+from asyncio import AbstractEventLoop
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from graphql import ExecutionResult, OperationType
+from graphql import ExecutionResult, GraphQLError, OperationType
 
 from resolvers.context import Context
 from resolvers.observation import current
 from schema import faults
 from schema.documents import Document, digest_of, document_of
+from schema.limits import DEFAULT, Limits
+
+#: The longest document, in characters, that is prepared without waiting for a turn.
+LONGEST_AT_ONCE = 1_000
+
+#: The turns of each event loop.
+_TURNS: WeakKeyDictionary[AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
 class OperationNotAllowed(Exception):
@@ -21,11 +31,16 @@ class OperationNotAllowed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One GraphQL request: a document or its text, which of its operations to run, and the values of its variables."""
+    """One GraphQL request: a document or its text, which of its operations to run, and the values of its variables.
+
+    `tells_cost`: the answer's extensions tell the rows that it may have read.
+    """
 
     document: Document | str
     variables: dict[str, Any] | None = None
     operation_name: str | None = None
+    limits: Limits = DEFAULT
+    tells_cost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +56,7 @@ async def answer(operation: Operation, context: Context, *, only_queries: bool =
     document = operation.document
     observation = current.get()
     if isinstance(document, str):
-        prepared = document_of(document)
+        prepared = await _prepared(document, operation.limits)
         if not isinstance(prepared, Document):
             observation.document = digest_of(document)
             return _not_executed([faults.of_document(error) for error in prepared])
@@ -63,7 +78,18 @@ async def answer(operation: Operation, context: Context, *, only_queries: bool =
         body["errors"] = [
             faults.of_field(error, request_id=context.request_id, is_mutation=is_mutation) for error in result.errors
         ]
+    if operation.tells_cost:
+        body["extensions"] = result.extensions
     return Answer(body, is_executed=True)
+
+
+async def _prepared(text: str, limits: Limits) -> Document | list[GraphQLError]:
+    """Return the document, or what is wrong with it. Of long ones one is prepared at a time, and others get a turn."""
+    if len(text) <= LONGEST_AT_ONCE:
+        return document_of(text, limits)
+    async with _TURNS.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        await asyncio.sleep(0)
+        return document_of(text, limits)
 
 
 def _not_executed(errors: list[dict[str, Any]]) -> Answer:

@@ -13,13 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 def of_document(error: GraphQLError) -> dict[str, Any]:
-    """Return what is wrong with a document: its syntax, a literal that a scalar refused, or a rule of validation."""
+    """Return what is wrong with a document: its syntax, a limit, a literal that a scalar refused, or a rule of it."""
     if isinstance(error, GraphQLSyntaxError):
         return _shown(error, error.message, code="GRAPHQL_PARSE_FAILED")
     if error.extensions and error.extensions.get("code") == "BAD_USER_INPUT":
         # The scalar's error tells the rule; which argument breaks it is told here.
         return _shown(error, f"{_argument_of(error)}: {error.message}", code="BAD_USER_INPUT")
-    return _shown(error, error.message, code="GRAPHQL_VALIDATION_FAILED")
+    code = "GRAPHQL_VALIDATION_FAILED"
+    return _shown(error, error.message, code=_code_of(error, code))
 
 
 def of_choice(operation_name: str | None) -> dict[str, Any]:
@@ -33,8 +34,8 @@ def of_choice(operation_name: str | None) -> dict[str, Any]:
 
 
 def of_variables(error: GraphQLError) -> dict[str, Any]:
-    """Return what is wrong with a variable's value; the message names it."""
-    return _shown(error, error.message, code="BAD_USER_INPUT")
+    """Return why an operation is not run: a variable's value, which the message names, a limit, or the key."""
+    return _shown(error, error.message, code=_code_of(error, "BAD_USER_INPUT"))
 
 
 def of_field(error: GraphQLError, *, request_id: str, is_mutation: bool) -> dict[str, Any]:
@@ -63,6 +64,11 @@ def _is_of_arguments(error: GraphQLError) -> bool:
     """Whether graphql-core itself refused the field's arguments, as when a variable that it needs was not given."""
     cause = error.original_error or error
     return isinstance(cause, GraphQLError) and cause.original_error is None and cause.message.startswith("Argument ")
+
+
+def _code_of(error: GraphQLError, usual: str) -> str:
+    """Return the code that the error brings along, as one of a limit does, or the usual one of its kind."""
+    return str((error.extensions or {}).get("code", usual))
 
 
 def _shown(error: GraphQLError, message: str, **extensions: str) -> dict[str, Any]:

@@ -65,7 +65,9 @@ class Variables:
                 elif not may_be_absent:
                     raise Surprise  # noqa: TRY301  # A default is graphql-core's matter as well.
         except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
-            return get_variable_values(self._schema, self._definitions, dict(given), max_errors=MOST_ERRORS)
+            return get_variable_values(
+                self._schema, self._definitions, dict(given), max_errors=MOST_ERRORS, hide_suggestions=True
+            )
         return VariableValues(sources, coerced)
 
 

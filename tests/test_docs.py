@@ -287,8 +287,11 @@ def test_every_code_of_a_top_level_error_is_told() -> None:
 
 
 def test_every_status_of_the_endpoint_is_told() -> None:
-    sources = [(ROOT / "gateway" / name).read_text("utf-8") for name in ("graphql.py", "http.py", "app.py")]
-    statuses = {status for source in sources for status in re.findall(r"(?:HTTPProblem\(|body = )(\d{3})\b", source)}
+    sources = [
+        (ROOT / "gateway" / name).read_text("utf-8") for name in ("graphql.py", "http.py", "app.py", "server.py")
+    ]
+    told = r"(?:HTTPProblem\(|body = |_refuse\(|return )(\d{3})\b"
+    statuses = {status for source in sources for status in re.findall(told, source)}
     # Of a missing key and of a database that is away, the errors of the rules tell.
     assert {row[0] for row in rows_after(ERRORS, "Statuses")} == statuses | {"401", "503"}
 

@@ -1,0 +1,234 @@
+"""The server's side of the limits: how large a request's head is, how long it may take to come, who reads its answer.
+
+uvicorn waits for ever for a head or body that does not come to an end, and for a client that does not read. The class
+here is its protocol on httptools, with deadlines. They are armed only while something is incomplete, so that a request
+that arrives whole costs nothing.
+"""
+
+from functools import cache
+from typing import Any
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.gate import SECURITY_HEADERS
+from gateway.http import REST_PATHS
+from gateway.settings import Settings
+
+#: A body may arrive in small chunks, each of which has a frame around it: this many bytes for one of the body.
+_BYTES_FOR_ONE = 8
+
+#: How much of a body is passed over after its answer: a connection that is closed earlier may take the answer with it.
+MOST_IN_VAIN_BYTES = 64 * 1024 * 1024
+
+
+@cache
+def _settings() -> Settings:
+    # The serving processes read the environment for themselves.
+    return Settings.read()
+
+
+class Refused(Exception):
+    """A head that is not read to its end."""
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection, which is closed when a request's head or body, or the reading of an answer, takes too long."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = _settings()
+        self._deadline: Any = None
+        self._unread: Any = None
+        #: Whether a request's head, or then its body, is still to come.
+        self._in_head = True
+        self._in_body = False
+        #: How many bytes of the request have come, and how many of them for nothing: it was answered already.
+        self._received = 0
+        self._in_vain = 0
+        self._refusal: tuple[int, str, str] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Take the connection, or refuse it where there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections:
+            self._refuse(503, "There are too many connections.", code="UNAVAILABLE", retry_after=True)
+        else:
+            self._arm(self._limits.head_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadlines."""
+        self._disarm()
+        self._read_on()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, and hold what is incomplete against its limits."""
+        if self.transport.is_closing():
+            return
+        self._received += len(data)
+        # What is no body begins a head, also where the parser still passes over empty lines.
+        self._in_head = not self._in_body
+        super().data_received(data)
+        if not (self._in_head or self._in_body) or self.transport.is_closing():
+            self._disarm()
+            return
+        limits = self._limits
+        if self._in_head:
+            if self._received > limits.max_head_bytes:
+                self._refuse(*_too_large(limits))
+            elif self._received and self._deadline is None:
+                self._arm(limits.head_seconds)
+            return
+        if len(self.headers) > limits.max_headers:
+            # Of a body in chunks there may be more of them after it.
+            self._refuse(*_too_many(limits))
+        elif self._is_under_way() and self._received > limits.max_head_bytes + _BYTES_FOR_ONE * limits.max_body_bytes:
+            self._refuse(413, f"The body must have at most {limits.max_body_bytes} bytes.", code="LIMIT_EXCEEDED")
+        elif self._deadline is None:
+            self._arm(limits.body_seconds)
+
+    def on_headers_complete(self) -> None:
+        """Begin the request, unless its head is too large."""
+        limits = self._limits
+        if len(self.headers) > limits.max_headers:
+            self._refusal = _too_many(limits)
+            raise Refused
+        if self._received > limits.max_head_bytes:
+            size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+            if size > limits.max_head_bytes:
+                self._refusal = _too_large(limits)
+                raise Refused
+        self._in_head, self._in_body = False, True
+        self._in_vain = 0
+        self._disarm()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Hand on a part of the body, or count what nobody waits for."""
+        if not self._is_under_way():
+            self._in_vain += len(body)
+            if self._in_vain > MOST_IN_VAIN_BYTES:
+                self.transport.close()
+            return
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request; the next byte is of another one."""
+        super().on_message_complete()
+        self._in_head = self._in_body = False
+        self._received = 0
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser could not read, or was not let read."""
+        if self._refusal is not None:
+            self._refuse(*self._refusal)
+        elif self._is_under_way() and not self._in_body:
+            # It follows a request that is being answered, and is no part of that.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+        else:
+            self._refuse(400, msg)
+
+    def pause_writing(self) -> None:
+        """Give the client some time to read."""
+        super().pause_writing()
+        self._abort_soon()
+
+    def resume_writing(self) -> None:
+        """Go on, as it reads."""
+        self._read_on()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request, or close the connection when the client has read the answer."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._abort_soon()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the idle connection, also when the client has not read all of the last answer."""
+        super().timeout_keep_alive_handler()
+        self._abort_soon()
+
+    def _abort_soon(self) -> None:
+        if self._unread is None:
+            self._unread = self.loop.call_later(self._limits.answer_seconds, self.transport.abort)
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._deadline = self.loop.call_later(seconds, self._on_deadline)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _read_on(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _on_deadline(self) -> None:
+        self._deadline = None
+        if self.flow.read_paused:
+            # It is the gateway that does not read.
+            self._arm(self._limits.body_seconds)
+        elif self._received or self._in_body:
+            what, seconds = (
+                ("body", self._limits.body_seconds) if self._in_body else ("head", self._limits.head_seconds)
+            )
+            self._refuse(408, f"The request's {what} took longer than {seconds} seconds.", code="TIMEOUT")
+        else:
+            self.transport.close()
+            self._abort_soon()
+
+    def _is_under_way(self) -> bool:
+        cycle: Any = self.cycle  # Until the first request, there is none.
+        return cycle is not None and not cycle.response_complete
+
+    def _refuse(self, status: int, message: str, code: str = "BAD_USER_INPUT", *, retry_after: bool = False) -> None:
+        """Answer in the place of the application, unless it has begun to, and close the connection."""
+        self._disarm()
+        if self.transport.is_closing():
+            return
+        is_under_way = self._is_under_way()
+        # It is the answer to the request whose body or head is read, where that is the next one to be answered.
+        is_next = self._in_body and not self.cycle.response_started and not self.pipeline
+        if is_next if is_under_way else not self._in_body:
+            self.transport.write(_answer(status, message, code, self._is_rest(), retry_after=retry_after))
+        if is_under_way:
+            # The application waits for a body that will not come.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+        self._abort_soon()
+
+    def _is_rest(self) -> bool:
+        url = getattr(self, "url", b"").decode("latin-1")
+        return f"{url.partition('?')[0]}/".startswith(REST_PATHS)
+
+
+def _too_many(limits: Settings) -> tuple[int, str, str]:
+    return 431, f"A request may have at most {limits.max_headers} headers.", "LIMIT_EXCEEDED"
+
+
+def _too_large(limits: Settings) -> tuple[int, str, str]:
+    return 431, f"A request's head may have at most {limits.max_head_bytes} bytes.", "LIMIT_EXCEEDED"
+
+
+def _answer(status: int, message: str, code: str, is_rest: bool, *, retry_after: bool) -> bytes:  # noqa: FBT001
+    body = orjson.dumps(
+        {"error": {"code": status, "message": message}}
+        if is_rest
+        else {"errors": [{"message": message, "extensions": {"code": code}}]}
+    )
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        *SECURITY_HEADERS,
+        *([(b"retry-after", b"1")] if retry_after else ()),
+    ]
+    lines = [b"%s: %s\r\n" % header for header in headers]
+    return b"".join([STATUS_LINE[status], *lines, b"\r\n", body])

@@ -1,0 +1,370 @@
+"""How much one request may ask for: of its document, of the rows it may read, and who may ask for the schema."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphql import get_introspection_query
+
+from gateway.documents import BadManifest, TrustedDocuments
+from gateway.settings import Settings
+from schema.limits import NOT_INTROSPECTED, Limits
+from storage.tables import Environment
+from tests.conftest import Caller, Gateway, gateway_on
+from tests.meters import make_meter
+
+DEFAULT = Limits()
+
+#: Two months of a meter's usage for each meter of each customer.
+WIDE = """query ($first: Int, $last: Int, $meters: Int, $from: Date, $to: Date, $names: [String!]) {
+  customers(first: $first, last: $last) { nodes {
+    billingMeters(first: $meters) { nodes { usage(from: $from, to: $to, names: $names) { day } } }
+  } }
+}"""
+
+
+async def refused(caller: Caller, query: str, variables: dict[str, Any] | None = None) -> str:
+    """Send an operation that must pass a limit, and return what is told of it."""
+    error = await caller.error(query, variables)
+    assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
+    assert "path" not in error
+    return str(error["message"])
+
+
+async def cost(caller: Caller, query: str, variables: dict[str, Any] | None = None) -> int:
+    """Send an operation and return the rows that it may read, as it is told on request."""
+    response = await caller.post(query, variables, extensions={"cost": True})
+    body = response.json()
+    assert set(body) - {"errors"} == {"data", "extensions"}, body
+    assert set(body["extensions"]["cost"]) == {"rows", "most"}
+    assert body["extensions"]["cost"]["most"] == DEFAULT.cost
+    return int(body["extensions"]["cost"]["rows"])
+
+
+def nested(levels: int) -> str:
+    """Return a query of as many levels of fields."""
+    voids = levels - 4
+    return f"""{{ billingMeter(workspaceId: "w", externalMeterId: "m") {{
+      ledger(first: 1) {{ nodes {{ {"voids { " * voids} id {"} " * voids} }} }}
+    }} }}"""
+
+
+def doubling(fragments: int) -> str:
+    """Return a query whose fragments each spread the next one twice: some bytes a fragment, and twice the fields."""
+    chain = " ".join(f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }}" for n in range(fragments - 1))
+    return f"{{ ...F0 }} {chain} fragment F{fragments - 1} on Query {{ viewer {{ orgId }} }}"
+
+
+class TestDocuments:
+    async def test_as_much_as_the_limit_is_run_and_one_more_is_refused(
+        self, own: Gateway, subtests: pytest.Subtests
+    ) -> None:
+        aliases = "{ %s }"
+        # 22 tokens beside those of the last list.
+        tokens = "{ nodes(ids: [" + f"[{'1 ' * 1_000}]" * 4 + "[%s]]) { id } }"
+        row = "id email name externalId createdAt updatedAt environment metadata orgId"
+        fields = " ".join(f'a{n}: customer(id: "x") {{ {row} }}' for n in range(100))
+        fragments = " ".join(f"fragment F{n} on Query {{ viewer {{ orgId }} }}" for n in range(99))
+        spreads = " ".join(f"...F{n}" for n in range(99))
+        last = "fragment G on Query { __typename }"
+        for what, largest, too_large, told in (
+            (
+                "tokens",
+                tokens % ("1 " * 978),
+                tokens % ("1 " * 979),
+                "Document contains more than 5000 tokens. Parsing aborted.",
+            ),
+            (
+                "comments",
+                "#\n" * 5_000 + "{ viewer { orgId } }",
+                "#\n" * 5_001 + "{ viewer { orgId } }",
+                "Document contains more than 5000 comments. Parsing aborted.",
+            ),
+            ("depth", nested(20), nested(21), "The document nests fields more than 20 levels deep."),
+            (
+                "fields",
+                f"{{ {fields} }}",
+                f"{{ {fields} __typename }}",
+                "The document selects more than 1000 fields and fragments, its fragments written out.",
+            ),
+            (
+                "aliases",
+                aliases % " ".join(f"a{n}: viewer {{ orgId }}" for n in range(100)),
+                aliases % " ".join(f"a{n}: viewer {{ orgId }}" for n in range(101)),
+                "The document selects more than 100 aliases and repeated fields, its fragments written out.",
+            ),
+            (
+                "repeated fields",
+                "{ %s }" % ("viewer { orgId } " * 101),
+                "{ %s }" % ("viewer { orgId } " * 102),
+                "The document selects more than 100 aliases and repeated fields, its fragments written out.",
+            ),
+            (
+                "directives",
+                "{ viewer { %s } }" % ("orgId @skip(if: false) " * 100),
+                "{ viewer { %s } }" % ("orgId @skip(if: false) " * 101),
+                "The document selects more than 100 directives, its fragments written out.",
+            ),
+            (
+                "fragments",
+                f"{{ {spreads} ...G }} {fragments} {last}",
+                f"{{ {spreads} ...G ...H }} {fragments} {last} {last.replace('G', 'H')}",
+                "The document has 101 fragments, and may have at most 100.",
+            ),
+            (
+                "items",
+                "{ customerByExternalId(externalId: [%s]) { id } }" % ('"x" ' * 1_000),
+                "{ customerByExternalId(externalId: [%s]) { id } }" % ('"x" ' * 1_001),
+                "A list in the document has 1001 items, and may have at most 1000: send it as a variable.",
+            ),
+        ):
+            with subtests.test(what=what):
+                # It may not be valid, but it is told by another rule.
+                body = (await own.post(largest)).json()
+                codes = [error["extensions"]["code"] for error in body.get("errors", ())]
+                assert "LIMIT_EXCEEDED" not in codes
+                assert what in {"items", "tokens"} or codes == []
+                assert await refused(own, too_large) == told
+
+    async def test_fragments_are_counted_where_they_are_spread(self, own: Gateway) -> None:
+        told = "The document selects more than 1000 fields and fragments, its fragments written out."
+        assert (await own.data(doubling(8)))["viewer"] == {"orgId": own.org_id}
+        for fragments in (9, 20, 30, 100):
+            assert await refused(own, doubling(fragments)) == told
+        # Also what has no field at all.
+        assert await refused(own, doubling(30).replace("{ viewer { orgId } }", "{ }")) == told
+        far = "{ customers { nodes { billingMeters { nodes { ...Far } } } } } fragment Far on BillingMeter { %s }"
+        below = "ledger(first: 1) { nodes { %s } }" % ("voids { " * 13 + "id" + " }" * 13)
+        assert await own.data(far % below) == {"customers": {"nodes": []}}
+        assert await refused(own, far % below.replace("id", "voids { id }")) == (
+            "The document nests fields more than 20 levels deep."
+        )
+
+    async def test_fragments_that_lead_to_themselves_are_told_by_their_own_rule(self, own: Gateway) -> None:
+        body = await own.run("{ ...A } fragment A on Query { viewer { orgId } ...A ...A }")
+        codes = {error["extensions"]["code"] for error in body["errors"]}
+        assert codes == {"GRAPHQL_VALIDATION_FAILED"}
+        assert body["errors"][0]["message"] == "Cannot spread fragment 'A' within itself."
+
+    async def test_what_is_refused_changes_nothing(self, own: Gateway) -> None:
+        await make_meter(own)
+        refills = " ".join(
+            f'a{n}: refillBillingMeter(input: {{workspaceId: "w", externalMeterId: "m", refill: 1}}) {{ __typename }}'
+            for n in range(101)
+        )
+        await refused(own, f"mutation {{ {refills} }}")
+        meter = await own.data('{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }')
+        assert meter == {"billingMeter": {"totalCredits": "0"}}
+
+    async def test_the_limits_are_settings(self, database_url: str, subtests: pytest.Subtests) -> None:
+        for setting, least, too_large in (
+            ("max_tokens", 100, "{ viewer { %s } }" % ("orgId " * 96)),
+            ("max_depth", 3, nested(4)),
+            ("max_fields", 10, "{ viewer { %s } }" % ("orgId " * 10)),
+            ("max_aliases", 0, "{ a: viewer { orgId } }"),
+            ("max_directives", 0, "{ viewer @skip(if: false) { orgId } }"),
+            ("max_fragments", 0, "{ ...A } fragment A on Query { viewer { orgId } }"),
+            ("max_list_items", 1, '{ nodes(ids: ["a", "b"]) { id } }'),
+            ("max_cost", 1, "{ customers(first: 2) { nodes { id } } }"),
+        ):
+            with subtests.test(setting=setting):
+                async with gateway_on(database_url, **{setting: least}) as gateway:
+                    await refused(gateway, too_large)
+                    assert await gateway.data("{ viewer { orgId } }") == {"viewer": {"orgId": gateway.org_id}}
+                async with gateway_on(database_url) as gateway:
+                    assert "errors" not in await gateway.run(too_large)
+
+    async def test_trusted_documents_are_held_to_the_same_limits_when_the_gateway_starts(self, tmp_path: Path) -> None:
+        file = tmp_path / "documents.json"
+        file.write_text(json.dumps({"deep-1": nested(21), "viewer-1": "{ viewer { orgId } }"}), "utf-8")
+        with pytest.raises(BadManifest) as told:
+            TrustedDocuments(Settings(documents=str(file)))
+        assert str(told.value) == (
+            f"{file} has documents that cannot be run.\ndeep-1: The document nests fields more than 20 levels deep."
+        )
+        TrustedDocuments(Settings(documents=str(file), max_depth=21))
+
+    async def test_no_names_are_suggested(self, own: Gateway, subtests: pytest.Subtests) -> None:
+        for query, variables in (
+            ("{ viewr { orgId } }", None),
+            ("{ viewer { orgid } }", None),
+            ("{ customers(frist: 1) { nodes { id } } }", None),
+            ('{ customers(filter: {emial: "a"}) { nodes { id } } }', None),
+            ("query ($f: CustomerFiltr) { customers(filter: $f) { nodes { id } } }", None),
+            ("mutation ($i: RecordUsageInput!) { recordUsage(input: $i) { __typename } }", {"i": {"amuont": 1}}),
+            (
+                "mutation ($i: RecordUsageInput!) { recordUsage(input: $i) { __typename } }",
+                {"i": {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": 1, "policy": "REJCT"}},
+            ),
+            ("{ node(id: 1) { ... on Custmer { id } } }", None),
+        ):
+            with subtests.test(query=query):
+                body = (await own.post(query, variables)).json()
+                assert body["errors"]
+                assert "Did you mean" not in json.dumps(body)
+
+
+class TestCost:
+    async def test_a_page_counts_the_rows_that_it_may_have_and_all_below_it(
+        self, own: Gateway, subtests: pytest.Subtests
+    ) -> None:
+        for query, rows in (
+            ("{ viewer { orgId } }", 0),
+            ("{ __typename }", 0),
+            ('{ customer(id: "x") { id } }', 1),
+            ('{ a: node(id: "x") { id } b: node(id: "x") { id } }', 2),
+            ('{ nodes(ids: ["a", "b", "c"]) { ... on BillingMeter { customer { id } } } }', 6),
+            ("{ customers { nodes { id } } }", 25),
+            ("{ customers { pageInfo { hasNextPage } } }", 25),
+            ("{ customers(first: 7) { edges { node { id } } nodes { id } } }", 7),
+            ("{ customers(last: 7) { nodes { id } } }", 7),
+            ("{ customers(first: 0) { nodes { id } } }", 25),
+            ("{ customers(first: 101) { nodes { id } } }", 100),
+            ("{ customers { nodes { id } edges { cursor } } }", 25),
+            ("{ customers(first: 10) { nodes { billingMeters { nodes { id } } } } }", 260),
+            ("{ customers(first: 10) { nodes { billingMeters(first: 2) { nodes { customer { id } } } } } }", 50),
+            ('{ usage(billingId: "x") { day } }', 30),
+            ('{ usage(billingId: "x", to: "2026-03-01") { day } }', 30),
+            ('{ usage(billingId: "x", from: "2026-03-01", to: "2026-03-02") { day } }', 2),
+            ('{ usage(billingId: "x", from: "2026-03-07") { day } }', 10),
+            ('{ usage(billingId: "x", from: "2027-03-07") { day } }', 1),
+            ('{ usage(billingId: "x", from: "2026-01-01", to: "2024-01-01") { day } }', 1),
+            ('{ usage(billingId: "x", from: "2020-01-01", to: "2024-01-01") { day } }', 366),
+            ('{ usage(billingId: "x", names: ["a", "b"], fillZeros: true) { day } }', 60),
+            ("{ billingMeters(first: 3) { nodes { ledger(first: 4) { nodes { voids { id } } } } } }", 3 + 3 * 8),
+            ("{ ...A ...A } fragment A on Query { customers(first: 2) { nodes { id } } }", 4),
+            ("{ customers @skip(if: true) { nodes { id } } viewer { orgId } }", 0),
+            ("{ customers @include(if: false) { nodes { id } } viewer { orgId } }", 0),
+            ("{ ... @include(if: true) { customers { nodes { id } } } }", 25),
+        ):
+            with subtests.test(query=query):
+                assert await cost(own, query) == rows
+
+    async def test_variables_decide_it_for_each_request(self, own: Gateway, subtests: pytest.Subtests) -> None:
+        for variables, rows in (
+            ({}, 25 + 25 * 25 * 31),
+            ({"first": 2, "meters": 3}, 2 + 2 * 3 * 31),
+            ({"last": 2, "meters": 3}, 2 + 2 * 3 * 31),
+            ({"first": 2, "meters": 3, "from": "2026-03-16"}, 2 + 2 * 3 * 2),
+            ({"first": 2, "meters": 3, "from": "2026-03-01", "to": "2026-03-02"}, 2 + 2 * 3 * 3),
+            ({"first": 2, "meters": 3, "names": ["a", "b", "c"]}, 2 + 2 * 3 * 91),
+            ({"first": None, "meters": None}, 25 + 25 * 25 * 31),
+            ({"first": 2, "meters": 3}, 2 + 2 * 3 * 31),
+        ):
+            with subtests.test(variables=variables):
+                assert await cost(own, WIDE, variables) == rows
+
+    async def test_a_range_without_an_end_grows_with_the_days(self, own: Gateway) -> None:
+        query = 'query ($from: Date!) { usage(billingId: "x", from: $from) { day } }'
+        assert await cost(own, query, {"from": "2026-03-16"}) == 1
+        own.clock.forward(days=2)
+        assert await cost(own, query, {"from": "2026-03-16"}) == 3
+
+    async def test_a_mutation_counts_what_it_writes_and_what_is_read_of_it(self, own: Gateway) -> None:
+        batch = """mutation ($input: [RecordUsageInput!]!) {
+          recordUsageBatch(input: $input) {
+            ... on RecordUsageSuccess { entry { id } billingMeter { customer { id } } }
+          }
+        }"""
+        event = {"workspaceId": "w", "externalMeterId": "nobody", "amount": "1"}
+        events = [event | {"eventId": f"e{number}"} for number in range(10)]
+        assert await cost(own, batch, {"input": events}) == 10 + 10 * 3
+        assert await cost(own, batch, {"input": events[:1]}) == 1 + 3
+        single = "mutation ($input: RecordUsageInput!) { recordUsage(input: $input) { __typename } }"
+        assert await cost(own, single, {"input": events[0]}) == 1
+
+    async def test_as_much_as_the_limit_is_run_and_one_more_is_refused(self, database_url: str) -> None:
+        async with gateway_on(database_url, max_cost=2 + 2 * 3 * 31) as gateway:
+            variables = {"first": 2, "meters": 3}
+            assert await gateway.data(WIDE, variables) == {"customers": {"nodes": []}}
+            assert await refused(gateway, WIDE, variables | {"first": 3}) == (
+                "The operation may read 282 rows, and at most 188 may be read at once: "
+                "ask for smaller pages or fewer days."
+            )
+            # The document is still good for what is within the limit.
+            assert await gateway.data(WIDE, variables) == {"customers": {"nodes": []}}
+
+    async def test_a_mutation_beyond_the_limit_writes_nothing(self, database_url: str) -> None:
+        async with gateway_on(database_url, max_cost=2) as gateway:
+            await make_meter(gateway)
+            refill = '{workspaceId: "w", externalMeterId: "m", refill: 1}'
+            await refused(
+                gateway,
+                f"mutation {{ a: refillBillingMeter(input: {refill}) {{ __typename }} "
+                f"b: refillBillingMeter(input: {refill}) {{ __typename }} "
+                f"c: refillBillingMeter(input: {refill}) {{ __typename }} }}",
+            )
+            meter = await gateway.data('{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }')
+            assert meter == {"billingMeter": {"totalCredits": "0"}}
+
+    async def test_it_is_told_only_on_request(self, own: Gateway) -> None:
+        query = "{ customers { nodes { id } } }"
+        told = {"cost": {"rows": 25, "most": 100_000}}
+        assert (await own.post(query, extensions={"cost": True})).json()["extensions"] == told
+        for extensions in (None, {}, {"cost": False}, {"cost": None}, {"cost": 1}, {"cost": "true"}):
+            assert set((await own.post(query, extensions=extensions)).json()) == {"data"}
+        response = await own.client.get(
+            "/graphql",
+            params={"query": query, "extensions": '{"cost": true}'},
+            headers={"authorization": f"Bearer {own.key}"},
+        )
+        assert response.json()["extensions"] == told
+
+
+class TestIntrospection:
+    async def callers(self, gateway: Gateway) -> dict[str, Caller]:
+        live = await gateway.caller(environment=Environment.LIVE)
+        customer = await gateway.mutate(
+            "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com"
+        )
+        made = await gateway.mutate(
+            "createCustomerSession",
+            "... on CreateCustomerSessionSuccess { token }",
+            customerId=customer["customer"]["id"],
+        )
+        return {"sandbox": gateway, "live": live, "session": Caller(gateway.client, made["token"])}
+
+    async def test_the_setting_says_who_may_ask_for_the_schema(
+        self, database_url: str, subtests: pytest.Subtests
+    ) -> None:
+        for setting, allowed in (
+            ("all", {"sandbox", "live", "session"}),
+            ("keys", {"sandbox", "live"}),
+            ("sandbox", {"sandbox"}),
+            ("none", set[str]()),
+        ):
+            async with gateway_on(database_url, introspection=setting) as gateway:
+                for name, caller in (await self.callers(gateway)).items():
+                    with subtests.test(setting=setting, caller=name):
+                        headers = {"authorization": f"Bearer {caller.key}"}
+                        definition = await gateway.client.get("/schema.graphql", headers=headers)
+                        # What an object is, is no question about the schema.
+                        assert await caller.data("{ __typename }") == {"__typename": "Query"}
+                        if name in allowed:
+                            assert (await caller.data(get_introspection_query()))["__schema"]["types"]
+                            assert definition.status_code == 200
+                            continue
+                        for query in (
+                            get_introspection_query(),
+                            '{ __type(name: "Query") { name } }',
+                            "{ viewer { orgId } ...A } fragment A on Query { ... { s: __schema { types { name } } } }",
+                        ):
+                            error = await caller.error(query)
+                            assert (error["message"], error["extensions"]) == (NOT_INTROSPECTED, {"code": "FORBIDDEN"})
+                        assert definition.status_code == 403
+                        assert definition.json()["errors"][0]["message"] == NOT_INTROSPECTED
+
+    async def test_whoever_holds_a_key_or_token_may_by_default(self) -> None:
+        assert Settings().introspection == "all"
+
+    async def test_the_usual_introspection_is_far_within_the_limits_and_a_bomb_of_it_is_not(self, own: Gateway) -> None:
+        assert 5_000 < await cost(own, get_introspection_query(descriptions=True)) < 20_000
+        fields = "{ __schema { types { fields { type { fields { type { fields { name } } } } } } } }"
+        error = await own.error(fields)
+        assert (error["message"], error["extensions"]["code"]) == (
+            "Maximum introspection depth exceeded",
+            "GRAPHQL_VALIDATION_FAILED",
+        )
+        arguments = "{ __schema { types { fields { args { type { fields { args { type { name } } } } } } } } }"
+        assert "The operation may read " in await refused(own, arguments)
