@@ -26,7 +26,7 @@ CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test conformance torture bench lint audit format lock graphiql clean
+.PHONY: help run test fuzz conformance torture bench lint audit format lock graphiql clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ test: lint ## Check all: `lint`, then the tests.
 
 conformance: $(AUDITS_READY) $(CORE_READY) ## Run others' programs: audits, the lint of the schema, clients.
 	@$(BIN)/pytest --capture=no $(AUDITS)/conformance.py $(PYTEST_ARGS)
+
+fuzz: $(DEV_READY) ## Send 3,000 GraphQL operations that are drawn from the schema.
+	@$(BIN)/pytest --fuzz tests/test_fuzz.py $(PYTEST_ARGS)
 
 torture: $(DEV_READY) ## Kill, cut and restart under load, and the model for many more rounds.
 	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py $(PYTEST_ARGS)

@@ -50,6 +50,7 @@ class Clock:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", action="store_true", help="Draw 3,000 GraphQL operations instead of some hundred.")
     parser.addoption("--torture", action="store_true", help="Run the crash tests and the model for many more rounds.")
 
 

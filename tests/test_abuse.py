@@ -1,0 +1,422 @@
+"""Abuse: what the open internet sends, against a server that really runs.
+
+Each hostile request is answered by a clean error within 3 seconds, or its connection is closed; meanwhile `/healthz`
+answers within one. Nothing grows, and nobody's money changes. These two times are what is promised, so this is the one
+place where a test asserts times; what the machine gave the server or the test no processor for is not counted.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphql import get_introspection_query
+
+from gateway.gate import SECURITY_HEADERS
+from resolvers.verify import Verified, verify
+from storage import migrations
+from storage.database import Database
+from tests.conftest import Gateway, gateway_on
+from tests.hostile import VIEWER, bombs, broken_json, other_json, requests_with_bad_values
+from tests.meters import make_meter, meter_of
+from tests.servers import Server, serving
+
+ANSWER_SECONDS = 3
+HEALTH_SECONDS = 1
+MOST_GROWTH_BYTES = 200 * 1024 * 1024
+
+#: So that what is slow is refused within the time that is promised for every answer.
+IMPATIENT = {"TOLLGATE_HEAD_SECONDS": "1", "TOLLGATE_BODY_SECONDS": "1"}
+
+#: The codes of the errors that a hostile request may be answered by.
+CLEAN = {"BAD_USER_INPUT", "FORBIDDEN", "GRAPHQL_PARSE_FAILED", "GRAPHQL_VALIDATION_FAILED", "LIMIT_EXCEEDED"}
+
+
+@dataclass
+class Answer:
+    """What came back: the status (None: the connection was closed without one), the body, and after how long."""
+
+    status: int | None
+    headers: str
+    body: bytes
+    seconds: float
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Attack:
+    """A server under attack, the key that the attacker has, and what has come back so far."""
+
+    server: Server
+    key: str
+    answers: list[Answer] = field(default_factory=list)
+
+    def head(self, length: int | None = None, *, path: str = "/graphql", key: str | None = None) -> bytes:
+        """Return the head of a POST with the attacker's key, or with another one."""
+        lines = [
+            f"POST {path} HTTP/1.1",
+            "host: tollgate.test",
+            f"authorization: Bearer {self.key if key is None else key}",
+            "content-type: application/json",
+            *([f"content-length: {length}"] if length is not None else ["transfer-encoding: chunked"]),
+        ]
+        return "\r\n".join([*lines, "", ""]).encode()
+
+    async def send(self, raw: bytes, *, is_patient: bool = False) -> Answer:
+        """Send some bytes on a connection of their own, and return what comes back.
+
+        `is_patient`: what is sent is not whole, and its sender waits for what becomes of that.
+        """
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
+        try:
+            with suppress(ConnectionError):
+                writer.write(raw)
+                await writer.drain()
+            answer = await self.read(reader)
+        finally:
+            writer.close()
+        assert is_patient or answer.status is not None
+        return answer
+
+    async def read(self, reader: asyncio.StreamReader) -> Answer:
+        """Return the next answer of a connection."""
+        clock = Stopwatch(self.server)
+        body = b""
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+            body = await reader.readexactly(length)
+            status: int | None = int(head.split(" ", 2)[1])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            status, head = None, ""
+        answer = Answer(status, head, body, clock.seconds())
+        self.answers.append(answer)
+        return answer
+
+    async def post(self, body: bytes) -> Answer:
+        """Send a body to the GraphQL endpoint."""
+        return await self.send(self.head(len(body)) + body)
+
+    async def ask(self, query: str, variables: dict[str, Any] | None = None) -> Answer:
+        """Send an operation."""
+        return await self.post(json.dumps({"query": query, "variables": variables}).encode())
+
+
+class Stopwatch:
+    """Measures a time without what the machine gave neither the server nor this thread a processor for."""
+
+    def __init__(self, server: Server) -> None:
+        assert server.process is not None
+        self._files = [
+            Path(f"/proc/{server.process.pid}/schedstat"),
+            Path(f"/proc/self/task/{threading.get_native_id()}/schedstat"),
+        ]
+        self._begun, self._waited = time.monotonic(), self._waits()
+
+    def seconds(self) -> float:
+        seconds = time.monotonic() - self._begun
+        # What is short is not worth a look.
+        return seconds if seconds < HEALTH_SECONDS / 2 else seconds - (self._waits() - self._waited)
+
+    def _waits(self) -> float:
+        """Return for how long the two were ready to run and were not run, where the machine tells it."""
+        waited = 0.0
+        for file in self._files:
+            with suppress(OSError, IndexError, ValueError):
+                waited += int(file.read_text("ascii").split()[1]) / 1e9
+        return waited
+
+
+class Watch(threading.Thread):
+    """Asks the server all the time whether it is well, by new connections from a thread of its own."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(daemon=True)
+        self._server = server
+        self._is_over = threading.Event()
+        self.times: list[float] = []
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        while not self._is_over.wait(0.02):
+            clock = Stopwatch(self._server)
+            try:
+                with socket.create_connection(("127.0.0.1", self._server.port), timeout=60) as connection:
+                    connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                    answer = b"".join(iter(lambda: connection.recv(4_096), b""))
+            except OSError as error:
+                self.failures.append(repr(error))
+                continue
+            self.times.append(clock.seconds())
+            if not answer.endswith(b'{"status":"ok"}'):
+                self.failures.append(repr(answer))
+
+    def end(self) -> None:
+        self._is_over.set()
+        self.join()
+
+
+def memory_bytes(server: Server) -> int:
+    """Return the most memory that the server has had so far."""
+    assert server.process is not None
+    status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+@asynccontextmanager
+async def attack(own: Gateway, folder: Path, **settings: str) -> AsyncIterator[Attack]:
+    """Run a server on the gateway's database, with money on a meter, and hold it against all that is promised."""
+    await make_meter(own, "rich", totalCredits="1000000", allowOverages=True, spendCap="500")
+    event = {"workspaceId": "w", "externalMeterId": "rich", "eventId": "e", "amount": "1234"}
+    await own.mutate("recordUsage", "... on RecordUsageSuccess { accepted }", **event)
+    before = await meter_of(own, "rich")
+    async with serving(own.services.settings.database_url, folder, **settings) as server:
+        attack = Attack(server, own.key)
+        for _ in range(20):
+            await attack.ask(get_introspection_query())
+        attack.answers.clear()
+        memory = memory_bytes(server)
+        watch = Watch(server)
+        watch.start()
+        try:
+            yield attack
+        finally:
+            watch.end()
+        slowest = max(answer.seconds for answer in attack.answers)
+        print(  # noqa: T201  # pytest shows it where the test fails.
+            f"{len(attack.answers)} answers, slowest {slowest:.2f} s; {len(watch.times)} looks, "
+            f"slowest {max(watch.times):.2f} s; {(memory_bytes(server) - memory) / 1e6:.0f} MB more"
+        )
+        assert slowest < ANSWER_SECONDS
+        assert watch.failures == []
+        assert max(watch.times) < HEALTH_SECONDS
+        assert memory_bytes(server) - memory < MOST_GROWTH_BYTES
+        # It still serves, and has met no bug.
+        assert (await attack.post(VIEWER)).json == {"data": {"viewer": {"orgId": own.org_id}}}
+        assert "Traceback" not in server.logged
+        assert "Internal" not in server.logged
+    assert await meter_of(own, "rich") == before
+    assert [found async for found in verify(own.database, Verified())] == []
+
+
+def codes_of(answer: Answer) -> list[str]:
+    """Return the codes of an answer's errors, which must be such as a client is at fault for."""
+    assert answer.status in {200, 400, 413, 415}, answer
+    codes = [error["extensions"]["code"] for error in answer.json.get("errors", ())]
+    assert set(codes) <= CLEAN, answer.body[:1_000]
+    return codes
+
+
+async def test_bombs_are_refused_and_cost_little(sqlite: Gateway, tmp_path: Path) -> None:
+    """Deep, wide, doubling, comparing, introspecting, one by one and then many at once."""
+    documents = [bomb for bomb in bombs() if len(bomb) < 1_000_000]
+    assert len(documents) > 180
+    async with attack(sqlite, tmp_path) as it:
+        refused = sum([bool(codes_of(await it.ask(bomb))) for bomb in documents])
+        assert refused > 150
+        for answer in await asyncio.gather(*[it.ask(bomb) for bomb in documents[:: len(documents) // 40]]):
+            codes_of(answer)
+
+
+async def test_bodies_that_are_no_graphql_request_are_refused(sqlite: Gateway, tmp_path: Path) -> None:
+    async with attack(sqlite, tmp_path, **IMPATIENT) as it:
+        for body in (*broken_json(), *other_json()):
+            answer = await it.post(body)
+            assert answer.status == 400, body[:100]
+            assert codes_of(answer) == ["BAD_USER_INPUT"]
+        for body in (b"\0" * 500, b"<xml/>", b"query=x", b"PRI * HTTP/2.0\r\n\r\n"):
+            head = it.head(len(body)).replace(b"application/json", b"text/plain")
+            assert (await it.send(head + body)).status == 415
+        # 10 MB, as they are announced and as they are not; and without end.
+        ten = b" " * 10_000_000
+        answer = await it.send(it.head(len(ten)) + ten)
+        assert (answer.status, codes_of(answer)) == (413, ["LIMIT_EXCEEDED"])
+        pieces = b"".join(b"%x\r\n%s\r\n" % (size, b" " * size) for size in (1, 10, 1_000, 100_000) * 100)
+        answer = await it.send(it.head() + pieces + b"0\r\n\r\n")
+        assert (answer.status, codes_of(answer)) == (413, ["LIMIT_EXCEEDED"])
+        await asyncio.gather(*[endless(it, it.head() + b"10000\r\n", b" " * 65_536 + b"\r\n10000\r\n", 413)] * 1)
+        await endless(it, it.head() + b"10000\r\n", b" " * 65_536 + b"\r\n10000\r\n", 413)
+        await endless(it, it.head(10**15), b" " * 65_536, 413)
+        # Without a key, nothing of them is kept.
+        await endless(it, it.head(10**15, key="nobody"), b" " * 65_536, 401)
+        # Frames larger than what they hold, and what may follow the last of them.
+        await endless(it, it.head(), b"1\r\n \r\n" * 5_000, 413)
+        await endless(it, it.head() + b"1\r\n \r\n0\r\n", b"x-more: 1\r\n" * 1_000, 431)
+        await asyncio.gather(*[endless(it, it.head(10**15), b" " * 65_536, 413) for _ in range(50)])
+
+
+async def test_heads_that_are_too_large_or_malformed_are_refused(sqlite: Gateway, tmp_path: Path) -> None:
+    async with attack(sqlite, tmp_path, **IMPATIENT) as it:
+        start = b"POST /graphql HTTP/1.1\r\n"
+        for raw in (
+            start + b"x: 1\r\n" * 101 + b"\r\n",
+            start + b"x: 1\r\n" * 100_000 + b"\r\n",
+            start + b"x: " + b"y" * 33_000 + b"\r\n\r\n",
+            start + b"x: " + b"y" * 1_000_000 + b"\r\n\r\n",
+            start + b"y" * 1_000_000 + b": 1\r\n\r\n",
+            b"GET /" + b"y" * 33_000 + b" HTTP/1.1\r\n\r\n",
+            b"GET /" + b"y" * 1_000_000 + b" HTTP/1.1\r\n\r\n",
+        ):
+            answer = await it.send(raw)
+            assert (answer.status, answer.json["errors"][0]["extensions"]) == (431, {"code": "LIMIT_EXCEEDED"})
+        # What is refused by the server is told in REST's form too.
+        answer = await it.send(b"GET /v1/customers HTTP/1.1\r\n" + b"x: 1\r\n" * 101 + b"\r\n")
+        assert answer.json == {"error": {"code": 431, "message": "A request may have at most 100 headers."}}
+        for raw in (
+            b"\0" * 100,
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 500,
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET\r\n\r\n",
+            b"HELO tollgate.test\r\n",
+            b"POST /graphql HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+            b"POST /graphql HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            b"POST /graphql HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"POST /graphql HTTP/1.1\r\ntransfer-encoding: gzip, identity\r\n\r\n",
+            b"GET / HTTP/1.1\r\nx y: 1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nx: \0\r\n\r\n",
+            it.head() + b"zzz\r\n",
+            it.head() + b"ffffffffffffffffff\r\n",
+        ):
+            answer = await it.send(raw, is_patient=True)
+            assert answer.status in {400, 401, 415}, (raw, answer)
+            for name, value in SECURITY_HEADERS:
+                assert f"{name.decode()}: {value.decode()}\r\n" in answer.headers
+        for path in ("/%", "/%00", "/%ff", "//", "/../../etc/passwd", "/graphql/", "/v1/customers/%00", "*"):
+            answer = await it.send(it.head(0, path=path), is_patient=True)
+            assert answer.status in {307, 400, 401, 404, 405}, (path, answer)
+        for url in (
+            "/graphql?query=%00",
+            "/graphql?query=%ff",
+            "/graphql?variables=%7B",
+            f"/graphql?query={'%7B' * 5_000}",
+        ):
+            raw = it.head(0, path=url).replace(b"POST", b"GET", 1)
+            assert codes_of(await it.send(raw)) != []
+        for key in ("", "x" * 30_000, "sk_test_", "sk_test_" + "\x80" * 43, "'; DROP TABLE api_keys; --"):
+            assert (await it.send(it.head(len(VIEWER), key=key) + VIEWER)).status == 401
+
+
+async def test_slow_heads_and_bodies_are_ended_200_at_once(sqlite: Gateway, tmp_path: Path) -> None:
+    async with attack(sqlite, tmp_path, **IMPATIENT) as it:
+        whole = it.head(1_000)
+        slow = [
+            *[(b"", [b"POST /gra", b"phql HT", b"TP/1.1\r\n", *[b"x"] * 200], 408)] * 60,
+            *[(whole[:-2], [b"x: 1\r\n"] * 200, 408)] * 40,
+            *[(whole, [b" "] * 200, 408)] * 60,
+            *[(it.head(), [b"1\r\n \r\n"] * 200, 408)] * 20,
+            *[(whole, [], 408)] * 10,
+            # After a request that was answered, and beside one.
+            *[(it.head(len(VIEWER)) + VIEWER, [b"\r\n"] * 200, 200)] * 5,
+            *[(it.head(len(VIEWER)) + VIEWER + b"PO", [b"S"] * 200, 200)] * 5,
+        ]
+        assert len(slow) == 200
+        for answer in await asyncio.gather(*[drip(it, begin, then, status) for begin, then, status in slow]):
+            if answer.status == 408:
+                assert answer.json["errors"][0]["extensions"] == {"code": "TIMEOUT"}
+
+
+async def test_a_thousand_connections_leave_room_for_others(sqlite: Gateway, tmp_path: Path) -> None:
+    async with attack(sqlite, tmp_path, **IMPATIENT, TOLLGATE_MAX_IN_FLIGHT="100") as it:
+        connections = [await asyncio.open_connection("127.0.0.1", it.server.port) for _ in range(1_000)]
+        assert (await it.post(VIEWER)).status == 200
+        # All of them ask at once: more than may be in flight are told to come again.
+        raw = it.head(len(VIEWER)) + VIEWER
+        for _, writer in connections:
+            writer.write(raw)
+        answers = await asyncio.gather(*[it.read(reader) for reader, _ in connections])
+        statuses = [answer.status for answer in answers]
+        assert set(statuses) <= {200, 503, None}
+        assert statuses.count(200) >= 100
+        assert all("retry-after: 1\r\n" in answer.headers for answer in answers if answer.status == 503)
+        for _, writer in connections:
+            writer.close()
+
+
+async def test_connections_beyond_the_limit_are_refused_at_once(sqlite: Gateway, tmp_path: Path) -> None:
+    url = sqlite.services.settings.database_url
+    async with serving(url, tmp_path, TOLLGATE_MAX_CONNECTIONS="50") as server:
+        it = Attack(server, sqlite.key)
+        connections = [await asyncio.open_connection("127.0.0.1", it.server.port) for _ in range(50)]
+        answer = await it.send(b"", is_patient=True)
+        assert (answer.status, answer.json["errors"][0]["extensions"]) == (503, {"code": "UNAVAILABLE"})
+        for _, writer in connections:
+            writer.close()
+
+
+async def test_every_bad_value_of_every_argument_is_refused_or_harmless(own: Gateway, tmp_path: Path) -> None:
+    """The arguments are the schema's own, each in turn, as a variable's value and as a literal."""
+    async with attack(own, tmp_path) as it:
+        # PostgreSQL is shown a part: what is refused before storage is refused alike.
+        requests = list(requests_with_bad_values(share=1 if own.database.dialect == "sqlite" else 4))
+        assert len(requests) > 1_500
+        waiting = iter(requests)
+
+        async def ask_on() -> None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.server.port)
+            for body in waiting:
+                writer.write(it.head(len(body)) + body)
+                codes_of(await it.read(reader))
+            writer.close()
+
+        await asyncio.gather(*[ask_on() for _ in range(10)])
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """The gateway on an SQLite database of the test's own, where what is attacked is not storage."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    async with gateway_on(url) as gateway:
+        yield gateway
+
+
+async def endless(it: Attack, begin: bytes, again: bytes, status: int) -> None:
+    """Send something again and again, and see that it is answered, and then not taken any more."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", it.server.port)
+    answering = asyncio.create_task(it.read(reader))
+    with suppress(ConnectionError):
+        writer.write(begin)
+        while True:
+            writer.write(again)
+            await writer.drain()
+            # The end of the connection is seen when it is read.
+            await asyncio.sleep(0)
+    writer.close()
+    answer = await answering
+    # Closing a connection on which more arrives may take the answer with it.
+    assert answer.status in {status, None}
+
+
+async def drip(it: Attack, begin: bytes, then: list[bytes], status: int) -> Answer:
+    """Send something bit by bit, and return the answer that comes in between, after which the connection is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", it.server.port)
+    writer.write(begin)
+    answering = asyncio.create_task(it.read(reader))
+    for bit in then:
+        if reader.at_eof() or (answering.done() and status == 408):
+            break
+        try:
+            writer.write(bit)
+            await writer.drain()
+        except ConnectionError:
+            break
+        await asyncio.sleep(0.05)
+    answer = await answering
+    assert answer.status == status
+    with suppress(ConnectionError):
+        await reader.read()
+    assert reader.at_eof() or reader.exception() is not None
+    writer.close()
+    return answer
