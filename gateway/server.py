@@ -47,6 +47,8 @@ class Protocol(HttpToolsProtocol):
         self._received = 0
         self._in_vain = 0
         self._refusal: tuple[int, str, str] | None = None
+        #: The request that is being answered; uvicorn itself knows the last one that has come.
+        self._running: Any = None
 
     def connection_made(self, transport: Any) -> None:
         """Take the connection, or refuse it where there are too many."""
@@ -57,9 +59,12 @@ class Protocol(HttpToolsProtocol):
             self._arm(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadlines."""
+        """Forget the deadlines, and what was asked in advance and nobody will read."""
         self._disarm()
         self._read_on()
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -150,6 +155,10 @@ class Protocol(HttpToolsProtocol):
         """Close the idle connection, also when the client has not read all of the last answer."""
         super().timeout_keep_alive_handler()
         self._abort_soon()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _abort_soon(self) -> None:
         if self._unread is None:
