@@ -26,7 +26,7 @@ class Observation:
     outcome: str | None = None
     """The code of what went wrong, as the caller is told it."""
     cost: int | None = None
-    """The query's cost, where it was computed."""
+    """The rows that a GraphQL operation may read."""
     statements = 0
     """The SQL statements that were run for it, those of transactions aside."""
     steps: list[tuple[str, int, int]] | None = None

@@ -83,6 +83,7 @@ class Runnable:
         if isinstance(values, list):
             return values
         cost, most = self._cost.of(values.coerced, context.clock), self._limits.cost
+        current.get().cost = cost
         if cost > most:
             return [
                 exceeded(

@@ -163,8 +163,8 @@ class TestAnswers:
         caller = await open_gateway.caller()
 
         async def plant(writer: Writer) -> None:
-            statement = sqlalchemy.text("UPDATE api_keys SET scopes = 'planted' WHERE org_id = :org")
-            await writer.execute(statement, {"org": open_gateway.org_id})
+            statement = sqlalchemy.text("UPDATE api_keys SET scopes = :scopes WHERE org_id = :org")
+            await writer.execute(statement, {"org": open_gateway.org_id, "scopes": '["planted"]'})
 
         await open_gateway.database.write(plant)
         headers = {"origin": APP, "authorization": f"Bearer {caller.key}"}

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from storage import billing_meters, customers, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
+from storage.columns import Columns
 from storage.customers import CustomerFilter, CustomerRow
 from storage.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome, Reader, Writer
 from storage.pages import Page
@@ -767,7 +768,7 @@ async def found_one(lookup: Awaitable[BillingMeterRow | None]) -> list[BillingMe
 def size(found: Any) -> int:
     """Return how many rows a look-up has found, whatever it groups them by."""
     parts = list(found.values() if isinstance(found, dict) else found)
-    return sum(len(part) if isinstance(part, list) else 1 for part in parts)
+    return sum(len(part) if isinstance(part, list | Columns) else 1 for part in parts)
 
 
 class TestPlans:

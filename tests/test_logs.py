@@ -71,7 +71,7 @@ class TestRequestLines:
                 "document": line["document"],
                 # Its key was not known yet.
                 "statements": 2,
-                "cost": None,
+                "cost": 1,
             }
 
     @pytest.mark.parametrize(

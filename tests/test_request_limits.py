@@ -169,7 +169,8 @@ class TestDocuments:
             ("max_cost", 1, "{ customers(first: 2) { nodes { id } } }"),
         ):
             with subtests.test(setting=setting):
-                async with gateway_on(database_url, **{setting: least}) as gateway:
+                own_limit: dict[str, Any] = {setting: least}
+                async with gateway_on(database_url, **own_limit) as gateway:
                     await refused(gateway, too_large)
                     assert await gateway.data("{ viewer { orgId } }") == {"viewer": {"orgId": gateway.org_id}}
                 async with gateway_on(database_url) as gateway:
