@@ -25,6 +25,8 @@ from graphql.type import get_nullable_type
 from strawberry.types.arguments import convert_arguments
 from strawberry.types.field import StrawberryField
 
+from storage.turns import Turn
+
 #: Resolves an edge: from the request's context, the records and the edge's arguments to a value for each record, in
 #: their order.
 Fetch: TypeAlias = Callable[..., Awaitable[Sequence[Any]]]
@@ -154,11 +156,14 @@ class Subtree:
             resolved = [edge.resolve(context, [record for record, _ in those], variables) for edge, those in level]
             # One is not worth a task.
             found = await asyncio.gather(*resolved) if len(resolved) > 1 else [await resolved[0]]
+            turn = Turn()
             for (edge, those), values in zip(level, found, strict=True):
                 name, complete = edge.name, edge.complete
                 assert complete is not None  # noqa: S101  # It is compiled together with the rest.
                 for (_, answered), value in zip(those, values, strict=True):
                     answered[name] = complete(value, waiting)
+                    if turn.is_over:
+                        await turn.next()
 
     async def answer(self, value: Any, context: Any, variables: VariableValues) -> Any:
         """Return what the answer says of the value, edges and all. Raises at any surprise."""

@@ -4,11 +4,8 @@ The steps are graphql-core's own, parse, validate and execute. They are taken on
 that each kind of error is told by the step it comes from.
 """
 
-import asyncio
-from asyncio import AbstractEventLoop
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from graphql import ExecutionResult, GraphQLError, OperationType
 
@@ -17,12 +14,10 @@ from resolvers.observation import current
 from schema import faults
 from schema.documents import Document, digest_of, document_of
 from schema.limits import DEFAULT, Limits
+from storage.turns import next_turn
 
 #: The longest document, in characters, that is prepared without waiting for a turn.
 LONGEST_AT_ONCE = 1_000
-
-#: The turns of each event loop.
-_TURNS: WeakKeyDictionary[AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
 class OperationNotAllowed(Exception):
@@ -87,9 +82,8 @@ async def _prepared(text: str, limits: Limits) -> Document | list[GraphQLError]:
     """Return the document, or what is wrong with it. Of long ones one is prepared at a time, and others get a turn."""
     if len(text) <= LONGEST_AT_ONCE:
         return document_of(text, limits)
-    async with _TURNS.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-        await asyncio.sleep(0)
-        return document_of(text, limits)
+    await next_turn()
+    return document_of(text, limits)
 
 
 def _not_executed(errors: list[dict[str, Any]]) -> Answer:

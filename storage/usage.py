@@ -15,6 +15,7 @@ from storage.columns import Columns
 from storage.database import Reader, Writer
 from storage.statements import Prepared, keys, keys_table
 from storage.tables import Day, read_day, usage_days
+from storage.turns import Turn
 
 
 class UsageDayRow(NamedTuple):
@@ -94,9 +95,12 @@ async def by_ranges(
         return found
     statement = _by_ranges(reader.dialect, len(names))
     (row,) = await reader.run(statement, keys(reader.dialect, ranges) | names | {"most_rows": most_rows})
+    turn = Turn()
     columns: Sequence[Any] = row if reader.dialect == "postgresql" else orjson.loads(row[0])
     if not columns[0]:
         return found
+    if turn.is_over:
+        await turn.next()
     order = list(zip(*columns[:-1], strict=True))
     if order != sorted(order):
         # The databases go through the ranges one by one, and through an index in its order, but promise neither.
@@ -109,6 +113,8 @@ async def by_ranges(
         start, place = end, places[end]
         end = bisect_right(places, place, lo=start)
         meter_ids = [ranges[place].meter_id] * (end - start)
+        if turn.is_over:
+            await turn.next()
         found[place] = Columns(UsageDayRow, (meter_ids, *[column[start:end] for column in (days, *others)]))
     return found
 

@@ -1,0 +1,37 @@
+"""Turns: what works long in the event loop stops now and then, and short requests are answered meanwhile.
+
+Those who work long take turns: in one round of the event loop at most one of them works, however many there are.
+"""
+
+import asyncio
+from asyncio import AbstractEventLoop
+from time import perf_counter
+from weakref import WeakKeyDictionary
+
+#: How long one request works before it passes the turn on, in seconds, give or take what it cannot divide.
+TURN_SECONDS = 0.0005
+
+_LOCKS: WeakKeyDictionary[AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+
+class Turn:
+    """A stretch of work, which begins when it is made."""
+
+    def __init__(self) -> None:
+        self._end = perf_counter() + TURN_SECONDS
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is another's turn."""
+        return perf_counter() > self._end
+
+    async def next(self) -> None:
+        """Wait for the next turn."""
+        await next_turn()
+        self._end = perf_counter() + TURN_SECONDS
+
+
+async def next_turn() -> None:
+    """Wait until it is one's turn among those who work long, and let all others go first."""
+    async with _LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        await asyncio.sleep(0)
