@@ -74,7 +74,7 @@ def fetch_of(field: StrawberryField) -> Fetch | None:
 
 
 class Edge:
-    """An edge of one subtree: what it is called in the answer, what resolves it, and what completes its values."""
+    """An edge of one subtree: its name in the answer, what resolves it, and what completes its values."""
 
     def __init__(
         self, name: str, fetch: Fetch, definition: GraphQLField, details: FieldDetails, schema: GraphQLSchema
@@ -83,14 +83,10 @@ class Edge:
         self.fetch = fetch
         self.complete: Function | None = None
         """What its values are completed by, once that is compiled."""
-        self._arguments = _Arguments(definition, details, schema)
-
-    def resolve(self, context: Any, records: Sequence[Any], variables: VariableValues) -> Awaitable[Sequence[Any]]:
-        """Return a value for each record, to be awaited. Raises where the arguments are not as they must be."""
-        return self.fetch(context, records, **self._arguments.read(variables))
+        self.arguments = Arguments(definition, details, schema)
 
 
-class _Arguments:
+class Arguments:
     """An edge's arguments as Strawberry gives them to resolvers; what is the same in all requests is read once."""
 
     def __init__(self, definition: GraphQLField, details: FieldDetails, schema: GraphQLSchema) -> None:
@@ -153,7 +149,11 @@ class Subtree:
         """Resolve the edges level by level, and put their values into the dicts that wait for them."""
         while level := [(edge, those) for edge, those in zip(self.edges, waiting, strict=True) if those]:
             waiting[:] = [[] for _ in self.edges]
-            resolved = [edge.resolve(context, [record for record, _ in those], variables) for edge, those in level]
+            arguments = [edge.arguments.read(variables) for edge, _ in level]
+            resolved = [
+                edge.fetch(context, [record for record, _ in those], **given)
+                for (edge, those), given in zip(level, arguments, strict=True)
+            ]
             # One is not worth a task.
             found = await asyncio.gather(*resolved) if len(resolved) > 1 else [await resolved[0]]
             turn = Turn()

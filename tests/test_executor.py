@@ -267,7 +267,7 @@ class Writer:
     def selection_set(self, type_: Any, depth: int) -> str:
         parts = ["__typename"]
         for name, field in getattr(type_, "fields", {}).items():
-            counts = (0, 0, 1, 1, 2) if is_leaf_type(get_named_type(field.type)) else (0, 0, 1)
+            counts = (0, 0, 1, 1, 2) if is_leaf_type(get_named_type(field.type)) else (0, 0, 1, 1)
             parts += [self.field(name, field, depth) for _ in range(self.draw(st.sampled_from(counts)))]
         parts += [self.fragment(type_, depth - 1) for _ in range(self.draw(st.sampled_from((0, 0, 1))) if depth else 0)]
         return f"{{ {' '.join(parts)} }}"
