@@ -28,6 +28,8 @@ class Context:
     database: Database
     usage_writer: UsageWriter
     clock: Clock = utc_now
+    has_one_reader: bool = field(init=False, default=False)
+    """Whether one edge at a time is followed, so that nothing need be gathered from several."""
     _loaders: Loaders | None = field(init=False, default=None)
 
     @property
@@ -35,13 +37,17 @@ class Context:
         """The loaders, for a query or an edge of a returned object. Raises `Forbidden` without `billing:read`."""
         self.actor.require(Scope.BILLING_READ)
         if self._loaders is None:
-            self._loaders = Loaders(self.database, self.actor)
+            self._loaders = Loaders(self.database, self.actor, gathers=not self.has_one_reader)
         return self._loaders
 
     @cached_property
     def request_id(self) -> str:
         """Told to the caller instead of the cause when there is a bug, and written to the log with it."""
         return current.get().request_id or secrets.token_hex(8)
+
+    def begin_again(self) -> None:
+        """Read as usual, whatever was read before."""
+        self.has_one_reader, self._loaders = False, None
 
     def forget(self) -> None:
         """Read again what was read before: something was written."""

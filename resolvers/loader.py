@@ -12,11 +12,13 @@ class Loader(Generic[K, V]):
     """Loads the values of keys by a function that takes many of them.
 
     The function returns a value or an exception for each key, in their order. It differs from the usual data loader in
-    that a caller may have many keys, and waits once for all of them.
+    a caller may have many keys, and waits once for all of them. Where one caller at a time is all there is, it need not
+    gather: then a caller's keys are fetched at once.
     """
 
-    def __init__(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]]) -> None:
+    def __init__(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]], *, gathers: bool = True) -> None:
         self._fetch = fetch
+        self._gathers = gathers
         self._groups: dict[K, _Group[K, V]] = {}
         self._gathering: _Group[K, V] | None = None
 
@@ -29,7 +31,7 @@ class Loader(Generic[K, V]):
         """Return the values of the keys, in their order, or raise the first exception among them."""
         asked = [self._group_of(key) for key in keys]
         for group in dict.fromkeys(asked):
-            await group.load(self._fetch)
+            await group.load(self._fetch, gathers=self._gathers)
         values = [group.values[key] for group, key in zip(asked, keys, strict=True)]
         for value in values:
             if isinstance(value, Exception):
@@ -61,7 +63,7 @@ class _Group(Generic[K, V]):
         self._is_loading = False
         self._waiters: list[asyncio.Future[None]] = []
 
-    async def load(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]]) -> None:
+    async def load(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]], *, gathers: bool) -> None:
         """Return when the values are there, whoever fetches them."""
         while not self._is_loaded:
             if self._is_loading:
@@ -71,6 +73,10 @@ class _Group(Generic[K, V]):
                 continue
             self._is_loading = True
             try:
+                if gathers:
+                    # Whatever else of the request is ready to run may add keys: what runs now, and what that starts.
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
                 await self._load(fetch)
             finally:
                 # Where this caller was cancelled, the next one fetches.
@@ -81,9 +87,6 @@ class _Group(Generic[K, V]):
                 self._waiters.clear()
 
     async def _load(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]]) -> None:
-        # Whatever else of the request is ready to run may add keys: what runs now, and what that starts.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
         self.is_sent = True
         try:
             self.values = dict(zip(self.keys, await fetch(self.keys), strict=True))

@@ -59,49 +59,53 @@ class EntriesOfMeter(NamedTuple):
 class Loaders:
     """The loaders of one request, each made when it is first used."""
 
-    def __init__(self, database: Database, actor: Actor) -> None:
+    def __init__(self, database: Database, actor: Actor, *, gathers: bool = True) -> None:
         self._database = database
         self._actor = actor
+        self._gathers = gathers
 
     @cached_property
     def customer_by_id(self) -> Loader[str, CustomerRow | None]:
         """The customer of an id."""
-        return Loader(self._customers_by_ids)
+        return self._loader(self._customers_by_ids)
 
     @cached_property
     def customer_by_external_id(self) -> Loader[str, CustomerRow | None]:
         """The customer of an external id."""
-        return Loader(self._customers_by_external_ids)
+        return self._loader(self._customers_by_external_ids)
 
     @cached_property
     def billing_meter_by_id(self) -> Loader[str, BillingMeterRow | None]:
         """The meter of an id."""
-        return Loader(self._billing_meters_by_ids)
+        return self._loader(self._billing_meters_by_ids)
 
     @cached_property
     def billing_meter_by_names(self) -> Loader[tuple[str, str], BillingMeterRow | None]:
         """The meter of a workspace and an external meter id."""
-        return Loader(self._billing_meters_by_names)
+        return self._loader(self._billing_meters_by_names)
 
     @cached_property
     def billing_meters_of_customer(self) -> Loader[MetersOfCustomer, list[BillingMeterRow]]:
         """A page of a customer's meters."""
-        return Loader(self._billing_meters_of_customers)
+        return self._loader(self._billing_meters_of_customers)
 
     @cached_property
     def usage_of_meter(self) -> Loader[UsageOfMeter, Columns[UsageDayRow]]:
         """A meter's usage days. Raises `LimitExceeded`."""
-        return Loader(self._usage_of_meters)
+        return self._loader(self._usage_of_meters)
 
     @cached_property
     def ledger_entry_by_id(self) -> Loader[tuple[str, int], LedgerEntryRow | None]:
         """The ledger entry of a meter's id and a `seq`."""
-        return Loader(self._ledger_entries_by_ids)
+        return self._loader(self._ledger_entries_by_ids)
 
     @cached_property
     def entries_of_meter(self) -> Loader[EntriesOfMeter, list[LedgerEntryRow]]:
         """A stretch of a meter's ledger. Raises `LimitExceeded`."""
-        return Loader(self._entries_of_meters)
+        return self._loader(self._entries_of_meters)
+
+    def _loader(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]]) -> Loader[K, V]:
+        return Loader(fetch, gathers=self._gathers)
 
     def clear(self) -> None:
         """Forget what was read, because something was written."""

@@ -61,11 +61,16 @@ class Compiler:
         self._has_edges = has_edges
         self._edges: list[Edge] = []
         self._completed_by: list[str] = []
+        #: The edge whose values are being written, and those in whose values an edge was met.
+        self._above: int | None = None
+        self._followed: set[int | None] = set()
+        self._is_chain = True
         self._lines: list[str] = []
         self._functions = 0
         self._names: dict[str, Any] = {
             "Bail": Bail,
             "Columns": Columns,
+            "Undefined": Undefined,
             "NOTHING": _NOTHING,
             "check": _check,
             "isfinite": math.isfinite,
@@ -79,7 +84,7 @@ class Compiler:
         exec("\n".join(self._lines), self._names)  # noqa: S102
         for edge, name in zip(self._edges, self._completed_by, strict=True):
             edge.complete = self._names[name]
-        return Subtree(self._names[function], self._edges)
+        return Subtree(self._names[function], self._edges, self._is_chain)
 
     def value(self, type_: GraphQLOutputType, fields: FieldDetailsList) -> str:
         """Write the function of a value of this type and return its name. Raises `NotPlain`."""
@@ -168,7 +173,11 @@ class Compiler:
         place = len(self._edges)
         self._edges.append(Edge(name, fetch, definition, fields[0], self._executor.schema))
         self._completed_by.append("")
+        self._is_chain &= self._above not in self._followed
+        self._followed.add(self._above)
+        above, self._above = self._above, place
         self._completed_by[place] = self.value(definition.type, fields)
+        self._above = above
         return place
 
     def _field(self, parent_type: GraphQLObjectType, fields: FieldDetailsList, name: str) -> list[str]:
@@ -242,7 +251,7 @@ class Compiler:
         if type_.is_type_of is not None:
             raise NotPlain
         # Records of any class will do for a type of Strawberry's that implements no interface.
-        return ["if o is None: raise Bail"] if origin is not None else ["check(o)"]
+        return ["if o is None or o is Undefined: raise Bail"] if origin is not None else ["check(o)"]
 
     def _function(self, lines: Sequence[str], answered: str = "o") -> str:
         self._functions += 1
@@ -327,5 +336,5 @@ def _read(source: Any, name: str) -> Any:
 
 
 def _check(source: Any) -> None:
-    if source is None or isinstance(source, Exception) or is_awaitable(source):
+    if source is None or source is Undefined or isinstance(source, Exception) or is_awaitable(source):
         raise Bail

@@ -94,10 +94,11 @@ class Runnable:
         told = {"cost": {"rows": cost, "most": most}}
         subtree = self._plans.root_subtree(values.coerced)
         if subtree is not None:
+            context.has_one_reader = subtree.is_chain
             try:
                 return ExecutionResult(await subtree.answer(ROOT, context, values), None, told)
-            except Exception:  # noqa: BLE001, S110  # graphql-core will meet it again, and tell it.
-                pass
+            except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+                context.begin_again()
         executor = Executor(
             _SCHEMA,
             self._fragments,

@@ -139,6 +139,8 @@ class Subtree:
 
     complete: Function
     edges: Sequence[Edge]
+    is_chain: bool
+    """Whether there is one edge at most on each level."""
 
     def begin(self, value: Any) -> tuple[Any, Waiting]:
         """Return what the answer says of the value, as far as it needs no edge, and who waits for which."""

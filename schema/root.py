@@ -1,6 +1,6 @@
 """The schema: every feature's queries and mutations in one."""
 
-import asyncio
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated
 
@@ -42,7 +42,8 @@ class NodeQuery:
         self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The object's id.")]
     ) -> Node | None:
         """Return the object of this id."""
-        return await _node(info.context.reading, id)
+        (node,) = await _nodes(info.context.reading, [id])
+        return node
 
     @strawberry.field(
         description="The objects of these ids, 100 at most, in their order; null for each that there is not.",
@@ -57,19 +58,23 @@ class NodeQuery:
         loaders = info.context.reading
         if len(ids) > MOST_NODES:
             raise LimitExceeded(f"ids must have at most {MOST_NODES} items; it has {len(ids)}.")
-        return await asyncio.gather(*[_node(loaders, id_) for id_ in ids])
+        return await _nodes(loaders, ids)
 
 
-async def _node(loaders: Loaders, id_: str) -> Node | None:
-    if id_.startswith(ids.CUSTOMER):
-        customer = await loaders.customer_by_id.load(id_)
-        return Customer.of(customer) if customer is not None else None
-    if id_.startswith(ids.BILLING_METER):
-        meter = await loaders.billing_meter_by_id.load(id_)
-        return BillingMeter.of(meter) if meter is not None else None
-    place = ids.parse_entry_id(id_)
-    entry = await loaders.ledger_entry_by_id.load(place) if place is not None else None
-    return LedgerEntry.of(entry) if entry is not None else None
+async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
+    """Return the object of each id, with one statement for all of a kind."""
+    entries = {id_: place for id_ in wanted if (place := ids.parse_entry_id(id_)) is not None}
+    customers = [id_ for id_ in wanted if id_.startswith(ids.CUSTOMER)]
+    meters = [id_ for id_ in wanted if id_.startswith(ids.BILLING_METER)]
+    found: dict[str, Node] = {}
+    if customers:
+        found |= {row.id: Customer.of(row) for row in await loaders.customer_by_id.load_many(customers) if row}
+    if meters:
+        found |= {row.id: BillingMeter.of(row) for row in await loaders.billing_meter_by_id.load_many(meters) if row}
+    if entries:
+        rows = await loaders.ledger_entry_by_id.load_many([*entries.values()])
+        found |= {id_: LedgerEntry.of(row) for id_, row in zip(entries, rows, strict=True) if row}
+    return [found.get(id_) for id_ in wanted]
 
 
 @strawberry.type(description="What can be read. Everything needs the scope `billing:read`.")

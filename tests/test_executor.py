@@ -323,7 +323,8 @@ def told(result: ExecutionResult) -> tuple[Any, list[Any]]:
     """
     errors = []
     for error in result.errors or ():
-        path, value = list(error.path or ()), result.data
+        path = list(error.path or ())
+        value: Any = result.data
         depth = next((depth for depth, name in enumerate(path) if (value := value and value[name]) is None), len(path))
         is_own = depth + 1 == len(path) and result.data is not None
         errors.append(repr(error.formatted if is_own else path[: depth + 1 if result.data is not None else 0]))
@@ -346,6 +347,8 @@ def leaves_of_graphql_core() -> Iterator[list[str]]:
         sys.setprofile(None)
 
 
+# graphql-core awaits not always what it has begun, when a sibling makes the field above null.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("schema", "roots"), [(STRAWBERRY, BRANCHES), (PLAIN, PLAIN_BRANCHES)], ids=["types", "records"]
 )
