@@ -9,7 +9,7 @@ from time import perf_counter
 from weakref import WeakKeyDictionary
 
 #: How long one request works before it passes the turn on, in seconds, give or take what it cannot divide.
-TURN_SECONDS = 0.000_25
+TURN_SECONDS = 0.000_5
 
 _LOCKS: WeakKeyDictionary[AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
