@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import cast
 
 from resolvers.actor import Actor, Scope
 from resolvers.loaders import Loaders
 from resolvers.observation import current
 from resolvers.usage_writer import UsageWriter
-from storage.database import Database
+from storage.database import Database, DatabaseUnavailable, Failed
 
 Clock = Callable[[], datetime]
 
@@ -45,9 +46,11 @@ class Context:
         """Told to the caller instead of the cause when there is a bug, and written to the log with it."""
         return current.get().request_id or secrets.token_hex(8)
 
-    def begin_again(self) -> None:
-        """Read as usual, whatever was read before."""
+    def begin_again(self, error: Exception) -> None:
+        """Read again as usual, after this error. Where the database is what failed, it is not asked a second time."""
         self.has_one_reader, self._loaders = False, None
+        if isinstance(error, DatabaseUnavailable):
+            self.database = cast("Database", Failed(error))
 
     def forget(self) -> None:
         """Read again what was read before: something was written."""

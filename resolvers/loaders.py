@@ -183,7 +183,8 @@ class Loaders:
             most_rows = min((MOST_USAGE_DAYS + 1) * len(some), MOST_USAGE_DAYS_TOGETHER + 1)
             ranges = [UsageRange(key.meter_id, key.first, key.last) for key in some]
             async with self._database.read() as reader:
-                found = await usage.by_ranges(reader, ranges, usage_names=usage_names, most_rows=most_rows)
+                columns = await usage.columns_of(reader, ranges, usage_names=usage_names, most_rows=most_rows)
+            found = await usage.arranged(columns, ranges, self._database.dialect)
             if sum(map(len, found)) == most_rows:
                 # Which meters' days were cut off is not known, so none may be taken for whole.
                 return [_too_many_days()] * len(some)
@@ -204,7 +205,7 @@ class Loaders:
         return [found.get(key) for key in keys]
 
     async def _entries_of_meters(self, keys: list[EntriesOfMeter]) -> Sequence[list[LedgerEntryRow] | LimitExceeded]:
-        if sum(key.last_seq - key.first_seq + 1 for key in keys) > MOST_ENTRIES_TOGETHER:
+        if sum(max(0, key.last_seq - key.first_seq + 1) for key in keys) > MOST_ENTRIES_TOGETHER:
             too_many = LimitExceeded(f"The ledgers of one request answer at most {MOST_ENTRIES_TOGETHER} entries.")
             return [too_many] * len(keys)
         async with self._database.read() as reader:

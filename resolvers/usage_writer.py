@@ -194,9 +194,6 @@ class UsageWriter:
     ) -> None:
         """Give each submission its part of what was recorded."""
         ended = perf_counter_ns()
-        if self._observer is not None:
-            waits_ns = [began - submission.queued_at for submission in group]
-            self._observer.decided(events, recorded, waits_ns=waits_ns, took_ns=ended - began)
         results = iter(recorded)
         for submission in group:
             if submission.observation.steps is not None:
@@ -204,6 +201,10 @@ class UsageWriter:
             answer = [next(results) for _ in submission.events]
             if not submission.answer.done():
                 submission.answer.set_result(answer)
+        # Whatever comes of telling, all are answered.
+        if self._observer is not None:
+            waits_ns = [began - submission.queued_at for submission in group]
+            self._observer.decided(events, recorded, waits_ns=waits_ns, took_ns=ended - began)
 
     def _tell_failed(self, events: int) -> None:
         if self._observer is not None:

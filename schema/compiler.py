@@ -136,6 +136,8 @@ class Compiler:
                 return None
             lines += column
             items.append(f"{name!r}: v{place}")
+        if not items:
+            return None
         values = "".join(f"v{place}, " for place in range(len(items)))
         columns = ", ".join(f"c{place}" for place in range(len(items)))
         return self._function([*lines, f"o = [{{{', '.join(items)}}} for {values}in zip({columns})]"])

@@ -97,8 +97,8 @@ class Runnable:
             context.has_one_reader = subtree.is_chain
             try:
                 return ExecutionResult(await subtree.answer(ROOT, context, values), None, told)
-            except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
-                context.begin_again()
+            except Exception as error:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+                context.begin_again(error)
         executor = Executor(
             _SCHEMA,
             self._fragments,

@@ -125,6 +125,19 @@ class Arguments:
         return arguments
 
 
+async def _all_of(resolved: Sequence[Awaitable[Sequence[Any]]]) -> list[Sequence[Any]]:
+    """Return what all come to. The first that fails ends the others."""
+    if len(resolved) == 1:  # One is not worth a task.
+        return [await resolved[0]]
+    tasks = [asyncio.ensure_future(each) for each in resolved]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
+
+
 def _has_variables(value: ValueNode) -> bool:
     if isinstance(value, ListValueNode):
         return any(map(_has_variables, value.values))
@@ -156,8 +169,7 @@ class Subtree:
                 edge.fetch(context, [record for record, _ in those], **given)
                 for (edge, those), given in zip(level, arguments, strict=True)
             ]
-            # One is not worth a task.
-            found = await asyncio.gather(*resolved) if len(resolved) > 1 else [await resolved[0]]
+            found = await _all_of(resolved)
             turn = Turn()
             for (edge, those), values in zip(level, found, strict=True):
                 name, complete = edge.name, edge.complete

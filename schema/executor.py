@@ -37,7 +37,7 @@ from graphql.pyutils import Path
 from graphql.type import GraphQLResolveInfo
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
-from schema.compiler import Compiler, NotPlain
+from schema.compiler import Compiler
 from schema.edges import Function, Subtree
 
 #: What the root of a query is where the request gives none: whom an edge answers, the context tells.
@@ -149,6 +149,8 @@ class CompilingExecutor(IncrementalExecutor):
         position_context: Any,
     ) -> Any:
         """Execute the root's fields: those of the plan, which are the same ones and whose identity is known."""
+        # One mutation has none to take turns with, and graphql-core takes twice as long where there might be.
+        serially = serially and len(grouped_field_set) > 1
 
         def by_graphql_core() -> Any:
             return super(CompilingExecutor, self).execute_root_grouped_field_set(
@@ -247,19 +249,19 @@ class CompilingExecutor(IncrementalExecutor):
     def _compile_fields(
         self, parent_type: GraphQLObjectType, grouped_field_set: GroupedFieldSet
     ) -> tuple[Function | None, GroupedFieldSet]:
-        compiler = Compiler(self, has_edges=False)
         others: GroupedFieldSet = {}
-        try:
-            function = compiler.object(parent_type, grouped_field_set, others)
-        except NotPlain:
+        plain = self._compiled(
+            lambda compiler: compiler.object(parent_type, grouped_field_set, others), has_edges=False
+        )
+        if plain is None or len(others) == len(grouped_field_set):
             return None, grouped_field_set
-        return (compiler.finish(function).complete if len(others) < len(grouped_field_set) else None), others
+        return plain.complete, others
 
-    def _compiled(self, write: Callable[[Compiler], str]) -> Subtree | None:
-        compiler = Compiler(self, has_edges=self._has_edges)
+    def _compiled(self, write: Callable[[Compiler], str], *, has_edges: bool = True) -> Subtree | None:
+        compiler = Compiler(self, has_edges=has_edges and self._has_edges)
         try:
             return compiler.finish(write(compiler))
-        except (NotPlain, RecursionError):
+        except Exception:  # noqa: BLE001  # Also of what is never reached; graphql-core will meet what is, and tell it.
             return None
 
 

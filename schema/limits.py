@@ -47,6 +47,9 @@ from resolvers.values import parse_day
 from schema.connections import DEFAULT_PAGE, LARGEST_PAGE
 from storage.tables import Environment
 
+#: The most names that a meter's usage is filled with zeros for over the longest range: more are refused.
+MOST_NAMES = MOST_USAGE_DAYS // MOST_DAYS
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Limits:
@@ -344,14 +347,16 @@ class Cost:
         return rows
 
     def _usage_days(self, node: FieldNode) -> _Count:
-        first, last, names = (self._argument(node, name) for name in ("from", "to", "names"))
+        first, last, names, fills = (self._argument(node, name) for name in ("from", "to", "names", "fillZeros"))
         # A range without an end ends today.
         self._needs_today = self._needs_today or any(each.name.value == "from" for each in node.arguments or ())
 
         def rows(values: _Values, today: date) -> int:
             start, end = _day(first(values)), _day(last(values))
             days = DEFAULT_DAYS if start is None else ((end or today) - start).days + 1
-            return min(max(days, 1), MOST_DAYS) * min(max(_length(names(values)), 1), MOST_USAGE_DAYS // MOST_DAYS)
+            # Which names are filled with zeros is known from what is read: there may be as many as may be answered.
+            all_names = MOST_NAMES if fills(values) else 1
+            return min(max(days, 1), MOST_DAYS) * min(_length(names(values)) or all_names, MOST_NAMES)
 
         return rows
 

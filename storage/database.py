@@ -89,9 +89,13 @@ class Reader:
         result = await (await self._connected()).execute(statement, parameters)
         return result.one_or_none()
 
-    async def run(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Sequence[Any]]:
-        """Run a prepared statement and return its rows."""
-        return statement.read(await self._run(statement.text, statement.values(parameters)))
+    async def run(
+        self, statement: Prepared, parameters: Mapping[str, Any], *, is_long: bool = False
+    ) -> list[Sequence[Any]]:
+        """Run a prepared statement and return its rows. `is_long`: it reads many, however short its parameters are."""
+        values = statement.values(parameters)
+        rows = await (Reader._run(self, statement.text, values) if is_long else self._run(statement.text, values))
+        return statement.read(rows)
 
     async def run_sync(self, work: Callable[[Connection], T]) -> T:
         """Run work that is written for SQLAlchemy's blocking connection."""
@@ -383,6 +387,19 @@ class Writer(Reader):
         except BaseException:
             await self._connection.invalidate()
             raise
+
+
+class Failed:
+    """Stands for a database that has just failed a query, and fails the rest of it the same way."""
+
+    def __init__(self, error: DatabaseUnavailable) -> None:
+        self._error = error
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Reader]:
+        """Raise the error."""
+        raise self._error
+        yield Reader("")  # type: ignore[unreachable]  # It is a generator, as what it stands for.
 
 
 class Database:

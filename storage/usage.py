@@ -41,6 +41,9 @@ _COLUMNS = [usage_days.c[name] for name in UsageDayRow._fields]
 _VALUES = (usage_days.c.day, usage_days.c.usage_name, usage_days.c.total_usage)
 
 
+#: The most days of all ranges together that SQLite reads in the event loop's thread.
+MOST_DAYS_HERE = 200
+
 _NO_DAYS = Columns(UsageDayRow, ((), (), (), ()))
 
 
@@ -89,15 +92,31 @@ async def by_ranges(
     reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_rows: int
 ) -> list[Columns[UsageDayRow]]:
     """Return the days of each range, ordered by day and then by name; at most `most_rows` rows in all."""
+    columns = await columns_of(reader, ranges, usage_names=usage_names, most_rows=most_rows)
+    return await arranged(columns, ranges, reader.dialect)
+
+
+async def columns_of(
+    reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_rows: int
+) -> Any:
+    """Read what `arranged` makes the days of: the reader's connection is not needed for that."""
     names = {f"name_{number}": name for number, name in enumerate(usage_names or ())}
-    found = [_NO_DAYS] * len(ranges)
     if usage_names is not None and not names:
-        return found
-    statement = _by_ranges(reader.dialect, len(names))
-    (row,) = await reader.run(statement, keys(reader.dialect, ranges) | names | {"most_rows": most_rows})
+        return None
+    (row,) = await reader.run(
+        _by_ranges(reader.dialect, len(names)),
+        keys(reader.dialect, ranges) | names | {"most_rows": most_rows},
+        is_long=sum((range_.last - range_.first).days + 1 for range_ in ranges) > MOST_DAYS_HERE,
+    )
+    return row if reader.dialect == "postgresql" else row[0]
+
+
+async def arranged(read: Any, ranges: Sequence[UsageRange], dialect: str) -> list[Columns[UsageDayRow]]:
+    """Return the days of each range, ordered by day and then by name, in turns with others who work long."""
+    found = [_NO_DAYS] * len(ranges)
     turn = Turn()
-    columns: Sequence[Any] = row if reader.dialect == "postgresql" else orjson.loads(row[0])
-    if not columns[0]:
+    columns = orjson.loads(read) if dialect == "sqlite" and read is not None else read
+    if columns is None or not columns[0]:
         return found
     if turn.is_over:
         await turn.next()
@@ -106,7 +125,7 @@ async def by_ranges(
         # The databases go through the ranges one by one, and through an index in its order, but promise neither.
         columns = list(zip(*sorted(zip(*columns, strict=True)), strict=True))
     places, days, *others = columns
-    if reader.dialect == "sqlite":
+    if dialect == "sqlite":
         days = list(map(read_day, days))
     end = 0
     while end < len(places):

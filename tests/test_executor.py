@@ -265,12 +265,12 @@ class Writer:
         return f"query {declared} {text}"
 
     def selection_set(self, type_: Any, depth: int) -> str:
-        parts = ["__typename"]
+        parts = ["__typename"] if self.draw(st.booleans()) else []
         for name, field in getattr(type_, "fields", {}).items():
             counts = (0, 0, 1, 1, 2) if is_leaf_type(get_named_type(field.type)) else (0, 0, 1, 1)
             parts += [self.field(name, field, depth) for _ in range(self.draw(st.sampled_from(counts)))]
         parts += [self.fragment(type_, depth - 1) for _ in range(self.draw(st.sampled_from((0, 0, 1))) if depth else 0)]
-        return f"{{ {' '.join(parts)} }}"
+        return f"{{ {' '.join(part for part in parts if part) or '__typename'} }}"
 
     def field(self, name: str, field: GraphQLField, depth: int) -> str:
         alias = f"a{next(self.aliases)}: " if self.draw(st.booleans()) else ""
@@ -452,6 +452,29 @@ class TestPlans:
             answer = await run(STRAWBERRY, text, root, plans, **variables)
             expected = {f"f{place}": "b" for place in range(skipped, MOST_PLANS)}
             assert answer == ({"branch": {"__typename": "Branch"} | expected}, None)
+
+
+async def test_a_list_of_which_nothing_is_selected_is_answered_each_time(gateway: Gateway) -> None:
+    for number in range(2):
+        await gateway.mutate("createCustomer", "", email=f"{number}@example.com")
+    query = """query ($yes: Boolean!) {
+      customers { edges { node @include(if: $yes) { email } } pageInfo { hasNextPage } }
+      __schema { queryType { fields { name @include(if: $yes) } } }
+    }"""
+    for _ in range(4):
+        data = await gateway.data(query, {"yes": False})
+        assert data["customers"] == {"edges": [{}, {}], "pageInfo": {"hasNextPage": False}}
+        assert set(map(str, data["__schema"]["queryType"]["fields"])) == {"{}"}
+        data = await gateway.data(query, {"yes": True})
+        assert [edge["node"]["email"] for edge in data["customers"]["edges"]] == ["1@example.com", "0@example.com"]
+
+
+async def test_what_is_never_reached_is_no_fault_of_what_is(gateway: Gateway) -> None:
+    """graphql-core meets the null only where there is a customer, and compiling looks further than it does."""
+    query = "query ($x: Boolean = true) { viewer { environment customer { id @include(if: $x) } } }"
+    for _ in range(4):
+        data = await gateway.data(query, {"x": None})
+        assert data == {"viewer": {"environment": "SANDBOX", "customer": None}}
 
 
 #: What clients ask every day.

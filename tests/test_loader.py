@@ -5,7 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
+from resolvers.api_keys import ApiKeys
+from resolvers.context import Context, utc_now
 from resolvers.loader import Loader
+from resolvers.usage_writer import UsageWriter
+from storage.database import DatabaseUnavailable, Outcome
+from tests.conftest import Gateway
 
 
 class Source:
@@ -90,3 +95,26 @@ async def test_what_goes_wrong_with_the_fetch_is_raised_by_all(source: Source) -
     found = await asyncio.gather(loader.load("a"), loader.load("bb"), return_exceptions=True)
     assert [str(error) for error in found] == ["2 keys", "2 keys"]
     assert source.asked == []
+
+
+async def test_who_reads_alone_is_not_made_to_wait_for_others(source: Source) -> None:
+    loader = Loader(source.fetch, gathers=False)
+    assert await loader.load_many(["a", "bb"]) == [1, 2]
+    assert await loader.load_many(["bb", "ccc"]) == [2, 3]
+    assert source.asked == [["a", "bb"], ["ccc"]]
+
+
+async def test_a_database_that_failed_a_request_is_not_asked_again_for_it(gateway: Gateway) -> None:
+    actor = await ApiKeys(gateway.database, utc_now).actor_of((await gateway.caller()).key)
+    with gateway.statements() as statements:
+        for error in (ValueError("of the request's own"), DatabaseUnavailable(Outcome.NOT_WRITTEN)):
+            context = Context(actor, gateway.database, UsageWriter(gateway.database, utc_now))
+            context.begin_again(error)
+            assert not context.has_one_reader
+            if isinstance(error, DatabaseUnavailable):
+                with pytest.raises(DatabaseUnavailable) as again:
+                    await context.reading.billing_meter_by_names.load(("w", "m"))
+                assert again.value is error
+            else:
+                assert await context.reading.billing_meter_by_names.load(("w", "m")) is None
+    assert len(statements) == 1

@@ -233,6 +233,8 @@ class TestCost:
             ('{ usage(billingId: "x", from: "2026-01-01", to: "2024-01-01") { day } }', 1),
             ('{ usage(billingId: "x", from: "2020-01-01", to: "2024-01-01") { day } }', 366),
             ('{ usage(billingId: "x", names: ["a", "b"], fillZeros: true) { day } }', 60),
+            ('{ usage(billingId: "x", fillZeros: true) { day } }', 30 * 27),
+            ('{ usage(billingId: "x", fillZeros: false) { day } }', 30),
             ("{ billingMeters(first: 3) { nodes { ledger(first: 4) { nodes { voids { id } } } } } }", 3 + 3 * 8),
             ("{ ...A ...A } fragment A on Query { customers(first: 2) { nodes { id } } }", 4),
             ("{ customers @skip(if: true) { nodes { id } } viewer { orgId } }", 0),
