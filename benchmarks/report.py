@@ -98,9 +98,9 @@ TARGETS = [
     Target("Q3, 16 clients", "server_us", 2.5),
     Target("M1, 16 clients", "server_us", 5),
     Target("M2, 16 clients", "server_us", 5),
-    Target("M2, 64 clients", "a_second", 1, ("sqlite",)),
+    Target("M2, 64 clients", "a_second", 1.5, ("sqlite",)),
     Target("M2, 64 clients, one hot meter", "a_second", 1.5, ("postgresql",)),
-    Target("M3, 2 clients", "a_second", 6_000, is_ratio=False),
+    Target("M3, 2 clients", "a_second", 12_000, is_ratio=False),
     Target("I1, tollgate import", "a_second", 20_000, ("sqlite",), is_ratio=False),
     Target("I1, tollgate import", "a_second", 10_000, ("postgresql",), is_ratio=False),
 ]
