@@ -85,7 +85,7 @@ lint: $(DEV_READY) ## Check format, style, types and imports.
 	@$(BIN)/deptry $(PACKAGES)
 
 audit: $(DEV_READY) ## Ask whether an advisory is known for what is locked; needs the internet.
-	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements-otel.lock
 
 format: $(DEV_READY) ## Format, and mend what can be mended.
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -98,8 +98,10 @@ UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --g
 lock: $(DEV_READY) ## Write the lock files anew from pyproject.toml and the client's requirements.
 	@$(UV_COMPILE) pyproject.toml --group build --output-file requirements.lock
 	@$(UV_COMPILE) pyproject.toml --group dev --all-extras --constraint requirements.lock --output-file requirements-dev.lock
+	@$(UV_COMPILE) pyproject.toml --group build --extra otel --constraint requirements-dev.lock \
+		--output-file requirements-otel.lock
 	@$(UV_COMPILE) $(CLIENT)/requirements.in --output-file $(CLIENT)/requirements.lock
-	@if grep -n '://' requirements.lock requirements-dev.lock $(CLIENT)/requirements.lock; then \
+	@if grep -n '://' requirements.lock requirements-dev.lock requirements-otel.lock $(CLIENT)/requirements.lock; then \
 		echo 'The lock files may not name an address: any mirror must serve.' >&2; exit 1; fi
 
 # Its node and npm are those of the environment.

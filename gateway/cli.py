@@ -264,7 +264,7 @@ def _require_extra(settings: Settings) -> None:
         try:
             import gateway.tracing  # noqa: F401
         except ImportError:
-            fail("TOLLGATE_TRACING=on needs the extra `otel`: pip install 'tollgate[otel]'.", code=2)
+            fail("TOLLGATE_TRACING=on needs the extra `otel`: pip install '.[otel]' in a checkout.", code=2)
 
 
 def _require_free_port(host: str, port: int) -> None:
