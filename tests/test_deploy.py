@@ -2,9 +2,11 @@
 
 import configparser
 import fnmatch
+import inspect
 import re
 from typing import Any
 
+import uvicorn
 import yaml
 
 from gateway.settings import Settings
@@ -77,13 +79,29 @@ def test_the_composition_begins_in_order_and_holds_no_secret() -> None:
         for name, value in variables.items():
             if "PASSWORD" in name:
                 assert re.fullmatch(r"\$\{POSTGRES_PASSWORD:\?.*\}", value)
+    # PostgreSQL is asked by its address, where the server that only sets it up does not listen.
+    asked = services["postgresql"]["healthcheck"]["test"]
+    assert asked[asked.index("--host") + 1] == "127.0.0.1"
     # Only the proxy is reached from outside.
     assert [name for name, service in services.items() if "ports" in service] == ["proxy"]
+    assert services["proxy"]["ports"] == ["80:80", "443:443"]
+    # Its certificates outlive it, and each volume that is used is declared.
+    used = {
+        volume.partition(":")[0]
+        for service in services.values()
+        for volume in service.get("volumes", ())
+        if not volume.startswith(".")
+    }
+    assert used == set(composed()["volumes"]) == {"database", "caddy"}
+    assert "caddy:/data" in services["proxy"]["volumes"]
 
 
 def test_the_compositions_gateways_have_no_rights_and_settings_that_are_settings() -> None:
     gateway = composed()["services"]["gateway-1"]
-    assert gateway["read_only"] is True
+    assert (gateway["read_only"], gateway["init"]) == (True, True)
+    # Whoever reaches it is the proxy, and is believed whether TLS was used.
+    assert gateway["environment"]["FORWARDED_ALLOW_IPS"] == "*"
+    assert "ports" not in gateway
     assert gateway["cap_drop"] == ["ALL"]
     assert gateway["security_opt"] == ["no-new-privileges:true"]
     settings = Settings.read({**dockerfile.environment(), **gateway["environment"]})
@@ -106,6 +124,18 @@ def test_the_proxies_lead_to_the_gateways_and_ask_whether_they_are_ready() -> No
     nginx = (DEPLOY / "nginx.conf").read_text("utf-8")
     # A request that was sent may have been carried out.
     assert "non_idempotent" not in nginx
+    assert "proxy_set_header X-Forwarded-Proto $scheme;" in nginx
+
+
+def test_the_proxies_wait_for_a_gateways_refusal_and_use_no_connection_that_it_closes() -> None:
+    caddy, nginx = ((DEPLOY / name).read_text("utf-8") for name in ("Caddyfile", "nginx.conf"))
+    idle: int = inspect.signature(uvicorn.run).parameters["timeout_keep_alive"].default
+    (by_nginx,) = re.findall(r"^\s*keepalive_timeout (\d+)s;", nginx, re.MULTILINE)
+    (by_caddy,) = re.findall(r"^\s*keepalive (\d+)s$", caddy, re.MULTILINE)
+    assert 0 < int(by_nginx) < idle
+    assert 0 < int(by_caddy) < idle
+    (seconds,) = re.findall(r"^\s*proxy_read_timeout (\d+)s;", nginx, re.MULTILINE)
+    assert int(seconds) >= Settings().request_seconds + 10
 
 
 def test_the_unit_drains_and_writes_to_its_own_folder_alone() -> None:
@@ -117,4 +147,11 @@ def test_the_unit_drains_and_writes_to_its_own_folder_alone() -> None:
     assert (service["ProtectSystem"], service["StateDirectory"]) == ("strict", "tollgate")
     assert (service["DynamicUser"], service["NoNewPrivileges"], service["CapabilityBoundingSet"]) == ("yes", "yes", "")
     variables = dict(part.split("=", 1) for part in service["Environment"].split() if part.startswith("TOLLGATE_"))
-    assert Settings.read(variables).drain_seconds + 10 <= int(service["TimeoutStopSec"])
+    settings = Settings.read(variables)
+    assert settings.drain_seconds + 10 <= int(service["TimeoutStopSec"])
+    # It listens on loopback, where a proxy of the same machine leads others to it.
+    assert (settings.is_loopback, settings.has_graphiql) == (True, False)
+    # It waits for its database for ever, and not for a setting to mend itself.
+    assert (unit["Unit"]["StartLimitIntervalSec"], service["RestartPreventExitStatus"]) == ("0", "2")
+    # The processes' figures are computed from the time of the machine's start, which is in /proc/stat.
+    assert "ProcSubset" not in service
