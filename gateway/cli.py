@@ -588,7 +588,8 @@ def copy(
 ) -> None:
     """Copy all data to another database, and verify that both are equal. Stop the gateways first.
 
-    Nothing is written to the source, by nobody. A copy that did not end is started anew by running it again.
+    An older SQLite file is migrated first; then nobody writes to the source until the end.
+    A copy that did not end is started anew by running it again.
     """
     from rich.progress import Progress
 

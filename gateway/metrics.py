@@ -29,7 +29,7 @@ from starlette.responses import Response
 
 from gateway.http import HTTPProblem
 from gateway.logs import PROBES
-from gateway.observation import OK, Request, Statements
+from gateway.observation import INTERNAL_SERVER_ERROR, OK, Request, Statements
 from resolvers.errors import (
     AmountOutOfRange,
     BillingMeterNotFound,
@@ -100,6 +100,7 @@ class Figure(NamedTuple):
 Values = dict[tuple[str, ...], list[float]]
 
 REQUESTS = Figure("counter", "tollgate_requests", "Requests that were answered.", labels=("operation", "outcome"))
+BUGS = Figure("counter", "tollgate_bugs", "Requests whose outcome is INTERNAL_SERVER_ERROR.")
 LATENCY = Figure(
     "histogram", "tollgate_request_duration_seconds", "How long requests took.", ("operation",), bounds=_SECONDS
 )
@@ -119,6 +120,7 @@ CREDITS = Figure("counter", "tollgate_usage_credits", "Credits that usage events
 
 FIGURES = (
     REQUESTS,
+    BUGS,
     LATENCY,
     IN_FLIGHT,
     STATEMENTS,
@@ -152,6 +154,7 @@ class Metrics:
         for figure in (GROUPS, GROUP_SECONDS, WAITS):
             self._values[figure.name][()] = figure.zero()
         # What is there from the beginning has a rate from the first time that it happens.
+        self._values[BUGS.name][()] = BUGS.zero()
         for result in (*_RESULTS, *sorted(refusal.code for refusal in _refusals())):
             self._values[EVENTS.name][result,] = [0.0]
         for result in ("ACCEPTED", "REFUSED"):
@@ -163,6 +166,8 @@ class Metrics:
             return
         operation = self._operation_of(request)
         self._add(REQUESTS, (operation, request.outcome or OK), 1)
+        if request.outcome == INTERNAL_SERVER_ERROR:
+            self._add(BUGS, (), 1)
         self._observe(LATENCY, (operation,), request.took_ns / _BILLION)
 
     def decided(
@@ -288,7 +293,8 @@ class Metrics:
 
     def _dump(self) -> bytes:
         values = {name: [(labels, each) for labels, each in values.items()] for name, values in self._values.items()}
-        return orjson.dumps({"pid": os.getpid(), "values": values})
+        pid = os.getpid()
+        return orjson.dumps({"pid": pid, "started": _started(pid), "values": values})
 
     def _text(self, own: dict[str, Any]) -> bytes:
         registry = CollectorRegistry(auto_describe=False)
@@ -300,7 +306,10 @@ class Metrics:
             return
         for file in sorted(self._file.parent.glob("*.json")):
             if file != self._file:
-                yield orjson.loads(file.read_bytes())
+                try:
+                    yield _left_in(file)
+                except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                    _log.warning("A file in the folder of /metrics was not left by a gateway of this release: %s", file)
 
 
 class _Collected(Collector):
@@ -310,11 +319,11 @@ class _Collected(Collector):
         self._left = left
 
     def collect(self) -> Iterator[Metric]:
-        living = [each["pid"] for each in self._left if _is_alive(each["pid"])]
+        living = [_is_alive(each["pid"], each["started"]) for each in self._left]
         for figure in FIGURES:
             total: Values = {}
-            for each in self._left:
-                if figure.kind != "gauge" or each["pid"] in living:
+            for each, is_alive in zip(self._left, living, strict=True):
+                if figure.kind != "gauge" or is_alive:
                     for labels, values in each["values"].get(figure.name, ()):
                         so_far = total.get(tuple(labels), figure.zero())
                         total[tuple(labels)] = [one + other for one, other in zip(so_far, values, strict=True)]
@@ -322,7 +331,7 @@ class _Collected(Collector):
         yield Figure("gauge", "tollgate_info", "The release that runs.", ("version",)).family(
             {(version("tollgate"),): [1.0]}
         )
-        yield from _of_processes(living)
+        yield from _of_processes([each["pid"] for each, is_alive in zip(self._left, living, strict=True) if is_alive])
 
 
 def _of_processes(pids: Sequence[int]) -> Iterator[Metric]:
@@ -336,14 +345,35 @@ def _of_processes(pids: Sequence[int]) -> Iterator[Metric]:
     yield from metrics.values()
 
 
-def _is_alive(pid: int) -> bool:
+def _left_in(file: Path) -> dict[str, Any]:
+    """Return what a process left there. Raises what reading anything else comes to."""
+    left: dict[str, Any] = orjson.loads(file.read_bytes())
+    figures_fit = all(
+        len(labels) == len(figure.labels) and len(values) == len(figure.zero())
+        for figure in FIGURES
+        for labels, values in left["values"].get(figure.name, ())
+    )
+    if not (figures_fit and isinstance(left["pid"], int) and isinstance(left["started"], str)):
+        raise ValueError(file)
+    return left
+
+
+def _started(pid: int) -> str:
+    """Return when the process began, as Linux counts it; a number that is free again may go to another process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _is_alive(pid: int, started: str) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass  # It is there, and may not be asked.
+    return _started(pid) == started
 
 
 def _refusals() -> Iterator[type[Refusal]]:

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
 
-from gateway.metrics import FIGURES, MOST_OPERATIONS
+from gateway.metrics import FIGURES, MOST_OPERATIONS, _started
 from storage import migrations
-from storage.database import Database
+from storage.database import Database, Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.servers import serving
@@ -162,6 +163,26 @@ class TestFigures:
         # However many groups they made, there was no statement besides those of the groups.
         assert 1 <= groups < 10
 
+    async def test_a_bug_is_counted_from_0_whatever_it_happens_in(self, measured: Gateway) -> None:
+        caller = await measured.caller()
+
+        async def plant(writer: Writer) -> None:
+            await writer.execute(
+                text("UPDATE api_keys SET scopes = 'planted' WHERE org_id = :org"), {"org": measured.org_id}
+            )
+
+        await measured.database.write(plant)
+        before = await samples(measured.client)
+        assert before["tollgate_bugs_total",] == 0
+        response = await measured.client.post("/graphql", headers={"authorization": f"Bearer {caller.key}"})
+        assert response.status_code == 500
+        assert risen(before, await samples(measured.client)) == {
+            ("tollgate_bugs_total",): 1,
+            ("tollgate_requests_total", "(none)", "INTERNAL_SERVER_ERROR"): 1,
+            ("tollgate_request_duration_seconds_count", "(none)"): 1,
+            ("tollgate_sql_statements_total",): 1,
+        }
+
     async def test_what_happens_at_the_moment_is_told(self, measured: Gateway) -> None:
         found = await samples(measured.client)
         assert found["tollgate_requests_in_flight",] == 1  # This one.
@@ -226,6 +247,37 @@ BOUNDS_OF_EVENTS = (*(str(float(2**power)) for power in range(10)), "1000.0", "+
 
 
 class TestSeveralProcesses:
+    async def test_what_another_program_left_in_the_folder_is_passed_over(
+        self, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        of_another_release = {"pid": 1, "started": "1", "values": {"tollgate_bugs": [[["a label"], [1]]]}}
+        texts = ["", "no JSON", "null", "[]", "{}", '{"pid": 1, "values": 7}', json.dumps(of_another_release)]
+        for number, foreign in enumerate(texts):
+            (tmp_path / f"{number}.json").write_text(foreign)
+        (tmp_path / "folder.json").mkdir()
+        async with gateway_on(database_url, metrics_token=TOKEN, metrics_folder=str(tmp_path)) as gateway:
+            await gateway.data("query Counted { viewer { orgId } }")
+            found = await samples(gateway.client)
+        assert found["tollgate_requests_total", "Counted", "OK"] == 1
+        assert found["tollgate_bugs_total",] == 0
+        told = [record.getMessage() for record in caplog.records if record.name == "gateway.metrics"]
+        left = [f"{number}.json" for number in range(len(texts))] + ["folder.json"]
+        assert [message.rpartition("/")[2] for message in told] == left
+
+    @pytest.mark.parametrize(("is_the_same", "in_flight"), [(True, 6), (False, 1)])
+    async def test_a_process_that_has_anothers_number_is_not_that_one(
+        self, database_url: str, tmp_path: Path, *, is_the_same: bool, in_flight: int
+    ) -> None:
+        values = {"tollgate_requests_in_flight": [[[], [5]]], "tollgate_sql_statements": [[[], [1_000_000]]]}
+        started = _started(os.getpid()) if is_the_same else "1"
+        left = {"pid": os.getpid(), "started": started, "values": values}
+        (tmp_path / "left.json").write_text(json.dumps(left))
+        async with gateway_on(database_url, metrics_token=TOKEN, metrics_folder=str(tmp_path)) as gateway:
+            found = await samples(gateway.client)
+        assert found["tollgate_requests_in_flight",] == in_flight
+        # What it counted stays.
+        assert found["tollgate_sql_statements_total",] >= 1_000_000
+
     async def test_their_figures_are_added_up(self, new_database_url: str, tmp_path: Path) -> None:
         database = Database(new_database_url)
         await migrations.upgrade(database)
