@@ -209,6 +209,7 @@ def _serve(settings: Settings, *, reload: bool) -> None:
         reload=reload,
         loop="uvloop",
         http="gateway.server:Protocol",
+        ws="none",
         lifespan="on",
         server_header=False,
         # What it tells goes the way of the rest; each request has a line of ours.

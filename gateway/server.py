@@ -18,6 +18,9 @@ from gateway.settings import Settings
 #: A body may arrive in small chunks, each of which has a frame around it: this many bytes for one of the body.
 _BYTES_FOR_ONE = 8
 
+#: A request that has one of these headers may have a body.
+_OF_A_BODY = frozenset({b"content-length", b"transfer-encoding"})
+
 #: How much of a body is passed over after its answer: a connection that is closed earlier may take the answer with it.
 MOST_IN_VAIN_BYTES = 64 * 1024 * 1024
 
@@ -99,6 +102,11 @@ class Protocol(HttpToolsProtocol):
         if len(self.headers) > limits.max_headers:
             self._refusal = _too_many(limits)
             raise Refused
+        is_upgrade = self.parser.should_upgrade()
+        if is_upgrade and any(name in _OF_A_BODY for name, _ in self.headers):
+            # The parser takes what follows for another protocol's, and then for the next request.
+            self._refusal = 400, "A request that asks for another protocol must have no body.", "BAD_USER_INPUT"
+            raise Refused
         if self._received > limits.max_head_bytes:
             size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
             if size > limits.max_head_bytes:
@@ -108,6 +116,8 @@ class Protocol(HttpToolsProtocol):
         self._in_vain = 0
         self._disarm()
         super().on_headers_complete()
+        if is_upgrade:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Hand on a part of the body, or count what nobody waits for."""
@@ -159,6 +169,9 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Tell nobody: the request is answered in HTTP/1.1, as it may be."""
 
     def _abort_soon(self) -> None:
         if self._unread is None:

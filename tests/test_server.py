@@ -23,11 +23,31 @@ def answering(body: bytes) -> ASGIApp:
     return app
 
 
+def telling(paths: list[str]) -> ASGIApp:
+    """Return an application that notes the paths it is asked for."""
+    app = answering(b"done")
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(scope["path"])
+        await app(scope, receive, send)
+
+    return noting
+
+
 @asynccontextmanager
 async def served(app: ASGIApp) -> AsyncIterator[int]:
     """Serve the application by our protocol, and return the port."""
     port = free_port()
-    config = uvicorn.Config(app, port=port, http="gateway.server:Protocol", lifespan="off", log_level="warning")
+    config = uvicorn.Config(
+        app,
+        port=port,
+        http="gateway.server:Protocol",
+        ws="none",
+        lifespan="off",
+        # What it tells is to be seen by the tests.
+        log_config=None,
+        log_level="warning",
+    )
     running = uvicorn.Server(config)
     serving = asyncio.create_task(running.serve())
     while not running.started:  # noqa: ASYNC110  # Nothing tells of it.
@@ -37,6 +57,19 @@ async def served(app: ASGIApp) -> AsyncIterator[int]:
     finally:
         running.should_exit = True
         await serving
+
+
+async def sent(port: int, *parts: bytes) -> bytes:
+    """Send the parts, a moment apart, and return all that comes back until the connection is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(30):
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        answer = await reader.read()
+    writer.close()
+    return answer
 
 
 def ask_and_read_late(port: int, requests: int) -> int:
@@ -67,3 +100,48 @@ async def test_who_does_not_read_an_answer_is_left_behind(
                 assert caplog.records == []
     finally:
         server._settings.cache_clear()
+
+
+class TestUpgrade:
+    async def test_a_body_is_not_taken_for_the_next_request(
+        self, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
+    ) -> None:
+        smuggled = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
+        for protocol in (b"foo", b"h2c", b"websocket"):
+            head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: %s\r\n" % protocol
+            announced = b"content-length: %d\r\n\r\n" % len(smuggled)
+            chunked = b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(smuggled)
+            for parts in (
+                (head + announced + smuggled,),
+                (head + announced, smuggled),
+                (head + chunked + smuggled + b"\r\n0\r\n\r\n",),
+                (head + chunked, smuggled),
+            ):
+                with subtests.test(parts=parts):
+                    paths: list[str] = []
+                    async with served(telling(paths)) as port:
+                        answer = await sent(port, *parts)
+                    assert answer.startswith(b"HTTP/1.1 400 ")
+                    assert answer.count(b"HTTP/1.1 ") == 1
+                    assert answer.endswith(
+                        b'{"errors":[{"message":"A request that asks for another protocol must have no body.",'
+                        b'"extensions":{"code":"BAD_USER_INPUT"}}]}'
+                    )
+                    assert paths == []
+        assert {record.message for record in caplog.records} == {"Invalid HTTP request received."}
+
+    async def test_without_a_body_it_is_answered_and_the_last_of_its_connection(
+        self, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
+    ) -> None:
+        head = b"GET /asked HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: h2c\r\n\r\n"
+        after = b"GET /after HTTP/1.1\r\nhost: x\r\n\r\n"
+        for parts in ((head,), (head + after,)):
+            with subtests.test(parts=parts):
+                paths: list[str] = []
+                async with served(telling(paths)) as port:
+                    answer = await sent(port, *parts)
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert answer.endswith(b"\r\nconnection: close\r\n\r\ndone")
+                assert answer.count(b"HTTP/1.1 ") == 1
+                assert paths == ["/asked"]
+        assert caplog.records == []
