@@ -112,10 +112,11 @@ class Protocol(HttpToolsProtocol):
             if size > limits.max_head_bytes:
                 self._refusal = _too_large(limits)
                 raise Refused
+        # It raises for a URL that cannot be taken apart, which is no request then.
+        super().on_headers_complete()
         self._in_head, self._in_body = False, True
         self._in_vain = 0
         self._disarm()
-        super().on_headers_complete()
         if is_upgrade:
             self.cycle.keep_alive = False
 

@@ -283,6 +283,9 @@ async def test_heads_that_are_too_large_or_malformed_are_refused(sqlite: Gateway
             b"POST /graphql HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
             b"POST /graphql HTTP/1.1\r\ntransfer-encoding: gzip, identity\r\n\r\n",
             b"GET / HTTP/1.1\r\nx y: 1\r\n\r\n",
+            # URLs that cannot be taken apart.
+            b"GET http://x HTTP/1.1\r\n\r\n",
+            b"CONNECT x:443 HTTP/1.1\r\n\r\n",
             # The body of a request for another protocol is not the next request.
             it.head(len(VIEWER)).replace(b"host:", b"connection: upgrade\r\nupgrade: h2c\r\nhost:", 1) + VIEWER,
             it.head(17).replace(b"host:", b"connection: upgrade\r\nupgrade: x\r\nhost:", 1) + b"GET / HTTP/1.1\r\n\r\n",

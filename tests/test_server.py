@@ -102,6 +102,28 @@ async def test_who_does_not_read_an_answer_is_left_behind(
         server._settings.cache_clear()
 
 
+class TestHead:
+    async def test_a_url_that_cannot_be_taken_apart_is_refused(
+        self, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
+    ) -> None:
+        write = b"POST /write HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+        for line in (b"GET http://x", b"CONNECT x:443", b"GET \xff"):
+            raw = line + b" HTTP/1.1\r\nhost: x\r\n\r\n"
+            with subtests.test(line=line):
+                paths: list[str] = []
+                async with served(telling(paths)) as port:
+                    answer = await sent(port, raw)
+                    assert answer.startswith(b"HTTP/1.1 400 ")
+                    assert paths == []
+                    # What it follows is answered.
+                    answer = await sent(port, write + raw)
+                    assert answer.startswith(b"HTTP/1.1 200 ")
+                    assert answer.endswith(b"done")
+                    assert answer.count(b"HTTP/1.1 ") == 1
+                    assert paths == ["/write"]
+        assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
 class TestUpgrade:
     async def test_a_body_is_not_taken_for_the_next_request(
         self, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
