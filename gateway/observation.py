@@ -24,6 +24,9 @@ _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{16,36}")
 #: The most parts of a path that are told.
 _MOST_PARTS = 8
 
+#: What is longer is not kept: callers ask for any path.
+_LONGEST_KEPT_PATH = 200
+
 #: Operations are named by callers, who may name one by anything.
 _LONGEST_NAME = 64
 _LIKE_A_KEY = re.compile(r"(sk|cst)_(live|test)", re.IGNORECASE)
@@ -62,7 +65,9 @@ class Request(Observation):
 
     def name(self) -> str | None:
         """Return the operation's name as it may be told."""
-        return _name_told(self.operation) if self.operation is not None else None
+        if self.operation is None:
+            return None
+        return _name_told(self.operation) if len(self.operation) <= _LONGEST_NAME else "…"
 
 
 class Observed:
@@ -172,9 +177,13 @@ def words_of(paths: Iterable[str]) -> frozenset[str]:
     return frozenset(part for path in paths for part in path.split("/") if "{" not in part)
 
 
-@lru_cache(maxsize=1_024)
 def path_told(path: str, words: frozenset[str]) -> str:
     """Return the path by those of its parts that are such words; any other may be a secret, and is a `…`."""
+    return _path_told(path, words) if len(path) <= _LONGEST_KEPT_PATH else _path_told.__wrapped__(path, words)
+
+
+@lru_cache(maxsize=1_024)
+def _path_told(path: str, words: frozenset[str]) -> str:
     parts = path.split("/")
     told = [part if part in words else "…" for part in parts[:_MOST_PARTS]]
     return "/".join([*told, *(["…"] if len(parts) > _MOST_PARTS else [])])
@@ -182,7 +191,7 @@ def path_told(path: str, words: frozenset[str]) -> str:
 
 @lru_cache(maxsize=1_024)
 def _name_told(name: str) -> str:
-    return "…" if len(name) > _LONGEST_NAME or _LIKE_A_KEY.search(name) else name
+    return "…" if _LIKE_A_KEY.search(name) else name
 
 
 def _request_id(given: bytes | None) -> str:

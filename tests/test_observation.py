@@ -3,6 +3,7 @@
 import asyncio
 import re
 import secrets
+import sys
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from gateway.app import create_app
-from gateway.observation import Request
+from gateway.observation import Request, path_told
 from gateway.settings import Settings
 from storage.database import Writer
 from tests.conftest import Caller, Gateway, gateway_on
@@ -197,6 +198,19 @@ class TestFacts:
         ):
             await observed.gateway.data(query)
             assert observed.requests[-1].name() == name
+
+    def test_what_is_long_is_told_and_not_kept(self) -> None:
+        long = 1_000_000
+        named = f"N{secrets.token_hex(long // 2)}"
+        request = Request()
+        request.operation = named
+        words = frozenset({"", "v1"})
+        path = f"/v1/{'x' * long}"
+        # Whatever keeps one of them has one more reference to it.
+        references = sys.getrefcount(named), sys.getrefcount(path)
+        assert request.name() == "…"
+        assert path_told(path, words) == "/v1/…"
+        assert (sys.getrefcount(named), sys.getrefcount(path)) == references
 
 
 @pytest.mark.parametrize(
