@@ -107,11 +107,11 @@ class Protocol(HttpToolsProtocol):
             # The parser takes what follows for another protocol's, and then for the next request.
             self._refusal = 400, "A request that asks for another protocol must have no body.", "BAD_USER_INPUT"
             raise Refused
-        if self._received > limits.max_head_bytes:
-            size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
-            if size > limits.max_head_bytes:
-                self._refusal = _too_large(limits)
-                raise Refused
+        # How much has come does not tell: a part of it may have come with the request before.
+        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+        if size > limits.max_head_bytes:
+            self._refusal = _too_large(limits)
+            raise Refused
         # It raises for a URL that cannot be taken apart, which is no request then.
         super().on_headers_complete()
         self._in_head, self._in_body = False, True

@@ -123,6 +123,19 @@ class TestHead:
                     assert paths == ["/write"]
         assert {record.levelname for record in caplog.records} == {"WARNING"}
 
+    async def test_one_that_is_too_large_is_refused_also_behind_another_request(
+        self, subtests: pytest.Subtests
+    ) -> None:
+        first = b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n"
+        large = b"GET /large HTTP/1.1\r\nhost: x\r\nx: %s\r\n\r\n" % (b"y" * 40_000)
+        # At once, and in two parts of which the second alone is small enough.
+        for parts in ((first + large,), (first + large[:30_000], large[30_000:])):
+            with subtests.test(parts=len(parts)):
+                paths: list[str] = []
+                async with served(telling(paths)) as port:
+                    await sent(port, *parts)
+                assert paths == ["/first"]
+
 
 class TestUpgrade:
     async def test_a_body_is_not_taken_for_the_next_request(
