@@ -91,7 +91,7 @@ class Protocol(HttpToolsProtocol):
         if len(self.headers) > limits.max_headers:
             # Of a body in chunks there may be more of them after it.
             self._refuse(*_too_many(limits))
-        elif self._is_under_way() and self._received > limits.max_head_bytes + _BYTES_FOR_ONE * limits.max_body_bytes:
+        elif self._received - self._in_vain > limits.max_head_bytes + _BYTES_FOR_ONE * limits.max_body_bytes:
             self._refuse(413, f"The body must have at most {limits.max_body_bytes} bytes.", code="LIMIT_EXCEEDED")
         elif self._deadline is None:
             self._arm(limits.body_seconds)

@@ -137,6 +137,39 @@ class TestHead:
                 assert paths == ["/first"]
 
 
+class TestBody:
+    async def test_what_follows_it_has_a_bound_also_after_the_answer(
+        self, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+    ) -> None:
+        monkeypatch.setenv("TOLLGATE_MAX_BODY_BYTES", "100000")
+        server._settings.cache_clear()
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        most = 32_768 + 8 * 100_000
+        try:
+            # A trailer that is answered before it, and a body that is passed over.
+            for begin, again, is_closed in (
+                (head + b"0\r\nx: ", b"y" * 50_000, True),
+                (head, b"c350\r\n%s\r\n" % (b"y" * 50_000), False),
+            ):
+                with subtests.test(is_closed=is_closed):
+                    async with served(answering(b"done")) as port:
+                        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                        writer.write(begin)
+                        async with asyncio.timeout(30):
+                            assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+                            with suppress(ConnectionError):
+                                for _ in range(2 * most // len(again)):
+                                    writer.write(again)
+                                    await writer.drain()
+                                    await asyncio.sleep(0.01)
+                            with suppress(TimeoutError, ConnectionError):
+                                await asyncio.wait_for(reader.read(), 1)
+                        assert (reader.at_eof() or reader.exception() is not None) == is_closed
+                        writer.close()
+        finally:
+            server._settings.cache_clear()
+
+
 class TestUpgrade:
     async def test_a_body_is_not_taken_for_the_next_request(
         self, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
