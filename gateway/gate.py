@@ -66,13 +66,17 @@ class Gate:
         try:
             await self._app(scope, receive, send_and_tell)
         except asyncio.CancelledError:
-            # Another may have cancelled it as well.
-            if task not in self._overdue or task.uncancel() > 0 or is_answered:
+            if is_answered:
                 raise
-            _log.warning("%s %s was ended after %s seconds", scope["method"], scope["path"], self._seconds)
+            # Another may have cancelled it as well: the server does, when it stops.
+            is_overdue = task in self._overdue and task.uncancel() == 0
+            if is_overdue:
+                _log.warning("%s %s was ended after %s seconds", scope["method"], scope["path"], self._seconds)
             # A write under way is finished or rolled back by the database's own task, and nobody waits for which.
             is_read = scope["method"] in {"GET", "HEAD"}
             await _refuse(scope, send, Outcome.NOT_WRITTEN if is_read else Outcome.UNKNOWN)
+            if not is_overdue:
+                raise
         finally:
             del self._begun[task]
             self._overdue.discard(task)

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import create_app
 from gateway.gate import Gate, SafeAnswers
@@ -118,18 +118,58 @@ class TestDeadline:
                     ("gateway.gate", logging.WARNING, f"{method} {path} was ended after 0 seconds")
                 ]
 
-    async def test_what_another_cancels_is_not_answered(self) -> None:
-        waiting = Waiting()
-        async with client_of(Gate(waiting, Settings(max_in_flight=1))) as client:
-            cancelled = asyncio.create_task(client.post("/graphql"))
-            await until(lambda: waiting.entered == 1)
-            cancelled.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await cancelled
-            assert waiting.cancelled == 1
-            # Its place is free again.
-            waiting.go.set()
-            assert (await client.post("/graphql")).status_code == 200
+    async def test_what_another_cancels_is_told_and_stays_cancelled(self, subtests: pytest.Subtests) -> None:
+        """So does the server with what is still in flight when it stops."""
+        for method, outcome in (("POST", b"UNKNOWN"), ("GET", b"NOT_WRITTEN")):
+            with subtests.test(method=method):
+                waiting = Waiting()
+                gate = Gate(waiting, Settings(max_in_flight=1))
+                messages: list[Message] = []
+
+                async def send(message: Message, messages: list[Message] = messages) -> None:
+                    messages.append(message)
+
+                async def receive() -> Message:
+                    return {"type": "http.request", "body": b"", "more_body": False}
+
+                scope = {"type": "http", "method": method, "path": "/graphql", "headers": []}
+                cancelled = asyncio.ensure_future(gate(scope, receive, send))
+                while not waiting.entered:  # noqa: ASYNC110  # Nothing tells of it.
+                    await asyncio.sleep(0)
+                cancelled.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await cancelled
+                assert waiting.cancelled == 1
+                start, body = messages
+                assert start["status"] == 503
+                assert b'{"code":"UNAVAILABLE","outcome":"%s"}' % outcome in body["body"]
+                # Its place is free again.
+                waiting.go.set()
+                async with client_of(gate) as client:
+                    assert (await client.post("/graphql")).status_code == 200
+
+    async def test_what_has_begun_to_be_answered_is_not_answered_again(self) -> None:
+        begun = asyncio.Event()
+        messages: list[Message] = []
+
+        async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            begun.set()
+            await asyncio.Event().wait()
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+
+        async def receive() -> Message:
+            return {"type": "http.disconnect"}
+
+        scope = {"type": "http", "method": "GET", "path": "/graphql", "headers": []}
+        cancelled = asyncio.ensure_future(Gate(app, Settings())(scope, receive, send))
+        await begun.wait()
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert [message["type"] for message in messages] == ["http.response.start"]
 
     async def test_a_write_under_way_is_finished_and_is_there_under_its_key(self, own: Gateway) -> None:
         """The deadline passes while the write waits for another's lock."""
