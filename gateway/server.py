@@ -139,10 +139,6 @@ class Protocol(HttpToolsProtocol):
         """Answer what the parser could not read, or was not let read."""
         if self._refusal is not None:
             self._refuse(*self._refusal)
-        elif self._is_under_way() and not self._in_body:
-            # It follows a request that is being answered, and is no part of that.
-            self.cycle.keep_alive = False
-            self.flow.pause_reading()
         else:
             self._refuse(400, msg)
 
@@ -216,8 +212,13 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         is_under_way = self._is_under_way()
+        if is_under_way and not self._in_body:
+            # It follows a request that is being answered, and is no part of that.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            return
         # It is the answer to the request whose body or head is read, where that is the next one to be answered.
-        is_next = self._in_body and not self.cycle.response_started and not self.pipeline
+        is_next = is_under_way and not self.cycle.response_started and not self.pipeline
         if is_next if is_under_way else not self._in_body:
             self.transport.write(_answer(status, message, code, self._is_rest(), retry_after=retry_after))
         if is_under_way:

@@ -136,6 +136,33 @@ class TestHead:
                     await sent(port, *parts)
                 assert paths == ["/first"]
 
+    async def test_one_that_does_not_come_to_an_end_leaves_the_request_before_it_its_answer(
+        self, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+    ) -> None:
+        monkeypatch.setenv("TOLLGATE_HEAD_SECONDS", "1")
+        server._settings.cache_clear()
+        answer_now = answering(b"done")
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            await asyncio.sleep(2)
+            await answer_now(scope, receive, send)
+
+        first = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+        try:
+            for second in (
+                b"GET /sec",
+                b"GET /second HTTP/1.1\r\nx: " + b"y" * 40_000,
+                b"GET /second HTTP/1.1\r\n" + b"x: 1\r\n" * 101 + b"\r\n",
+            ):
+                with subtests.test(size=len(second)):
+                    async with served(late) as port:
+                        answer = await sent(port, first, second)
+                    assert answer.startswith(b"HTTP/1.1 200 ")
+                    assert answer.endswith(b"done")
+                    assert answer.count(b"HTTP/1.1 ") == 1
+        finally:
+            server._settings.cache_clear()
+
 
 class TestBody:
     async def test_what_follows_it_has_a_bound_also_after_the_answer(
