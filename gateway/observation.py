@@ -96,7 +96,7 @@ class Observed:
         began = perf_counter_ns()
         headers = dict(scope["headers"])
         request = Request()
-        request.request_id = _request_id(headers.get(b"x-request-id"))
+        request.request_id = request_id(headers.get(b"x-request-id"))
         request.method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         request.path = path_told(scope["path"], self._words)
         is_timed = headers.get(b"x-tollgate-timing", b"").lower() == b"on"
@@ -194,7 +194,8 @@ def _name_told(name: str) -> str:
     return "…" if _LIKE_A_KEY.search(name) else name
 
 
-def _request_id(given: bytes | None) -> str:
+def request_id(given: bytes | None) -> str:
+    """Return the id that a proxy gave, where it is one, or else a new one."""
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode()
     # It must differ from others, and may be guessed.

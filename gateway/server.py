@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.gate import SECURITY_HEADERS
 from gateway.http import REST_PATHS
+from gateway.observation import request_id
 from gateway.settings import Settings
 
 #: A body may arrive in small chunks, each of which has a frame around it: this many bytes for one of the body.
@@ -220,13 +221,17 @@ class Protocol(HttpToolsProtocol):
         # It is the answer to the request whose body or head is read, where that is the next one to be answered.
         is_next = is_under_way and not self.cycle.response_started and not self.pipeline
         if is_next if is_under_way else not self._in_body:
-            self.transport.write(_answer(status, message, code, self._is_rest(), retry_after=retry_after))
+            more = [(b"x-request-id", self._request_id()), *([(b"retry-after", b"1")] if retry_after else ())]
+            self.transport.write(_answer(status, message, code, self._is_rest(), more))
         if is_under_way:
             # The application waits for a body that will not come.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
         self._abort_soon()
+
+    def _request_id(self) -> bytes:
+        return request_id(dict(self.headers or ()).get(b"x-request-id")).encode()
 
     def _is_rest(self) -> bool:
         url = getattr(self, "url", b"").decode("latin-1")
@@ -241,7 +246,7 @@ def _too_large(limits: Settings) -> tuple[int, str, str]:
     return 431, f"A request's head may have at most {limits.max_head_bytes} bytes.", "LIMIT_EXCEEDED"
 
 
-def _answer(status: int, message: str, code: str, is_rest: bool, *, retry_after: bool) -> bytes:  # noqa: FBT001
+def _answer(status: int, message: str, code: str, is_rest: bool, more: list[tuple[bytes, bytes]]) -> bytes:  # noqa: FBT001
     body = orjson.dumps(
         {"error": {"code": status, "message": message}}
         if is_rest
@@ -252,7 +257,7 @@ def _answer(status: int, message: str, code: str, is_rest: bool, *, retry_after:
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
         *SECURITY_HEADERS,
-        *([(b"retry-after", b"1")] if retry_after else ()),
+        *more,
     ]
     lines = [b"%s: %s\r\n" % header for header in headers]
     return b"".join([STATUS_LINE[status], *lines, b"\r\n", body])

@@ -1,6 +1,7 @@
 """The server's protocol: who does not read an answer is left behind, however the answers come about."""
 
 import asyncio
+import re
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -162,6 +163,19 @@ class TestHead:
                     assert answer.count(b"HTTP/1.1 ") == 1
         finally:
             server._settings.cache_clear()
+
+    async def test_what_is_refused_has_an_id(self, subtests: pytest.Subtests) -> None:
+        given = b"GET / HTTP/1.1\r\nx-request-id: 0123456789abcdef\r\n"
+        for raw, told in (
+            (b"HELO\r\n\r\n", rb"[0-9a-f]{16}"),
+            (given + b"x: 1\r\n" * 101 + b"\r\n", rb"0123456789abcdef"),
+            (b"GET / HTTP/1.1\r\nx-request-id: no id\r\nx y\r\n\r\n", rb"[0-9a-f]{16}"),
+        ):
+            with subtests.test(raw=raw[:80]):
+                async with served(answering(b"done")) as port:
+                    answer = await sent(port, raw)
+                assert re.match(rb"HTTP/1\.1 4", answer)
+                assert re.search(rb"\r\nx-request-id: %s\r\n" % told, answer)
 
 
 class TestBody:
