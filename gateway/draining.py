@@ -8,6 +8,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.gate import SafeAnswers
+
 
 class Draining:
     """Stands before the application. From SIGTERM on, it is not ready, and goes on serving for so many seconds.
@@ -30,7 +32,7 @@ class Draining:
             send = _ending_connection(send)
             if scope["path"] == "/readyz":
                 leaving = {"status": "unavailable", "reason": "The gateway is stopping."}
-                await JSONResponse(leaving, 503)(scope, receive, send)
+                await SafeAnswers(JSONResponse(leaving, 503))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

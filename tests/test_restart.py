@@ -143,6 +143,7 @@ async def test_a_gateway_that_is_leaving_says_so_and_ends_the_connections_of_its
                 while (leaving := await client.get("/readyz")).status_code == 200:  # noqa: ASYNC110  # A process.
                     await asyncio.sleep(0.01)
             assert leaving.json() == {"status": "unavailable", "reason": "The gateway is stopping."}
+            assert leaving.headers["x-content-type-options"] == "nosniff"
             assert (leaving.status_code, leaving.headers["connection"]) == (503, "close")
             alive = await client.get("/healthz")
             assert (alive.status_code, alive.headers["connection"]) == (200, "close")
