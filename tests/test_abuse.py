@@ -244,15 +244,14 @@ async def test_bodies_that_are_no_graphql_request_are_refused(sqlite: Gateway, t
         pieces = b"".join(b"%x\r\n%s\r\n" % (size, b" " * size) for size in (1, 10, 1_000, 100_000) * 100)
         answer = await it.send(it.head() + pieces + b"0\r\n\r\n")
         assert (answer.status, codes_of(answer)) == (413, ["LIMIT_EXCEEDED"])
-        await asyncio.gather(*[endless(it, it.head() + b"10000\r\n", b" " * 65_536 + b"\r\n10000\r\n", 413)] * 1)
         await endless(it, it.head() + b"10000\r\n", b" " * 65_536 + b"\r\n10000\r\n", 413)
         await endless(it, it.head(10**15), b" " * 65_536, 413)
         # Without a key, nothing of them is kept.
         await endless(it, it.head(10**15, key="nobody"), b" " * 65_536, 401)
         # Frames larger than what they hold, and what may follow the last of them.
-        await endless(it, it.head(), b"1\r\n \r\n" * 5_000, 413)
-        await endless(it, it.head() + b"1\r\n \r\n0\r\n", b"x-more: 1\r\n" * 1_000, 431)
-        await asyncio.gather(*[endless(it, it.head(10**15), b" " * 65_536, 413) for _ in range(50)])
+        await endless(it, it.head(), b"1\r\n \r\n" * 5_000, 413, None)
+        await endless(it, it.head() + b"1\r\n \r\n0\r\n", b"x-more: 1\r\n" * 1_000, 431, None)
+        await asyncio.gather(*[endless(it, it.head(10**15), b" " * 65_536, 413, None) for _ in range(50)])
 
 
 async def test_heads_that_are_too_large_or_malformed_are_refused(sqlite: Gateway, tmp_path: Path) -> None:
@@ -388,8 +387,11 @@ async def sqlite(tmp_path: Path) -> AsyncIterator[Gateway]:
         yield gateway
 
 
-async def endless(it: Attack, begin: bytes, again: bytes, status: int) -> None:
-    """Send something again and again, and see that it is answered, and then not taken any more."""
+async def endless(it: Attack, begin: bytes, again: bytes, *statuses: int | None) -> None:
+    """Send something again and again, and see that it is answered, and then not taken any more.
+
+    None is one of the statuses where the answer may be lost: the connection is closed while more arrives.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", it.server.port)
     answering = asyncio.create_task(it.read(reader))
     with suppress(ConnectionError):
@@ -401,8 +403,7 @@ async def endless(it: Attack, begin: bytes, again: bytes, status: int) -> None:
             await asyncio.sleep(0)
     writer.close()
     answer = await answering
-    # Closing a connection on which more arrives may take the answer with it.
-    assert answer.status in {status, None}
+    assert answer.status in statuses
 
 
 async def drip(it: Attack, begin: bytes, then: list[bytes], status: int) -> Answer:
