@@ -1,6 +1,6 @@
 """What operators learn of each request: its id, how it ended, and where its time went.
 
-It stands around all else, so that also what is refused at the door is told, counted and has an id.
+It stands around all else, so that also what the gate refuses is told, counted and has an id.
 """
 
 import random
