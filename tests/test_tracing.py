@@ -83,6 +83,7 @@ async def test_a_debit_has_a_span_below_the_caller_s_and_one_for_each_step(trace
         "tollgate.outcome": "OK",
         "tollgate.statements": 0,
         "tollgate.sql_ms": 0.0,
+        "tollgate.cost": 1,
         "tollgate.key_id": request.key_id,
         "tollgate.request_id": request.request_id,
     }
