@@ -175,7 +175,7 @@ class Front:
         lead_to = self._graphql if scope["path"] == GRAPHQL_PATH else self._routes
         try:
             await lead_to(scope, receive, send_noted)
-        except Exception as error:
+        except Exception as error:  # Whatever is raised has an answer: a bug's is a masked 500.
             if is_begun:
                 raise
             await send_problem(scope, send, _problem_of(error))

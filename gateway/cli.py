@@ -263,7 +263,7 @@ def _require_documents(settings: Settings) -> None:
 def _require_extra(settings: Settings) -> None:
     if settings.is_traced:
         try:
-            import gateway.tracing  # noqa: F401
+            import gateway.tracing  # noqa: F401  # Whether it can be imported is the question.
         except ImportError:
             fail("TOLLGATE_TRACING=on needs the extra `otel`: pip install '.[otel]' in a checkout.", code=2)
 

@@ -262,10 +262,10 @@ class Metrics:
         if labels in values:
             values[labels][0] += value
         else:
-            values[labels] = [float(value)]
+            values[labels] = [float(value)]  # Prometheus knows no other numbers.
 
     def _set(self, figure: Figure, labels: tuple[str, ...], value: float) -> None:
-        self._values[figure.name][labels] = [float(value)]
+        self._values[figure.name][labels] = [float(value)]  # As above.
 
     def _observe(self, figure: Figure, labels: tuple[str, ...], value: float) -> None:
         values = self._values[figure.name].get(labels)

@@ -117,8 +117,7 @@ class Observed:
         self.in_flight += 1
         try:
             await self._app(scope, receive, send_told)
-        except Exception:
-            # The server answers what nothing else has.
+        except Exception:  # Written down whatever it is, and raised again: the server answers what nothing else has.
             request.status = request.status or 500
             request.outcome = INTERNAL_SERVER_ERROR
             raise
@@ -207,7 +206,7 @@ def _outcome_of_status(status: int | None) -> str:
         return DISCONNECTED
     if status < 400:  # noqa: PLR2004  # HTTP's own classes.
         return OK
-    return _BY_STATUS.get(status, "BAD_USER_INPUT" if status < 500 else INTERNAL_SERVER_ERROR)  # noqa: PLR2004
+    return _BY_STATUS.get(status, "BAD_USER_INPUT" if status < 500 else INTERNAL_SERVER_ERROR)  # noqa: PLR2004  # As above.
 
 
 def _server_timing(request: Request, took_ns: int) -> bytes:

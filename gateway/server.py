@@ -246,7 +246,7 @@ def _too_large(limits: Settings) -> tuple[int, str, str]:
     return 431, f"A request's head may have at most {limits.max_head_bytes} bytes.", "LIMIT_EXCEEDED"
 
 
-def _answer(status: int, message: str, code: str, is_rest: bool, more: list[tuple[bytes, bytes]]) -> bytes:  # noqa: FBT001
+def _answer(status: int, message: str, code: str, is_rest: bool, more: list[tuple[bytes, bytes]]) -> bytes:  # noqa: FBT001  # One caller, in order.
     body = orjson.dumps(
         {"error": {"code": status, "message": message}}
         if is_rest

@@ -187,7 +187,7 @@ class CompilingExecutor(IncrementalExecutor):
             return super().execute_fields(parent_type, source_value, path, grouped_field_set, position_context)
         try:
             results = plain(source_value, [])
-        except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+        except Exception:  # noqa: BLE001  # Any surprise: graphql-core will meet it again, and tell it.
             return super().execute_fields(parent_type, source_value, path, grouped_field_set, position_context)
         if not others:
             return results

@@ -53,6 +53,8 @@ def _direct(field: StrawberryField, converter: GraphQLCoreConverter) -> Callable
     }
     handlers = converter._get_field_exception_handlers(field)  # noqa: SLF001  # As Strawberry's own resolver does.
 
+    handled = tuple(kind for kinds, _ in handlers for kind in kinds)
+
     async def resolve(source: Any, raw_info: GraphQLResolveInfo[Any], **values: Any) -> Any:
         info: Info[Any, Any] = Info(raw_info, field)
         try:
@@ -61,11 +63,9 @@ def _direct(field: StrawberryField, converter: GraphQLCoreConverter) -> Callable
                 python_name, convert = arguments[name]
                 given[python_name] = value if convert is None else convert(value)
             return await function(source, info=info, **given)
-        except Exception as error:
-            for kinds, handler in handlers:
-                if isinstance(error, kinds):
-                    return handler.handle(error, field=field, info=info)
-            raise
+        except handled as error:
+            handler = next(handler for kinds, handler in handlers if isinstance(error, kinds))
+            return handler.handle(error, field=field, info=info)
 
     return resolve
 

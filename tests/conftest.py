@@ -242,6 +242,17 @@ async def gateway(database_url: str) -> AsyncIterator[Gateway]:
 
 
 @pytest.fixture
+async def on_sqlite(tmp_path: Path) -> AsyncIterator[Gateway]:
+    """The gateway on an SQLite database of the test's own, where what is tested is not storage."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    async with gateway_on(url) as gateway:
+        yield gateway
+
+
+@pytest.fixture
 async def own(new_database_url: str) -> AsyncIterator[Gateway]:
     """The gateway on a database of the test's own, whose books no other test has spoilt."""
     database = Database(new_database_url)

@@ -16,14 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from graphql import get_introspection_query
 
 from gateway.gate import SECURITY_HEADERS
 from resolvers.verify import Verified, verify
-from storage import migrations
-from storage.database import Database
-from tests.conftest import Gateway, gateway_on
+from tests.conftest import Gateway
 from tests.hostile import VIEWER, bombs, broken_json, other_json, requests_with_bad_values
 from tests.meters import make_meter, meter_of
 from tests.servers import Server, serving
@@ -217,19 +214,19 @@ def codes_of(answer: Answer) -> list[str]:
     return codes
 
 
-async def test_bombs_are_refused_and_cost_little(sqlite: Gateway, tmp_path: Path) -> None:
+async def test_bombs_are_refused_and_cost_little(on_sqlite: Gateway, tmp_path: Path) -> None:
     """Deep, wide, doubling, comparing, introspecting, one by one and then many at once."""
     documents = [bomb for bomb in bombs() if len(bomb) < 1_000_000]
     assert len(documents) > 180
-    async with attack(sqlite, tmp_path) as it:
+    async with attack(on_sqlite, tmp_path) as it:
         refused = sum([bool(codes_of(await it.ask(bomb))) for bomb in documents])
         assert refused > 150
         for answer in await asyncio.gather(*[it.ask(bomb) for bomb in documents[:: len(documents) // 40]]):
             codes_of(answer)
 
 
-async def test_bodies_that_are_no_graphql_request_are_refused(sqlite: Gateway, tmp_path: Path) -> None:
-    async with attack(sqlite, tmp_path, **IMPATIENT) as it:
+async def test_bodies_that_are_no_graphql_request_are_refused(on_sqlite: Gateway, tmp_path: Path) -> None:
+    async with attack(on_sqlite, tmp_path, **IMPATIENT) as it:
         for body in (*broken_json(), *other_json()):
             answer = await it.post(body)
             assert answer.status == 400, body[:100]
@@ -254,8 +251,8 @@ async def test_bodies_that_are_no_graphql_request_are_refused(sqlite: Gateway, t
         await asyncio.gather(*[endless(it, it.head(10**15), b" " * 65_536, 413, None) for _ in range(50)])
 
 
-async def test_heads_that_are_too_large_or_malformed_are_refused(sqlite: Gateway, tmp_path: Path) -> None:
-    async with attack(sqlite, tmp_path, **IMPATIENT) as it:
+async def test_heads_that_are_too_large_or_malformed_are_refused(on_sqlite: Gateway, tmp_path: Path) -> None:
+    async with attack(on_sqlite, tmp_path, **IMPATIENT) as it:
         start = b"POST /graphql HTTP/1.1\r\n"
         for raw in (
             start + b"x: 1\r\n" * 101 + b"\r\n",
@@ -313,8 +310,8 @@ async def test_heads_that_are_too_large_or_malformed_are_refused(sqlite: Gateway
             assert (await it.send(it.head(len(VIEWER), key=key) + VIEWER)).status == 401
 
 
-async def test_slow_heads_and_bodies_are_ended_200_at_once(sqlite: Gateway, tmp_path: Path) -> None:
-    async with attack(sqlite, tmp_path, **IMPATIENT) as it:
+async def test_slow_heads_and_bodies_are_ended_200_at_once(on_sqlite: Gateway, tmp_path: Path) -> None:
+    async with attack(on_sqlite, tmp_path, **IMPATIENT) as it:
         whole = it.head(1_000)
         slow = [
             *[(b"", [b"POST /gra", b"phql HT", b"TP/1.1\r\n", *[b"x"] * 200], 408)] * 60,
@@ -332,8 +329,8 @@ async def test_slow_heads_and_bodies_are_ended_200_at_once(sqlite: Gateway, tmp_
                 assert answer.json["errors"][0]["extensions"] == {"code": "TIMEOUT"}
 
 
-async def test_a_thousand_connections_leave_room_for_others(sqlite: Gateway, tmp_path: Path) -> None:
-    async with attack(sqlite, tmp_path, **IMPATIENT, TOLLGATE_MAX_IN_FLIGHT="100") as it:
+async def test_a_thousand_connections_leave_room_for_others(on_sqlite: Gateway, tmp_path: Path) -> None:
+    async with attack(on_sqlite, tmp_path, **IMPATIENT, TOLLGATE_MAX_IN_FLIGHT="100") as it:
         connections = [await asyncio.open_connection("127.0.0.1", it.server.port) for _ in range(1_000)]
         assert (await it.post(VIEWER)).status == 200
         # All of them ask at once: more than may be in flight are told to come again.
@@ -349,10 +346,10 @@ async def test_a_thousand_connections_leave_room_for_others(sqlite: Gateway, tmp
             writer.close()
 
 
-async def test_connections_beyond_the_limit_are_refused_at_once(sqlite: Gateway, tmp_path: Path) -> None:
-    url = sqlite.services.settings.database_url
+async def test_connections_beyond_the_limit_are_refused_at_once(on_sqlite: Gateway, tmp_path: Path) -> None:
+    url = on_sqlite.services.settings.database_url
     async with serving(url, tmp_path, TOLLGATE_MAX_CONNECTIONS="50") as server:
-        it = Attack(server, sqlite.key)
+        it = Attack(server, on_sqlite.key)
         connections = [await asyncio.open_connection("127.0.0.1", it.server.port) for _ in range(50)]
         answer = await it.send(b"", is_patient=True)
         assert (answer.status, answer.json["errors"][0]["extensions"]) == (503, {"code": "UNAVAILABLE"})
@@ -376,17 +373,6 @@ async def test_every_bad_value_of_every_argument_is_refused_or_harmless(own: Gat
             writer.close()
 
         await asyncio.gather(*[ask_on() for _ in range(10)])
-
-
-@pytest.fixture
-async def sqlite(tmp_path: Path) -> AsyncIterator[Gateway]:
-    """The gateway on an SQLite database of the test's own, where what is attacked is not storage."""
-    url = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(url) as gateway:
-        yield gateway
 
 
 async def endless(it: Attack, begin: bytes, again: bytes, *statuses: int | None) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,9 @@ from rich.console import Console
 
 from gateway.usage_import import LONGEST_LINE, Import, open_lines
 from resolvers.actor import Scope
-from storage import billing_meters, migrations
-from storage.database import Database
+from storage import billing_meters
 from storage.tables import Environment, OverLimitPolicy
-from tests.conftest import Gateway, gateway_on
+from tests.conftest import Gateway
 from tests.test_usage import books_of, make_meter, settle, unchanged
 
 #: The command, as it is installed beside the interpreter.
@@ -637,17 +636,6 @@ async def test_a_file_that_is_damaged_or_not_compressed_is_told(gateway: Gateway
 
 
 # The command.
-
-
-@pytest.fixture
-async def on_sqlite(tmp_path: Path) -> AsyncIterator[Gateway]:
-    """A gateway on a SQLite database of the test's own: what the command does with files and streams is the same."""
-    url = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(url) as gateway:
-        yield gateway
 
 
 def numbered(lines: int) -> Iterator[bytes]:

@@ -78,7 +78,7 @@ def ask_and_read_late(port: int, requests: int) -> int:
     count = 0
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * requests)
-        time.sleep(2.5)
+        time.sleep(2.5)  # The server's deadline for reading is 1 second, and it looks once a second at most.
         with suppress(ConnectionError):
             while data := connection.recv(1_000_000):
                 count += len(data)
