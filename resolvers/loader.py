@@ -29,7 +29,13 @@ class Loader(Generic[K, V]):
 
     async def load_many(self, keys: Sequence[K]) -> list[V]:
         """Return the values of the keys, in their order, or raise the first exception among them."""
-        asked = [self._group_of(key) for key in keys]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._groups]
+        if missing:
+            if self._gathering is None or self._gathering.is_sent:
+                self._gathering = _Group()
+            self._gathering.keys += missing
+            self._groups.update(dict.fromkeys(missing, self._gathering))
+        asked = [self._groups[key] for key in keys]
         for group in dict.fromkeys(asked):
             await group.load(self._fetch, gathers=self._gathers)
         values = [group.values[key] for group, key in zip(asked, keys, strict=True)]
@@ -42,14 +48,6 @@ class Loader(Generic[K, V]):
         """Forget what was loaded."""
         self._groups = {}
         self._gathering = None
-
-    def _group_of(self, key: K) -> "_Group[K, V]":
-        if key not in self._groups:
-            if self._gathering is None or self._gathering.is_sent:
-                self._gathering = _Group()
-            self._gathering.keys.append(key)
-            self._groups[key] = self._gathering
-        return self._groups[key]
 
 
 class _Group(Generic[K, V]):

@@ -179,13 +179,16 @@ class Loaders:
         async def load(
             usage_names: tuple[str, ...] | None, some: Sequence[UsageOfMeter]
         ) -> Sequence[Columns[UsageDayRow] | LimitExceeded]:
-            # One row too many tells that there are too many.
-            most_rows = min((MOST_USAGE_DAYS + 1) * len(some), MOST_USAGE_DAYS_TOGETHER + 1)
             ranges = [UsageRange(key.meter_id, key.first, key.last) for key in some]
+            # One day too many tells that there are too many.
+            most = MOST_USAGE_DAYS_TOGETHER + 1
             async with self._database.read() as reader:
-                columns = await usage.columns_of(reader, ranges, usage_names=usage_names, most_rows=most_rows)
-            found = await usage.arranged(columns, ranges, self._database.dialect)
-            if sum(map(len, found)) == most_rows:
+                rows = await usage.columns_of(
+                    reader, ranges, usage_names=usage_names, most_of_range=MOST_USAGE_DAYS + 1, most=most
+                )
+            try:
+                found = await usage.arranged(rows, ranges, self._database.dialect, most=most)
+            except usage.TooManyDays:
                 # Which meters' days were cut off is not known, so none may be taken for whole.
                 return [_too_many_days()] * len(some)
             return [days if len(days) <= MOST_USAGE_DAYS else _too_many_days() for days in found]
@@ -226,8 +229,10 @@ async def _by_group(
 ) -> list[V]:
     """Load the keys group by group, as most requests have one, and return the values in the order of the keys."""
     groups: dict[G, list[int]] = {}
-    for place, key in enumerate(keys):
-        groups.setdefault(group_of(key), []).append(place)
+    for place, group in enumerate(map(group_of, keys)):
+        groups.setdefault(group, []).append(place)
+    if len(groups) == 1:
+        return list(await load(group, keys))
     values: dict[int, V] = {}
     for group, places in groups.items():
         values.update(zip(places, await load(group, [keys[place] for place in places]), strict=True))

@@ -207,9 +207,7 @@ async def _portion(
             for disagreement in check.follow(reversed(entries)):
                 yield disagreement
     ranges = [UsageRange(meter.id, date.min, date.max) for meter in meters]
-    for check, days in zip(
-        checks, await usage.by_ranges(reader, ranges, usage_names=None, most_rows=MAX_AMOUNT), strict=True
-    ):
+    for check, days in zip(checks, await usage.by_ranges(reader, ranges), strict=True):
         verified.meters += 1
         verified.days += len(days)
         for disagreement in check.finish(days):

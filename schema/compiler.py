@@ -61,10 +61,12 @@ class Compiler:
         self._has_edges = has_edges
         self._edges: list[Edge] = []
         self._completed_by: list[str] = []
+        self._columns_completed_by: list[str | None] = []
         #: The edge whose values are being written, and those in whose values an edge was met.
         self._above: int | None = None
         self._followed: set[int | None] = set()
         self._is_chain = True
+        self._by_columns_of: dict[tuple[int, int], str | None] = {}
         self._lines: list[str] = []
         self._functions = 0
         self._names: dict[str, Any] = {
@@ -82,8 +84,9 @@ class Compiler:
         # What is compiled is made of names that the schema gives and of literals; nothing of a request is in it but
         # aliases, which are quoted.
         exec("\n".join(self._lines), self._names)  # noqa: S102
-        for edge, name in zip(self._edges, self._completed_by, strict=True):
+        for edge, name, of_columns in zip(self._edges, self._completed_by, self._columns_completed_by, strict=True):
             edge.complete = self._names[name]
+            edge.complete_columns = self._names[of_columns] if of_columns is not None else None
         return Subtree(self._names[function], self._edges, self._is_chain)
 
     def value(self, type_: GraphQLOutputType, fields: FieldDetailsList) -> str:
@@ -100,7 +103,7 @@ class Compiler:
         A field that is not plain is put into `others` and null in what the function returns. Raises `NotPlain` where
         there are no `others`.
         """
-        lines = self._class_check(type_)
+        lines: list[str] = []
         items = []
         waits = []
         for place, (name, fields) in enumerate(grouped_field_set.items()):
@@ -119,10 +122,17 @@ class Compiler:
             if conversion:
                 lines += conversion
                 items.append(f"{name!r}: v{place}")
-        return self._function([*lines, f"r = {{{', '.join(items)}}}", *waits], "r")
+        check = self._class_check(type_, has_attributes=any(" = o." in line for line in lines))
+        return self._function([*check, *lines, f"r = {{{', '.join(items)}}}", *waits], "r")
 
     def _by_columns(self, type_: GraphQLOutputType, fields: FieldDetailsList) -> str | None:
         """Write the function of `Columns` of objects and return its name, or None if there are others than leaves."""
+        key = (id(type_), id(fields))
+        if key not in self._by_columns_of:
+            self._by_columns_of[key] = self._write_by_columns(type_, fields)
+        return self._by_columns_of[key]
+
+    def _write_by_columns(self, type_: GraphQLOutputType, fields: FieldDetailsList) -> str | None:
         object_type = get_nullable_type(type_)
         if not is_object_type(object_type) or object_type.is_type_of is not None:
             return None
@@ -154,15 +164,15 @@ class Compiler:
         classes, write = _writing(type_)
         if is_nullable:
             classes |= {type(None)}
-        lines = [
-            f"{name} = o.column({attribute!r})",
-            f"if not {self._constant(classes)}.issuperset(map(type, {name})): raise Bail",
-        ]
+        lines = [f"{name} = o.column({attribute!r})"]
+        if not _knows_its_values(write) or is_nullable:
+            lines.append(f"if not {self._constant(classes)}.issuperset(map(type, {name})): raise Bail")
         if write is not None and is_nullable:
             lines.append(f"{name} = [None if v is None else {self._constant(write)}(v) for v in {name}]")
         elif write is not None:
             lines.append(f"{name} = list(map({self._constant(write)}, {name}))")
-            lines.append(f"if not NOTHING.isdisjoint(map(type, {name})): raise Bail")
+            if not _knows_its_values(write) and not isinstance(write, type):  # A class makes but instances of itself.
+                lines.append(f"if not NOTHING.isdisjoint(map(type, {name})): raise Bail")
         return lines
 
     def _edge(self, parent_type: GraphQLObjectType, name: str, fields: FieldDetailsList) -> int | None:
@@ -175,6 +185,8 @@ class Compiler:
         place = len(self._edges)
         self._edges.append(Edge(name, fetch, definition, fields[0], self._executor.schema))
         self._completed_by.append("")
+        type_ = get_nullable_type(definition.type)
+        self._columns_completed_by.append(self._by_columns(type_.of_type, fields) if is_list_type(type_) else None)
         self._is_chain &= self._above not in self._followed
         self._followed.add(self._above)
         above, self._above = self._above, place
@@ -246,14 +258,14 @@ class Compiler:
     def _object_with_subfields(self, type_: GraphQLObjectType, fields: FieldDetailsList) -> str:
         return self.object(type_, self._executor.collect_subfields(type_, fields).grouped_field_set)
 
-    def _class_check(self, type_: GraphQLObjectType) -> list[str]:
+    def _class_check(self, type_: GraphQLObjectType, *, has_attributes: bool) -> list[str]:
         origin = _origin(type_)
         if origin is not None and type_.is_type_of is not None:
             return [f"if type(o) is not {self._constant(origin)}: raise Bail"]
         if type_.is_type_of is not None:
             raise NotPlain
-        # Records of any class will do for a type of Strawberry's that implements no interface.
-        return ["if o is None or o is Undefined: raise Bail"] if origin is not None else ["check(o)"]
+        # Records of any class will do for a type that implements no interface: what has their attributes is one.
+        return ["if isinstance(o, Exception): raise Bail"] if has_attributes else ["check(o)"]
 
     def _function(self, lines: Sequence[str], answered: str = "o") -> str:
         self._functions += 1
@@ -295,6 +307,11 @@ def _writing(type_: GraphQLLeafType) -> tuple[frozenset[type], Callable[[Any], A
         names = {value.value: each for each, value in reversed(type_.values.items())}
         return frozenset((members,)), {each: names[each.value] for each in members if each.value in names}.__getitem__
     return _SAFE, type_.coerce_output_value
+
+
+def _knows_its_values(write: Callable[[Any], Any] | None) -> bool:
+    """Whether it looks up what it writes, and so has nothing for a value that is not the type's."""
+    return isinstance(getattr(write, "__self__", None), dict)
 
 
 def _reading(definition: GraphQLField, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import date, datetime
-from functools import lru_cache
 from typing import Any, NewType
 
 import strawberry
@@ -11,6 +10,7 @@ from strawberry.scalars import JSON
 from strawberry.types.scalar import ScalarDefinition
 
 from resolvers.values import parse_amount, parse_day, parse_instant
+from storage.usage import MOST_DAYS_KEPT
 
 BigInt = NewType("BigInt", int)
 """An amount of credits, 0 to 2**63 - 1."""
@@ -45,6 +45,16 @@ def write_instant(value: datetime) -> str:
     return value.isoformat().removesuffix("+00:00") + "Z"
 
 
+class _DayTexts(dict[date, str]):
+    """The texts of days. There are few days, and many values of each."""
+
+    def __missing__(self, day: date) -> str:
+        text = date.isoformat(day)
+        if len(self) < MOST_DAYS_KEPT:
+            self[day] = text
+        return text
+
+
 SCALARS: dict[object, ScalarDefinition] = {
     BigInt: strawberry.scalar(
         name="BigInt",
@@ -59,8 +69,7 @@ SCALARS: dict[object, ScalarDefinition] = {
     date: strawberry.scalar(
         name="Date",
         description="A day of the calendar, written `YYYY-MM-DD`.",
-        # There are few days, and many values of each.
-        serialize=lru_cache(maxsize=4_096)(date.isoformat),
+        serialize=_DayTexts().__getitem__,
         parse_value=_value_reader(parse_day),
         parse_literal=_literal_reader(parse_day, StringValueNode),
     ),

@@ -6,10 +6,10 @@ from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sqlalchemy import FromClause, Select, Text, and_, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, FromClause, Select, Text, and_, bindparam, insert, select, true, update
 
 from storage.database import Reader, Writer
-from storage.pages import Page, between, page_order, page_statement, unindexed
+from storage.pages import Page, page_statement, unindexed
 from storage.statements import Prepared, keys, keys_table
 from storage.tables import Environment, billing_meters
 
@@ -196,31 +196,32 @@ async def pages_by_customers(
     else:
         rows = await reader.fetch(_pages_by_customers(reader.dialect, page, workspace_ids), wanted)
     found: dict[str, list[BillingMeterRow]] = {customer_id: [] for customer_id in customer_ids}
-    for row in map(BillingMeterRow._make, rows):
+    for row in sorted(map(BillingMeterRow._make, rows), key=_id, reverse=not page.backward):
         assert row.customer_id is not None  # noqa: S101  # The rows are those of the customers asked for.
         found[row.customer_id].append(row)
     return found
 
 
+_id = attrgetter("id")
+
+
 def _pages_by_customers(dialect: str, page: Page, workspace_ids: Sequence[str] | None) -> Select[Any]:
+    """Return the statement of a page for each customer, which reads no more meters than are on the pages."""
     wanted = keys_table(dialect, customer_id=Text())
-    place = func.row_number().over(
-        partition_by=billing_meters.c.customer_id,
-        order_by=page_order(page, billing_meters.c.id),
-    )
-    ranked = (
-        select(*_COLUMNS, place.label("place"))
-        .join(wanted, billing_meters.c.customer_id == wanted.c.customer_id)
-        .where(*between(page, billing_meters.c.id))
-    )
-    if workspace_ids is not None:
-        ranked = ranked.where(billing_meters.c.workspace_id.in_(workspace_ids))
-    numbered = ranked.subquery("numbered")
-    return (
-        select(*[numbered.c[name] for name in BillingMeterRow._fields])
-        .where(numbered.c.place <= page.limit + 1)
-        .order_by(numbered.c.customer_id, numbered.c.place)
-    )
+
+    def of_customer(meters: FromClause, *columns: ColumnElement[Any]) -> Select[Any]:
+        some = select(*columns).where(meters.c.customer_id == wanted.c.customer_id).correlate(wanted)
+        if workspace_ids is not None:
+            some = some.where(meters.c.workspace_id.in_(workspace_ids))
+        return page_statement(some, meters.c.id, page)
+
+    if dialect == "postgresql":
+        each = of_customer(billing_meters, *_COLUMNS).lateral()
+        return select(*each.c).select_from(wanted).join(each, true())
+    # SQLite joins a table with no rows that hang on the table, but it looks up ids that do.
+    meters = billing_meters.alias("of_customer")
+    is_on_page = billing_meters.c.id.in_(of_customer(meters, meters.c.id))
+    return select(*_COLUMNS).select_from(wanted).join(billing_meters, is_on_page)
 
 
 @lru_cache(maxsize=256)

@@ -4,17 +4,31 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cache, lru_cache
+from itertools import accumulate, pairwise, repeat
 from typing import Any, NamedTuple
 
 import orjson
-from sqlalchemy import BigInteger, BindParameter, Integer, Text, bindparam, func, select, true, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Date,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    true,
+    type_coerce,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import NullType
 
 from storage.columns import Columns
 from storage.database import Reader, Writer
 from storage.statements import Prepared, keys, keys_table
-from storage.tables import Day, read_day, usage_days
+from storage.tables import Day, usage_days
 from storage.turns import Turn
 
 
@@ -44,31 +58,50 @@ _VALUES = (usage_days.c.day, usage_days.c.usage_name, usage_days.c.total_usage)
 #: The most days of all ranges together that SQLite reads in the event loop's thread.
 MOST_DAYS_HERE = 200
 
-_NO_DAYS = Columns(UsageDayRow, ((), (), (), ()))
+#: How many different days are kept in memory: those of more than twenty years.
+MOST_DAYS_KEPT = 8_000
+
+#: How many days are read from what the database gives for them before somebody else may have a turn.
+DAYS_A_STEP = 2_000
+
+#: As many rows as there can be.
+_ALL = 2**63 - 1
 
 
 @lru_cache(maxsize=1_000)
 def _by_ranges(dialect: str, name_count: int) -> Prepared:
-    """Return the statement that answers one row: the columns of all days, and before them the ranges' places.
+    """Return the statement that answers the days of ranges by their columns.
 
-    A row a day would cost the driver and Python more than reading it costs the database, and a row a range would be
-    sorted for. PostgreSQL is quick at making arrays and slow at JSON; SQLite has nothing but JSON.
+    A row a day would cost the driver and Python more than reading it costs the database. PostgreSQL, which is quick at
+    making arrays and slow at JSON, answers one row: the columns of all days, and before them the ranges' places.
+    SQLite, which has nothing but JSON and is slow at telling places, answers a row a range, and none where there are
+    too many days.
     """
     wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Day(), last=Day())
-    days = select(wanted.c.place, *_VALUES).join(
-        wanted,
-        (usage_days.c.meter_id == wanted.c.meter_id) & usage_days.c.day.between(wanted.c.first, wanted.c.last),
-    )
+    is_wanted = [usage_days.c.meter_id == wanted.c.meter_id, usage_days.c.day.between(wanted.c.first, wanted.c.last)]
     if name_count:
-        days = days.where(usage_days.c.usage_name.in_([_name(number) for number in range(name_count)]))
-    each = days.limit(bindparam("most_rows", type_=BigInteger)).subquery()
-    # The columns are read as the driver gives them: what they hold needs no conversion.
-    columns = (
-        [type_coerce(func.array_agg(value), NullType()) for value in each.c]
-        if dialect == "postgresql"
-        else [func.json_array(*map(func.json_group_array, each.c), type_=NullType())]
+        is_wanted.append(usage_days.c.usage_name.in_([_name(number) for number in range(name_count)]))
+    # By their order, the days of each range are read by the index, and by it alone.
+    days = (
+        select(*_VALUES)
+        .where(*is_wanted)
+        .order_by(usage_days.c.day, usage_days.c.usage_name)
+        .limit(bindparam("most_of_range", type_=BigInteger))
+        .correlate(wanted)
     )
-    return Prepared(dialect, select(*columns))
+    most = bindparam("most", type_=BigInteger)
+    if dialect == "postgresql":
+        each = days.lateral()
+        place, day, *others = select(wanted.c.place, *each.c).join(each, true()).limit(most).subquery().c
+        # A number is sooner read than a date. What the columns hold needs no conversion.
+        number = type_coerce(day, Date) - literal_column("DATE '0001-01-01'")
+        columns = [type_coerce(func.array_agg(column), NullType()) for column in (place, number, *others)]
+        return Prepared(dialect, select(*columns))  # type: ignore[arg-type]  # Of the columns' unknown types.
+    arrays = func.json_array(*map(func.json_group_array, days.subquery().c), type_=NullType())
+    # A place is not told: that takes SQLite longer than all the rest.
+    found = select(literal_column("1")).select_from(wanted).join(usage_days, and_(*is_wanted)).limit(most).subquery()
+    is_less = select(func.count()).select_from(found).scalar_subquery() < most
+    return Prepared(dialect, select(wanted.c.place, select(arrays).scalar_subquery()).where(is_less))
 
 
 def _name(number: int) -> BindParameter[str]:
@@ -88,54 +121,97 @@ def _add(dialect: str) -> Prepared:
     return Prepared(dialect, upsert)
 
 
+class TooManyDays(Exception):
+    """There are more days than were to be read."""
+
+
 async def by_ranges(
-    reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_rows: int
+    reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None = None
 ) -> list[Columns[UsageDayRow]]:
-    """Return the days of each range, ordered by day and then by name; at most `most_rows` rows in all."""
-    columns = await columns_of(reader, ranges, usage_names=usage_names, most_rows=most_rows)
-    return await arranged(columns, ranges, reader.dialect)
+    """Return the days of each range, ordered by day and then by name, however many there are."""
+    read = await columns_of(reader, ranges, usage_names=usage_names, most_of_range=_ALL, most=_ALL)
+    return await arranged(read, ranges, reader.dialect, most=_ALL)
 
 
 async def columns_of(
-    reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_rows: int
-) -> Any:
-    """Read what `arranged` makes the days of: the reader's connection is not needed for that."""
+    reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_of_range: int, most: int
+) -> Sequence[Sequence[Any]] | None:
+    """Read what `arranged` makes the days of: the reader's connection is not needed for that.
+
+    Of a range at most `most_of_range` days are read, and fewer than `most` in all.
+    """
     names = {f"name_{number}": name for number, name in enumerate(usage_names or ())}
     if usage_names is not None and not names:
         return None
-    (row,) = await reader.run(
+    return await reader.run(
         _by_ranges(reader.dialect, len(names)),
-        keys(reader.dialect, ranges) | names | {"most_rows": most_rows},
+        keys(reader.dialect, ranges) | names | {"most_of_range": most_of_range, "most": most},
         is_long=sum((range_.last - range_.first).days + 1 for range_ in ranges) > MOST_DAYS_HERE,
     )
-    return row if reader.dialect == "postgresql" else row[0]
 
 
-async def arranged(read: Any, ranges: Sequence[UsageRange], dialect: str) -> list[Columns[UsageDayRow]]:
-    """Return the days of each range, ordered by day and then by name, in turns with others who work long."""
-    found = [_NO_DAYS] * len(ranges)
+async def arranged(
+    rows: Sequence[Any] | None, ranges: Sequence[UsageRange], dialect: str, *, most: int
+) -> list[Columns[UsageDayRow]]:
+    """Return the days of each range, ordered by day and then by name, in turns with others who work long.
+
+    Raises `TooManyDays`.
+    """
+    if rows is None:
+        return [Columns(UsageDayRow, ((), (), (), ()))] * len(ranges)
     turn = Turn()
-    columns = orjson.loads(read) if dialect == "sqlite" and read is not None else read
-    if columns is None or not columns[0]:
-        return found
-    if turn.is_over:
-        await turn.next()
-    order = list(zip(*columns[:-1], strict=True))
-    if order != sorted(order):
-        # The databases go through the ranges one by one, and through an index in its order, but promise neither.
-        columns = list(zip(*sorted(zip(*columns, strict=True)), strict=True))
-    places, days, *others = columns
-    if dialect == "sqlite":
-        days = list(map(read_day, days))
-    end = 0
-    while end < len(places):
-        start, place = end, places[end]
-        end = bisect_right(places, place, lo=start)
-        meter_ids = [ranges[place].meter_id] * (end - start)
+    lengths, (given, *others) = await _flat(rows, len(ranges), dialect, turn)
+    if len(lengths) < len(ranges) or len(given) >= most:
+        raise TooManyDays
+    meter_ids: list[str] = []
+    for range_, length in zip(ranges, lengths, strict=True):
+        meter_ids += repeat(range_.meter_id, length)
+    days: list[date] = []
+    while len(days) < len(given):
         if turn.is_over:
             await turn.next()
-        found[place] = Columns(UsageDayRow, (meter_ids, *[column[start:end] for column in (days, *others)]))
-    return found
+        days += map(_DAYS.__getitem__, given[len(days) : len(days) + DAYS_A_STEP])
+    columns: Sequence[Sequence[Any]] = (meter_ids, days, *others)
+    return [
+        Columns(UsageDayRow, columns, slice(end - length, end))
+        for length, end in zip(lengths, accumulate(lengths), strict=True)
+    ]
+
+
+async def _flat(rows: Sequence[Any], count: int, dialect: str, turn: Turn) -> tuple[list[int], Sequence[Sequence[Any]]]:
+    """Return how many days each range has, and the columns of all days, as the database gives them."""
+    columns: Sequence[Any] = [[], [], []]
+    if dialect == "postgresql":
+        ((places, *columns),) = rows
+        if places is None:
+            return [0] * count, [[], [], []]
+        if places != sorted(places):
+            # It goes through the ranges one by one, but does not promise to.
+            places, *columns = zip(*sorted(zip(places, *columns, strict=True)), strict=True)
+        ends = [bisect_right(places, place) for place in range(count)]
+        return [end - start for start, end in pairwise([0, *ends])], columns
+    lengths = []
+    for _, arrays in sorted(rows):
+        read = orjson.loads(arrays)
+        for column, values in zip(columns, read, strict=True):
+            column.extend(values)
+        lengths.append(len(read[0]))
+        if turn.is_over:
+            await turn.next()
+    return lengths, columns
+
+
+class _Days(dict[int | str, date]):
+    """The days by what the databases give for them: a number or a text. There are few, and many rows of each."""
+
+    def __missing__(self, read: int | str) -> date:
+        day = date.fromisoformat(read) if isinstance(read, str) else date.fromordinal(read + 1)
+        if len(self) < MOST_DAYS_KEPT:
+            self[read] = day
+        return day
+
+
+_DAYS = _Days()
 
 
 async def add(writer: Writer, usage: Mapping[tuple[str, date, str], int]) -> None:

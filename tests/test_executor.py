@@ -1,6 +1,7 @@
 """The executor answers what graphql-core answers, and ordinary queries do take the compiled way."""
 
 import asyncio
+import dataclasses
 import itertools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -9,7 +10,7 @@ from datetime import UTC, date, datetime
 from enum import Enum
 from inspect import isawaitable
 from types import FrameType, SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import pytest
 import strawberry
@@ -33,10 +34,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strawberry.schema.config import StrawberryConfig
 
-from schema.edges import ALONE, together
+from schema.edges import ALONE, RECORDS_A_STEP, together
 from schema.executor import MOST_PLANS, CompilingExecutor, Executor, Plans
 from schema.scalars import SCALARS, BigInt
 from schema.variables import Variables
+from storage.columns import Columns
 from tests.conftest import Gateway
 from tests.meters import make_meter
 
@@ -70,6 +72,42 @@ class Fruit(Named):
     leaves: list[Leaf]
 
 
+class DayRow(NamedTuple):
+    """The columns of `Day`."""
+
+    text: str | None
+    amount: int
+    day: date | None
+    colour: Colour
+    is_set: bool
+
+
+@strawberry.type
+class Day:
+    text: str | None
+    amount: BigInt
+    day: date | None
+    colour: Colour
+    is_set: bool
+
+
+async def _days(_context: object, branches: Sequence["Branch"]) -> list[Sequence[Any]]:
+    """Return the days of each branch: stretches of the same lists, lists of its own, or records."""
+    if branches[0].days_are == "records":
+        return [branch.rows for branch in branches]
+    if branches[0].days_are == "apart":
+        return [Columns(DayRow, columns_of(branch.rows)) for branch in branches]
+    columns = columns_of([row for branch in branches for row in branch.rows])
+    ends = itertools.accumulate(len(branch.rows) for branch in branches)
+    return [
+        Columns(DayRow, columns, slice(end - len(branch.rows), end)) for branch, end in zip(branches, ends, strict=True)
+    ]
+
+
+def columns_of(rows: Sequence[DayRow]) -> list[list[Any]]:
+    return [[row[place] for row in rows] for place in range(len(DayRow._fields))]
+
+
 async def _kin(_context: object, branches: Sequence["Branch"], times: int = 1) -> list["Branch | None"]:
     if times > 1:
         raise ValueError("too often")
@@ -87,6 +125,13 @@ class Branch(Named):
     fruit: Fruit | None
     things: list[Annotated[Fruit | Leaf, strawberry.union("Thing")] | None]
     named: Named | None
+    rows: strawberry.Private[list[Any]] = dataclasses.field(default_factory=list)
+    days_are: strawberry.Private[str] = "together"
+
+    @strawberry.field(metadata=together(_days))
+    async def days(self) -> list[Day]:
+        (found,) = await _days(None, [self])
+        return found  # type: ignore[return-value]  # Records of the same attributes.
 
     @strawberry.field
     async def resolved(self, times: int = 1) -> "Branch | None":
@@ -213,8 +258,34 @@ LEAVES = objects(
     at=st.datetimes(timezones=st.just(UTC)),
 )
 FRUITS = objects(Fruit, name=st.text(max_size=3), leaf=LEAVES | st.none(), leaves=small_lists(LEAVES))
-BRANCHES = objects(
-    Branch,
+DAYS = st.builds(
+    DayRow,
+    text=or_wrong(st.text(max_size=3) | st.none()),
+    amount=or_wrong(st.integers(0, 2**63 - 1)),
+    day=or_wrong(st.dates() | st.none()),
+    colour=or_wrong(COLOURS),
+    is_set=or_wrong(st.booleans()),
+)
+RIGHT_DAYS = st.builds(
+    DayRow,
+    text=st.text(max_size=3) | st.none(),
+    amount=st.integers(0, 2**63 - 1),
+    day=st.dates() | st.none(),
+    colour=COLOURS,
+    is_set=st.booleans(),
+)
+
+
+@st.composite
+def branches(draw: st.DrawFn, /, **fields: st.SearchStrategy[Any]) -> Any:
+    branch = draw(objects(Branch, **fields))
+    if isinstance(branch, Branch):
+        branch.rows = draw(small_lists(RIGHT_DAYS) | small_lists(DAYS))
+        branch.days_are = draw(st.sampled_from(["together", "apart", "records"]))
+    return branch
+
+
+BRANCHES = branches(
     name=st.text(max_size=3),
     colours=small_lists(COLOURS | st.none()),
     matrix=small_lists(small_lists(st.integers(0, 9))),
@@ -403,6 +474,51 @@ class TestEdges:
             assert seen == told(await run(STRAWBERRY, text, root, None, n=times))
         answer = await run(STRAWBERRY, text, root, plans, n=1)
         assert answer == ({"branches": [{"name": "b", "kin": {"name": "b"}}] * 2, "alone": {"name": "b"}}, None)
+
+
+class TestColumns:
+    """What an edge leads to may be given by columns, which are written as a whole."""
+
+    ROW = DayRow(text=None, amount=2**63 - 1, day=date(2026, 1, 31), colour=Colour.RED, is_set=True)
+    WRITTEN: ClassVar[dict[str, Any]] = {
+        "text": None,
+        "amount": "9223372036854775807",
+        "day": "2026-01-31",
+        "colour": "RED",
+        "isSet": True,
+    }
+    TEXT = "{ branches { days { text amount day colour isSet } } }"
+
+    def branch(self, rows: list[Any], days_are: str) -> Branch:
+        return Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None, rows=rows, days_are=days_are)
+
+    @pytest.mark.parametrize("days_are", ["together", "apart", "records"])
+    @pytest.mark.parametrize("count", [0, 1, RECORDS_A_STEP + 1])
+    async def test_each_record_gets_its_own_stretch(self, days_are: str, count: int) -> None:
+        root = self.branch([self.ROW._replace(amount=amount) for amount in range(count)], days_are)
+        with leaves_of_graphql_core() as leaves:
+            result = await run(STRAWBERRY, self.TEXT, root, Plans(parse(self.TEXT), at_once=True))
+        days = [self.WRITTEN | {"amount": str(amount)} for amount in range(count)]
+        assert result == ({"branches": [{"days": days}, {"days": days}]}, None)
+        assert leaves == []
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"amount": None},
+            {"amount": "7"},
+            {"day": "2026-01-31"},
+            {"colour": "RED"},
+            {"colour": None},
+            {"is_set": None},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("days_are", ["together", "apart", "records"])
+    async def test_a_wrong_value_is_told_as_graphql_core_tells_it(self, days_are: str, wrong: dict[str, Any]) -> None:
+        root = self.branch([self.ROW, self.ROW._replace(**wrong)], days_are)
+        seen = told(await run(STRAWBERRY, self.TEXT, root, Plans(parse(self.TEXT), at_once=True)))
+        assert seen == told(await run(STRAWBERRY, self.TEXT, root, None))
 
 
 class TestPlans:

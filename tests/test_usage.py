@@ -65,7 +65,7 @@ async def books_of(
         # Beyond the last number that the meter knows of, too.
         (entries,) = await ledger.by_ranges(reader, [(meter.id, 0, meter.last_seq + 1_000)])
         always = UsageRange(meter.id, date.min, date.max)
-        (days,) = await usage.by_ranges(reader, [always], usage_names=None, most_rows=100_000)
+        (days,) = await usage.by_ranges(reader, [always], usage_names=None)
     books = Books(meter, entries[::-1], {(str(row.day), row.usage_name): row.total_usage for row in days})
     books.check()
     return books
@@ -1138,6 +1138,47 @@ async def test_more_than_10_000_usage_days_are_too_many(gateway: Gateway) -> Non
     assert body["data"] == {"many": None, "few": [{"day": "2026-03-16", "totalBillingUsage": "7"}]}
     assert [(error["path"], error["extensions"]) for error in body["errors"]] == [
         (["many"], {"code": "LIMIT_EXCEEDED"})
+    ]
+
+
+async def test_the_days_of_ranges_are_read_as_far_as_they_may_be(gateway: Gateway) -> None:
+    first, last = date(2026, 3, 1), date(2026, 3, 3)
+    meter_ids = [await make_meter(gateway, externalMeterId=f"m{number}") for number in range(3)]
+    rows = {(f"2026-03-0{day}", name): 10 * day for day in (3, 2, 1) for name in ("b", "a")}
+    await add_days(gateway, meter_ids[0], rows)
+    await add_days(gateway, meter_ids[2], {("2026-03-02", "a"): 7, ("2026-02-28", "a"): 1, ("2026-03-04", "a"): 1})
+    # In no order of the meters' ids, with one that has no days, and one that is asked for twice.
+    ranges = [UsageRange(meter_ids[place], first, last) for place in (2, 1, 0, 2)]
+    sorted_rows = [(day, name, amount) for (day, name), amount in sorted(rows.items())]
+    expected = [[("2026-03-02", "a", 7)], [], sorted_rows, [("2026-03-02", "a", 7)]]
+
+    async def found(most_of_range: int, most: int, names: list[str] | None = None) -> list[list[tuple[str, str, int]]]:
+        async with gateway.database.read() as reader:
+            read = await usage.columns_of(reader, ranges, usage_names=names, most_of_range=most_of_range, most=most)
+        days = await usage.arranged(read, ranges, reader.dialect, most=most)
+        for range_, of_range in zip(ranges, days, strict=True):
+            assert {row.meter_id for row in of_range} <= {range_.meter_id}
+        return [[(str(row.day), row.usage_name, row.total_usage) for row in of_range] for of_range in days]
+
+    assert await found(6, 9) == expected
+    assert await found(4, 9) == [expected[0], [], sorted_rows[:4], expected[3]]
+    assert await found(6, 9, ["b", "c"]) == [[], [], sorted_rows[1::2], []]
+    assert await found(6, 9, []) == [[], [], [], []]
+    with pytest.raises(usage.TooManyDays):
+        await found(6, 8)
+    async with gateway.database.read() as reader:
+        assert [list(days) for days in await usage.by_ranges(reader, [])] == []
+        assert list(map(len, await usage.by_ranges(reader, ranges))) == [1, 0, 6, 1]
+
+
+async def test_days_that_the_database_gives_in_another_order_are_sorted() -> None:
+    days = [(date(2026, 3, day) - date.min).days for day in (2, 1, 1)]
+    ranges = [UsageRange(meter_id, date(2026, 3, 1), date(2026, 3, 2)) for meter_id in ("m0", "m1")]
+    row = ([1, 1, 0], days, ["a", "b", "c"], [7, 8, 9])
+    found = await usage.arranged([row], ranges, "postgresql", most=10)
+    assert [list(of_range) for of_range in found] == [
+        [("m0", date(2026, 3, 1), "c", 9)],
+        [("m1", date(2026, 3, 1), "b", 8), ("m1", date(2026, 3, 2), "a", 7)],
     ]
 
 
