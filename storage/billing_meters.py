@@ -116,7 +116,7 @@ async def by_ids(
 ) -> dict[str, BillingMeterRow]:
     """Return the tenant's meters of these ids, by id."""
     wanted = [(org_id, environment, id_) for id_ in ids]
-    rows = map(BillingMeterRow._make, await reader.run(_by_ids(reader.dialect), keys(reader.dialect, wanted)))
+    rows = map(BillingMeterRow._make, await reader.run(_by_ids(reader.dialect), keys(wanted)))
     return {row.id: row for row in rows if workspace_ids is None or row.workspace_id in workspace_ids}
 
 
@@ -125,13 +125,13 @@ async def by_names(
 ) -> dict[tuple[str, str], BillingMeterRow]:
     """Return the tenant's meters of these (workspace id, external meter id), by them."""
     wanted = [(org_id, environment, *name) for name in names]
-    rows = map(BillingMeterRow._make, await reader.run(_by_names(reader.dialect), keys(reader.dialect, wanted)))
+    rows = map(BillingMeterRow._make, await reader.run(_by_names(reader.dialect), keys(wanted)))
     return {(row.workspace_id, row.external_meter_id): row for row in rows}
 
 
 async def ids_by_names(reader: Reader, names: Sequence[MeterName]) -> dict[MeterName, str]:
     """Return the ids of the meters that these name, of whatever tenants, by name."""
-    rows = await reader.run(_ids_by_names(reader.dialect), keys(reader.dialect, names))
+    rows = await reader.run(_ids_by_names(reader.dialect), keys(names))
     return {MeterName(org_id, Environment(environment), *name): id_ for org_id, environment, *name, id_ in rows}
 
 
@@ -189,7 +189,7 @@ async def pages_by_customers(
     reader: Reader, customer_ids: Sequence[str], page: Page, *, workspace_ids: Sequence[str] | None
 ) -> dict[str, list[BillingMeterRow]]:
     """Return one page of the meters of each customer, and one more row where there is one, by customer id."""
-    wanted = keys(reader.dialect, [[customer_id] for customer_id in customer_ids]) | page.parameters
+    wanted = keys([[customer_id] for customer_id in customer_ids]) | page.parameters
     rows: Iterable[Sequence[Any]]
     if workspace_ids is None:
         rows = await reader.run(_all_pages_by_customers(reader.dialect, page.shape), wanted)
@@ -231,13 +231,13 @@ def _all_pages_by_customers(dialect: str, page: Page) -> Prepared:
 
 async def lock(writer: Writer, ids: Sequence[str]) -> dict[str, BillingMeterRow]:
     """Lock the meters of these ids until the transaction ends, and return them as they then are, by id."""
-    rows = await writer.run(_locked_by_ids(writer.dialect), keys(writer.dialect, [[id_] for id_ in ids]))
+    rows = await writer.run(_locked_by_ids(writer.dialect), keys([[id_] for id_ in ids]))
     return {row.id: row for row in map(BillingMeterRow._make, rows)}
 
 
 async def lock_by_name(writer: Writer, name: MeterName) -> BillingMeterRow | None:
     """Lock the meter of this name until the transaction ends, and return it as it then is."""
-    rows = await writer.run(_locked_by_names(writer.dialect), keys(writer.dialect, [name]))
+    rows = await writer.run(_locked_by_names(writer.dialect), keys([name]))
     return BillingMeterRow._make(rows[0]) if rows else None
 
 
@@ -258,6 +258,6 @@ async def update_meters(writer: Writer, changes: Sequence[tuple[BillingMeterRow,
         else:
             moving.append((after.id, *_changing(after), *_indexed(after)))
     if staying:
-        await writer.run(_update(writer.dialect, _CHANGING), keys(writer.dialect, staying))
+        await writer.run(_update(writer.dialect, _CHANGING), keys(staying))
     if moving:
-        await writer.run(_update(writer.dialect, (*_CHANGING, *_INDEXED)), keys(writer.dialect, moving))
+        await writer.run(_update(writer.dialect, (*_CHANGING, *_INDEXED)), keys(moving))

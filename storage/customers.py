@@ -147,7 +147,7 @@ async def _found(
     environment: Environment,
     workspace_ids: Sequence[str] | None,
 ) -> Iterable[CustomerRow]:
-    wanted = keys(reader.dialect, [(org_id, environment, value) for value in values])
+    wanted = keys([(org_id, environment, value) for value in values])
     if workspace_ids is None:
         return map(CustomerRow._make, await reader.run(_prepared_by_key(reader.dialect, column), wanted))
     statement = _in_workspaces(_by_key(reader.dialect, column), workspace_ids)

@@ -333,7 +333,7 @@ class Writer(Reader):
         a row's values one by one: there, a statement adds many rows, and a value that all rows have is bound once.
         """
         if self.dialect == "postgresql":
-            await self.run(insertion_of_records(table), keys(self.dialect, rows))
+            await self.run(insertion_of_records(table), keys(rows))
             return
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
         columns = orjson.loads(orjson.dumps(list(zip(*rows, strict=True))))

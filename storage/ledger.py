@@ -102,7 +102,7 @@ async def by_ids(
 ) -> dict[tuple[str, int], LedgerEntryRow]:
     """Return the tenant's entries of these (meter id, seq), by them; where a customer is given, of its meters."""
     wanted = [(*id_, org_id, environment) for id_ in ids]
-    rows = await reader.run(_by_ids(reader.dialect), keys(reader.dialect, wanted))
+    rows = await reader.run(_by_ids(reader.dialect), keys(wanted))
     return {
         (entry.meter_id, entry.seq): entry
         for workspace_id, billed_to, *values in rows
@@ -117,7 +117,7 @@ async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> l
     A meter's entries are numbered without a gap, so that a page is a range and needs no window over the whole ledger.
     """
     found: list[list[LedgerEntryRow]] = [[] for _ in ranges]
-    for place, *row in await reader.run(_by_ranges(reader.dialect), keys(reader.dialect, ranges)):
+    for place, *row in await reader.run(_by_ranges(reader.dialect), keys(ranges)):
         found[place].append(LedgerEntryRow._make(row))
     for entries in found:
         entries.sort(key=lambda entry: entry.seq, reverse=True)
@@ -131,7 +131,7 @@ async def by_keys(
 
     Whose the meters are is the caller's to check.
     """
-    rows = await reader.run(_by_keys(reader.dialect), keys(reader.dialect, wanted) | {"kind": kind.value})
+    rows = await reader.run(_by_keys(reader.dialect), keys(wanted) | {"kind": kind.value})
     return {(row.meter_id, row.key or ""): row for row in map(LedgerEntryRow._make, rows)}
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Text, UnaryExpression, bindparam
+from sqlalchemy import ColumnElement, Integer, Select, Text, UnaryExpression, bindparam, literal_column
 from sqlalchemy.sql.operators import custom_op
 
 
@@ -54,7 +54,9 @@ def page_statement(statement: Select[Any], id_column: ColumnElement[Any], page: 
 
     It has the page's `parameters`.
     """
-    return statement.where(*between(page, id_column)).order_by(page_order(page, id_column)).limit(page.limit + 1)
+    # PostgreSQL plans a statement once, and not at each run, where it knows how many rows are wanted.
+    limit = literal_column(str(page.limit + 1), Integer())
+    return statement.where(*between(page, id_column)).order_by(page_order(page, id_column)).limit(limit)
 
 
 def unindexed(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:

@@ -10,7 +10,6 @@ from sqlalchemy import (
     Dialect,
     FromClause,
     Insert,
-    Integer,
     Select,
     Table,
     Text,
@@ -89,8 +88,10 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
         )
         places = [(all_.c.ordinality - literal_column("1")).label("key")] if has_places else []
         # PostgreSQL takes an array for a hundred records, whatever is in it, and would rather read a whole table than
-        # look up a hundred: the limit tells it how many there are.
-        each: FromClause = select(all_.c.value, *places).limit(bindparam("key_count", type_=Integer)).subquery("each")
+        # look up a hundred. Of what a condition picks it expects one in two hundred, here one record; and because it
+        # does so with and without knowing the array, it plans the statement once, and not at each run.
+        is_record = func.jsonb_typeof(all_.c.value) == literal_column("'array'")
+        each: FromClause = select(all_.c.value, *places).where(is_record).subquery("each")
         convert: Any = cast
     else:
         each = func.json_each(parameter).table_valued("value", "key", name="each")
@@ -105,12 +106,11 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
     ).subquery("keys")
 
 
-def keys(dialect: str, records: Iterable[Sequence[Any]]) -> dict[str, Any]:
+def keys(records: Iterable[Sequence[Any]]) -> dict[str, Any]:
     """Return the parameters of a statement made with `keys_table`, whose records have the values of its columns."""
     # A named tuple is no list to orjson.
     listed = [record if type(record) is tuple else list(record) for record in records]
-    parameters: dict[str, Any] = {"keys": orjson.dumps(listed).decode()}
-    return parameters | {"key_count": len(listed)} if dialect == "postgresql" else parameters
+    return {"keys": orjson.dumps(listed).decode()}
 
 
 @cache

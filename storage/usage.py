@@ -145,7 +145,7 @@ async def columns_of(
         return None
     return await reader.run(
         _by_ranges(reader.dialect, len(names)),
-        keys(reader.dialect, ranges) | names | {"most_of_range": most_of_range, "most": most},
+        keys(ranges) | names | {"most_of_range": most_of_range, "most": most},
         is_long=sum((range_.last - range_.first).days + 1 for range_ in ranges) > MOST_DAYS_HERE,
     )
 
@@ -217,4 +217,4 @@ _DAYS = _Days()
 async def add(writer: Writer, usage: Mapping[tuple[str, date, str], int]) -> None:
     """Add credits to the days (meter id, day, usage name) of meters that the transaction has locked."""
     added = [(*key, credits_) for key, credits_ in sorted(usage.items())]
-    await writer.run(_add(writer.dialect), keys(writer.dialect, added))
+    await writer.run(_add(writer.dialect), keys(added))

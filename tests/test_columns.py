@@ -1,6 +1,6 @@
 """Records by their columns: stretches of lists that others share."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -12,7 +12,7 @@ class Point(NamedTuple):
     y: str
 
 
-LISTS = [[0, 1, 2, 3, 4, 5], list("abcdef")]
+LISTS: list[list[Any]] = [[0, 1, 2, 3, 4, 5], list("abcdef")]
 RECORDS = [Point(x, y) for x, y in zip(*LISTS, strict=True)]
 
 
