@@ -28,7 +28,7 @@ class Columns(Sequence[R]):
         return self.columns[self.class_._fields.index(name)][self.places]
 
     def __len__(self) -> int:
-        return self.places.stop - self.places.start  # type: ignore[no-any-return]
+        return self.places.stop - self.places.start
 
     def __iter__(self) -> Iterator[R]:
         return map(self.class_._make, zip(*[column[self.places] for column in self.columns], strict=True))
