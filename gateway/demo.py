@@ -51,12 +51,7 @@ _METERS: tuple[tuple[str, int, bool, int | None, dict[str, int]], ...] = (
 
 async def seed(services: Services) -> str:
     """Make the demo organization, or bring it up to today, and return its sandbox key."""
-    context = Context(
-        Actor(RECORDED_BY, ORG, Environment.SANDBOX, frozenset(Scope)),
-        services.database,
-        services.usage_writer,
-        services.clock,
-    )
+    context = services.context(Actor(RECORDED_BY, ORG, Environment.SANDBOX, frozenset(Scope)))
     for name in _CUSTOMERS:
         await _seed_customer(context, name)
     return await _key(services)

@@ -86,6 +86,7 @@ def limits_of(settings: Settings) -> Limits:
         list_items=settings.max_list_items,
         cost=settings.max_cost,
         introspection=settings.introspection,
+        bounds=settings.bounds,
     )
 
 

@@ -26,7 +26,6 @@ from gateway.http import (
     send_answer,
 )
 from gateway.observation import tell_errors
-from resolvers.context import Context
 from resolvers.observation import current
 from schema.documents import Document
 from schema.execution import Operation, OperationNotAllowed, answer
@@ -84,7 +83,7 @@ class GraphQL:
             self._documents.limits,
             tells_cost=(fields.get("extensions") or {}).get("cost") is True,
         )
-        context = Context(actor, services.database, services.usage_writer, services.clock)
+        context = services.context(actor)
         try:
             found = await answer(operation, context, only_queries=is_read)
         except OperationNotAllowed:

@@ -22,7 +22,7 @@ from resolvers.context import Context
 from resolvers.customers import create_customer
 from resolvers.errors import AlreadyExists, BillingError, Forbidden, InvalidInput, Unauthenticated, Unavailable
 from resolvers.loaders import UsageOfMeter
-from resolvers.usage import MOST_DAYS, usage_days
+from resolvers.usage import usage_days
 from resolvers.values import MAX_AMOUNT, day_of, parse_amount, parse_day
 from schema.scalars import write_instant
 from storage.billing_meters import BillingMeterRow
@@ -91,20 +91,21 @@ async def refill(request: Request) -> Response:
 
 
 async def usage(request: Request) -> Response:
-    """Answer a meter's usage days: of the last 366 days, unless the query says which; none of an unknown meter."""
+    """Answer a meter's usage: of as many days as may be, 366, unless the query says which; none of an unknown meter."""
     context = await _context(request)
     wanted = _read(_query(request), _DAYS)
+    most = context.bounds.range_days
     first, last = wanted.get("first"), wanted.get("last")
     if first is not None and last is not None:
-        usage_days(first, last, today=date.min)  # Malformed comes before what the key may do.
+        usage_days(first, last, today=date.min, most=most)  # Malformed comes before what the key may do.
     loaders = context.reading
     meter = await loaders.billing_meter_by_id.load(request.path_params["bid"])
     if meter is None:
         return _answer({"data": []})
     today = day_of(context.clock(), meter.timezone)
     if first is None and last is None:
-        first = today - timedelta(days=MOST_DAYS - 1)
-    first, last = usage_days(first, last, today=today)
+        first = today - timedelta(days=most - 1)
+    first, last = usage_days(first, last, today=today, most=most)
     rows = await loaders.usage_of_meter.load(UsageOfMeter(meter.id, first, last, None))
     return _answer(
         {
@@ -167,7 +168,7 @@ async def _context(request: Request) -> Context:
     """Return the context of the request's key, which is checked before anything else of the request is read."""
     services: Services = request.app.state.services
     actor = await authenticate(request.scope, services.api_keys)
-    return Context(actor, services.database, services.usage_writer, services.clock)
+    return services.context(actor)
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -4,8 +4,10 @@ import gc
 from dataclasses import dataclass, field
 
 from gateway.settings import Settings
+from resolvers.actor import Actor
 from resolvers.api_keys import ApiKeys
-from resolvers.context import Clock, utc_now
+from resolvers.bounds import Bounds
+from resolvers.context import Clock, Context, utc_now
 from resolvers.usage_writer import UsageObserver, UsageWriter
 from storage.database import Database
 
@@ -20,15 +22,23 @@ class Services:
     database: Database = field(init=False)
     api_keys: ApiKeys = field(init=False)
     usage_writer: UsageWriter = field(init=False)
+    bounds: Bounds = field(init=False)
 
     def __post_init__(self) -> None:
+        self.bounds = self.settings.bounds
         self.database = Database(
             self.settings.database_url,
             pool_size=self.settings.pool_size,
             wait_seconds=self.settings.wait_seconds,
         )
         self.api_keys = ApiKeys(self.database, self.clock)
-        self.usage_writer = UsageWriter(self.database, self.clock, self.usage_observer)
+        self.usage_writer = UsageWriter(
+            self.database, self.clock, self.usage_observer, most_waiting=self.bounds.waiting_events
+        )
+
+    def context(self, actor: Actor) -> Context:
+        """Return what one request of this actor has at hand."""
+        return Context(actor, self.database, self.usage_writer, self.clock, self.bounds)
 
     async def close(self) -> None:
         """Finish what was begun, then close the database."""

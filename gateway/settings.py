@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from resolvers.bounds import Bounds
+
 PREFIX = "TOLLGATE_"
 
 #: Whoever can guess the token reads what the gateway does.
@@ -130,6 +132,16 @@ class Settings:
     max_fragments: int = _setting(100, _whole_number(0, 10_000))
     max_list_items: int = _setting(1_000, _whole_number(1, 100_000))
     max_cost: int = _setting(100_000, _whole_number(1, 100_000_000))
+    # What the API promises its clients, the next six, may be lowered and not raised: no client is to rely on more.
+    max_page_rows: int = _setting(100, _whole_number(1, 100))
+    max_nodes: int = _setting(100, _whole_number(1, 100))
+    max_batch_events: int = _setting(1_000, _whole_number(1, 1_000))
+    max_range_days: int = _setting(366, _whole_number(30, 366))
+    max_usage_names: int = _setting(100, _whole_number(1, 100))
+    max_usage_days: int = _setting(10_000, _whole_number(366, 10_000))
+    max_request_usage_days: int = _setting(200_000, _whole_number(10_000, 1_000_000))
+    max_request_entries: int = _setting(20_000, _whole_number(101, 1_000_000))
+    max_waiting_events: int = _setting(20_000, _whole_number(1_000, 1_000_000))
     introspection: str = _setting("all", _one_of("all", "keys", "sandbox", "none"))
     max_in_flight: int = _setting(256, _whole_number(1, 100_000))
     request_seconds: int = _setting(30, _whole_number(1, 3_600))
@@ -150,6 +162,11 @@ class Settings:
     metrics_token: str | None = _setting(None, _token_or_none, is_secret=True)
     metrics_folder: str | None = _setting(None, _file_or_none)
     tracing: str = _setting("off", _one_of("on", "off"))
+
+    @property
+    def bounds(self) -> Bounds:
+        """What of these the rooms below are told: how much one request may ask for."""
+        return Bounds(**{each.name: getattr(self, f"max_{each.name}") for each in fields(Bounds)})
 
     @property
     def is_traced(self) -> bool:

@@ -162,7 +162,7 @@ class Import:
         check_text("org", self.org_id, length=ORG_LENGTH)
         self._clear_rejects()
         actor = Actor(RECORDED_BY, self.org_id, self.environment, frozenset(Scope))
-        context = Context(actor, services.database, services.usage_writer, services.clock)
+        context = services.context(actor)
         try:
             with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:
                 task = progress.add_task("Importing", total=lines.size, lines=0)

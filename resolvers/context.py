@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import cast
 
 from resolvers.actor import Actor, Scope
+from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.loaders import Loaders
 from resolvers.observation import current
 from resolvers.usage_writer import UsageWriter
@@ -29,6 +30,7 @@ class Context:
     database: Database
     usage_writer: UsageWriter
     clock: Clock = utc_now
+    bounds: Bounds = DEFAULT_BOUNDS
     has_one_reader: bool = field(init=False, default=False)
     """Whether one edge at a time is followed, so that nothing need be gathered from several."""
     _loaders: Loaders | None = field(init=False, default=None)
@@ -38,7 +40,7 @@ class Context:
         """The loaders, for a query or an edge of a returned object. Raises `Forbidden` without `billing:read`."""
         self.actor.require(Scope.BILLING_READ)
         if self._loaders is None:
-            self._loaders = Loaders(self.database, self.actor, gathers=not self.has_one_reader)
+            self._loaders = Loaders(self.database, self.actor, self.bounds, gathers=not self.has_one_reader)
         return self._loaders
 
     @cached_property

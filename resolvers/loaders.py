@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from resolvers.actor import Actor
+from resolvers.bounds import Bounds
 from resolvers.errors import LimitExceeded
 from resolvers.loader import Loader
-from resolvers.usage import MOST_USAGE_DAYS
 from storage import billing_meters, customers, ids, ledger, usage
 from storage.billing_meters import BillingMeterRow
 from storage.columns import Columns
@@ -20,12 +20,6 @@ from storage.database import Database
 from storage.ledger import LedgerEntryRow
 from storage.pages import Page
 from storage.usage import UsageDayRow, UsageRange
-
-#: The most usage days that the meters of one request may answer together, by one statement.
-MOST_USAGE_DAYS_TOGETHER = 200_000
-
-#: The most ledger entries that the meters of one request may answer together, by one statement.
-MOST_ENTRIES_TOGETHER = 20_000
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -59,9 +53,10 @@ class EntriesOfMeter(NamedTuple):
 class Loaders:
     """The loaders of one request, each made when it is first used."""
 
-    def __init__(self, database: Database, actor: Actor, *, gathers: bool = True) -> None:
+    def __init__(self, database: Database, actor: Actor, bounds: Bounds, *, gathers: bool = True) -> None:
         self._database = database
         self._actor = actor
+        self._bounds = bounds
         self._gathers = gathers
 
     @cached_property
@@ -179,19 +174,20 @@ class Loaders:
         async def load(
             usage_names: tuple[str, ...] | None, some: Sequence[UsageOfMeter]
         ) -> Sequence[Columns[UsageDayRow] | LimitExceeded]:
+            bounds = self._bounds
             ranges = [UsageRange(key.meter_id, key.first, key.last) for key in some]
             # One day too many tells that there are too many.
-            most = MOST_USAGE_DAYS_TOGETHER + 1
+            most = bounds.request_usage_days + 1
             async with self._database.read() as reader:
                 rows = await usage.columns_of(
-                    reader, ranges, usage_names=usage_names, most_of_range=MOST_USAGE_DAYS + 1, most=most
+                    reader, ranges, usage_names=usage_names, most_of_range=bounds.usage_days + 1, most=most
                 )
             try:
                 found = await usage.arranged(rows, ranges, self._database.dialect, most=most)
             except usage.TooManyDays:
                 # Which meters' days were cut off is not known, so none may be taken for whole.
-                return [_too_many_days()] * len(some)
-            return [days if len(days) <= MOST_USAGE_DAYS else _too_many_days() for days in found]
+                return [_too_many_days(bounds)] * len(some)
+            return [days if len(days) <= bounds.usage_days else _too_many_days(bounds) for days in found]
 
         return await _by_group(keys, lambda key: key.usage_names, load)
 
@@ -208,16 +204,17 @@ class Loaders:
         return [found.get(key) for key in keys]
 
     async def _entries_of_meters(self, keys: list[EntriesOfMeter]) -> Sequence[list[LedgerEntryRow] | LimitExceeded]:
-        if sum(max(0, key.last_seq - key.first_seq + 1) for key in keys) > MOST_ENTRIES_TOGETHER:
-            too_many = LimitExceeded(f"The ledgers of one request answer at most {MOST_ENTRIES_TOGETHER} entries.")
+        most = self._bounds.request_entries
+        if sum(max(0, key.last_seq - key.first_seq + 1) for key in keys) > most:
+            too_many = LimitExceeded(f"The ledgers of one request answer at most {most} entries.")
             return [too_many] * len(keys)
         async with self._database.read() as reader:
             return await ledger.by_ranges(reader, keys)
 
 
-def _too_many_days() -> LimitExceeded:
+def _too_many_days(bounds: Bounds) -> LimitExceeded:
     return LimitExceeded(
-        f"usage answers at most {MOST_USAGE_DAYS} usage days a meter and {MOST_USAGE_DAYS_TOGETHER} a request; "
+        f"usage answers at most {bounds.usage_days} usage days a meter and {bounds.request_usage_days} a request; "
         "ask for fewer days or names."
     )
 

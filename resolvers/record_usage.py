@@ -7,9 +7,6 @@ from resolvers.context import Context
 from resolvers.errors import BadUserInput, InvalidInput, LimitExceeded, Refusal
 from resolvers.usage import UsageEvent, UsageOutcome, usage_event
 
-#: The most events of one batch.
-LARGEST_BATCH = 1_000
-
 
 async def record_usage(context: Context, **values: Any) -> UsageOutcome:
     """Record one usage event, whose values are those of `usage_event`, and return the result once it is committed.
@@ -28,13 +25,14 @@ async def record_usage_batch(context: Context, items: Sequence[Mapping[str, Any]
 
     The values of each item are those of `usage_event`; the field of an `InvalidInput` begins with the item's number.
 
-    Raises `BadUserInput` for an empty batch, `LimitExceeded` for more than 1,000 items, `Forbidden` when any item is
-    not permitted, and `Unavailable`; then nothing is written.
+    Raises `BadUserInput` for an empty batch, `LimitExceeded` for more items than the context's bounds, `Forbidden` when
+    any item is not permitted, and `Unavailable`; then nothing is written.
     """
     if not items:
         raise BadUserInput("input must have at least 1 item.")
-    if len(items) > LARGEST_BATCH:
-        raise LimitExceeded(f"input must have at most {LARGEST_BATCH} items; it has {len(items)}.")
+    most = context.bounds.batch_events
+    if len(items) > most:
+        raise LimitExceeded(f"input must have at most {most} items; it has {len(items)}.")
     checked = [_checked(context, values) for values in items]
     events = [event for event in checked if isinstance(event, UsageEvent)]
     recorded = iter(await context.usage_writer.record(events) if events else [])

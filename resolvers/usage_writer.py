@@ -17,6 +17,7 @@ from datetime import date, datetime
 from time import perf_counter_ns
 from typing import Protocol
 
+from resolvers.bounds import DEFAULT_BOUNDS
 from resolvers.errors import BillingError, BillingMeterNotFound, LimitRefusal, Refusal, Unavailable
 from resolvers.observation import Observation, current
 from resolvers.usage import Balance, UsageEvent, UsageOutcome, decide
@@ -31,9 +32,6 @@ _log = logging.getLogger(__name__)
 
 #: The most events that one transaction decides; one submission may be larger, and then has it alone.
 MOST_IN_GROUP = 1_000
-
-#: The most events that may wait; beyond them a caller is told to come again.
-MOST_WAITING = 20_000
 
 #: How long the queue is given to be finished when the writer closes.
 CLOSE_SECONDS = 2
@@ -105,11 +103,17 @@ class UsageWriter:
     """Decides debits on one database, for all requests of the process."""
 
     def __init__(
-        self, database: Database, clock: Callable[[], datetime], observer: UsageObserver | None = None
+        self,
+        database: Database,
+        clock: Callable[[], datetime],
+        observer: UsageObserver | None = None,
+        *,
+        most_waiting: int = DEFAULT_BOUNDS.waiting_events,
     ) -> None:
         self._database = database
         self._clock = clock
         self._observer = observer
+        self._most_waiting = most_waiting
         self._queue: deque[_Submission] = deque()
         self._waiting = 0
         self._running: asyncio.Task[None] | None = None
@@ -130,7 +134,7 @@ class UsageWriter:
         Raises `Unavailable`: `NOT_WRITTEN` when the queue is full or closed or the database is out of reach; `UNKNOWN`
         when the answer to COMMIT was lost.
         """
-        if self._closed or self._waiting + len(events) > MOST_WAITING:
+        if self._closed or self._waiting + len(events) > self._most_waiting:
             self._tell_failed(len(events))
             raise Unavailable(Outcome.NOT_WRITTEN)
         submission = _Submission(events, asyncio.get_running_loop().create_future(), current.get(), perf_counter_ns())

@@ -168,10 +168,10 @@ def _check_leaf(field: str, leaf: object) -> None:
         raise InvalidInput(field, "must not contain numbers that are not finite.")
 
 
-def check_usage_names(field: str, values: Sequence[str]) -> None:
-    """Hold the names of a query's usage against their rule: 100 at most, each a usage name. Raises `InvalidInput`."""
-    if not 1 <= len(values) <= 100:  # noqa: PLR2004  # The rule's own numbers, told in the message.
-        raise InvalidInput(field, f"must have 1 to 100 items; it has {len(values)}.")
+def check_usage_names(field: str, values: Sequence[str], *, most: int) -> None:
+    """Hold the names of a query's usage against their rule: 1 to `most`, each a usage name. Raises `InvalidInput`."""
+    if not 1 <= len(values) <= most:
+        raise InvalidInput(field, f"must have 1 to {most} items; it has {len(values)}.")
     for value in values:
         check_text(field, value, length=USAGE_NAME_LENGTH)
 

@@ -71,7 +71,7 @@ async def _ledgers_of(
     before: str | None = strawberry.UNSET,
 ) -> list[Connection[LedgerEntry]]:
     """Return a page of each meter's ledger."""
-    arguments = page_arguments(ids.LEDGER_ENTRY, first, after, last, before)
+    arguments = page_arguments(context, ids.LEDGER_ENTRY, first, after, last, before)
     return await ledgers_of(context, [meter.row for meter in meters], arguments)
 
 
@@ -204,7 +204,7 @@ class BillingMeterQuery:
         ] = strawberry.UNSET,
     ) -> Connection[BillingMeter]:
         """Return a page of the meters."""
-        arguments = page_arguments(ids.BILLING_METER, first, after, last, before)
+        arguments = page_arguments(info.context, ids.BILLING_METER, first, after, last, before)
         wanted = given(filter) or BillingMeterFilter()
         rows = await billing_meters.list_billing_meters(
             info.context,

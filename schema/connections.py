@@ -11,19 +11,22 @@ from typing import Annotated, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 import strawberry
 
+from resolvers.context import Context
 from resolvers.errors import BadUserInput
 from schema.info import given
 from storage import ids
 from storage.pages import Page
 
-#: How many rows a page has when none are asked for, and the most it may have.
+#: How many rows a page has when none are asked for, if it may have as many.
 DEFAULT_PAGE = 25
-LARGEST_PAGE = 100
 
 First: TypeAlias = Annotated[
     int | None,
     strawberry.argument(
-        description="How many of the newest rows to return, 1 to 100; 25 when neither `first` nor `last` is given."
+        description=(
+            "How many of the newest rows to return, 1 to 100, or fewer where the operator says so; 25 when neither "
+            "`first` nor `last` is given."
+        )
     ),
 ]
 After: TypeAlias = Annotated[
@@ -31,7 +34,12 @@ After: TypeAlias = Annotated[
 ]
 Last: TypeAlias = Annotated[
     int | None,
-    strawberry.argument(description="How many of the oldest rows to return, 1 to 100; not together with `first`."),
+    strawberry.argument(
+        description=(
+            "How many of the oldest rows to return, 1 to 100, or fewer where the operator says so; not together with "
+            "`first`."
+        )
+    ),
 ]
 Before: TypeAlias = Annotated[
     str | None, strawberry.argument(description="Return rows that come before this cursor, which are newer.")
@@ -85,20 +93,22 @@ class Arguments(NamedTuple):
 
 
 def page_arguments(
-    prefix: str, first: int | None, after: str | None, last: int | None, before: str | None
+    context: Context, prefix: str, first: int | None, after: str | None, last: int | None, before: str | None
 ) -> Arguments:
     """Return the page that a list of ids with this prefix is asked for.
 
-    Raises `BadUserInput` for `first` with `last`, for fewer than 1 or more than 100 rows, and for a foreign cursor.
+    Raises `BadUserInput` for `first` with `last`, for fewer than 1 row or more than the bounds allow, and for a foreign
+    cursor.
     """
     first, after, last, before = given(first), given(after), given(last), given(before)
+    most = context.bounds.page_rows
     if first is not None and last is not None:
         raise BadUserInput("first and last exclude each other.")
     for name, limit in (("first", first), ("last", last)):
-        if limit is not None and not 1 <= limit <= LARGEST_PAGE:
-            raise BadUserInput(f"{name} must be 1 to {LARGEST_PAGE}; it is {limit}.")
+        if limit is not None and not 1 <= limit <= most:
+            raise BadUserInput(f"{name} must be 1 to {most}; it is {limit}.")
     return Arguments(
-        limit=first or last or DEFAULT_PAGE,
+        limit=first or last or min(DEFAULT_PAGE, most),
         after=_id_of("after", after, prefix),
         before=_id_of("before", before, prefix),
         backward=last is not None,

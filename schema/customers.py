@@ -32,7 +32,7 @@ async def _meters_of(
     before: str | None = strawberry.UNSET,
 ) -> list[Connection[BillingMeter]]:
     """Return a page of the meters of each customer."""
-    arguments = page_arguments(ids.BILLING_METER, first, after, last, before)
+    arguments = page_arguments(context, ids.BILLING_METER, first, after, last, before)
     page = arguments.page
     pages = await context.reading.billing_meters_of_customer.load_many(
         [MetersOfCustomer(customer.id, page) for customer in customers]
@@ -157,7 +157,7 @@ class CustomerQuery:
         ] = strawberry.UNSET,
     ) -> Connection[Customer]:
         """Return a page of the customers."""
-        arguments = page_arguments(ids.CUSTOMER, first, after, last, before)
+        arguments = page_arguments(info.context, ids.CUSTOMER, first, after, last, before)
         wanted = given(filter) or CustomerFilter()
         rows = await customers.list_customers(info.context, arguments.page, wanted.wanted())
         return connection_of(arguments, rows, node_of=Customer.of, id_of=lambda row: row.id)

@@ -60,7 +60,7 @@ class Runnable:
         }
         self._variables = Variables(_SCHEMA, node)
         self._plans = Plans(document, at_once=is_trusted)
-        self._cost = Cost(_SCHEMA, self._fragments, node)
+        self._cost = Cost(_SCHEMA, self._fragments, node, limits.bounds)
 
     @property
     def name(self) -> str | None:

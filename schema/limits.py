@@ -40,15 +40,13 @@ from graphql import (
 from graphql.type import SchemaMetaFieldDef, TypeMetaFieldDef
 
 from resolvers.actor import Actor
+from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.context import Clock
 from resolvers.errors import LimitExceeded
-from resolvers.usage import DEFAULT_DAYS, MOST_DAYS, MOST_USAGE_DAYS
+from resolvers.usage import DEFAULT_DAYS
 from resolvers.values import parse_day
-from schema.connections import DEFAULT_PAGE, LARGEST_PAGE
+from schema.connections import DEFAULT_PAGE
 from storage.tables import Environment
-
-#: The most names that a meter's usage is filled with zeros for over the longest range: more are refused.
-MOST_NAMES = MOST_USAGE_DAYS // MOST_DAYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,6 +63,8 @@ class Limits:
     cost: int = 100_000
     #: Who may ask the schema about itself: `all`, `keys` (no customer's session), `sandbox` (its keys alone), `none`.
     introspection: str = "all"
+    #: What bounds the lists that are asked for; most are checked where they are read.
+    bounds: Bounds = DEFAULT_BOUNDS
 
     def may_introspect(self, actor: Actor) -> bool:
         """Whether the actor may ask the schema about itself."""
@@ -239,9 +239,14 @@ class Cost:
     """The rows that one operation of a valid document may read at most, by the values of its variables."""
 
     def __init__(
-        self, schema: GraphQLSchema, fragments: Mapping[str, FragmentDefinitionNode], node: OperationDefinitionNode
+        self,
+        schema: GraphQLSchema,
+        fragments: Mapping[str, FragmentDefinitionNode],
+        node: OperationDefinitionNode,
+        bounds: Bounds,
     ) -> None:
         self._schema = schema
+        self._bounds = bounds
         self._fragments = fragments
         self._compiled: dict[str, _Count] = {}
         self._variables: set[str] = set()
@@ -338,11 +343,12 @@ class Cost:
 
     def _page(self, node: FieldNode) -> _Count:
         first, last = self._argument(node, "first"), self._argument(node, "last")
+        most = self._bounds.page_rows
 
         def rows(values: _Values, _today: date) -> int:
             asked = first(values) or last(values)
             # What is out of range is refused where the page is read.
-            return min(max(asked, 1), LARGEST_PAGE) if isinstance(asked, int) else DEFAULT_PAGE
+            return min(max(asked, 1) if isinstance(asked, int) else DEFAULT_PAGE, most)
 
         return rows
 
@@ -350,13 +356,17 @@ class Cost:
         first, last, names, fills = (self._argument(node, name) for name in ("from", "to", "names", "fillZeros"))
         # A range without an end ends today.
         self._needs_today = self._needs_today or any(each.name.value == "from" for each in node.arguments or ())
+        bounds = self._bounds
+        # Which names are filled with zeros is known from what is read: there may be as many as may be answered over the
+        # longest range.
+        most_names = bounds.usage_days // bounds.range_days
 
         def rows(values: _Values, today: date) -> int:
             start, end = _day(first(values)), _day(last(values))
             days = DEFAULT_DAYS if start is None else ((end or today) - start).days + 1
-            # Which names are filled with zeros is known from what is read: there may be as many as may be answered.
-            all_names = MOST_NAMES if fills(values) else 1
-            return min(max(days, 1), MOST_DAYS) * min(_length(names(values)) or all_names, MOST_NAMES)
+            all_names = most_names if fills(values) else 1
+            days = min(max(days, 1), bounds.range_days)
+            return min(days * (_length(names(values)) or all_names), bounds.usage_days)
 
         return rows
 

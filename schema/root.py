@@ -27,9 +27,6 @@ from schema.usage import UsageMutation, UsageQuery
 from schema.viewer import ViewerQuery
 from storage import ids
 
-#: The most objects that `nodes` fetches at once.
-MOST_NODES = 100
-
 
 @strawberry.type
 class NodeQuery:
@@ -46,7 +43,10 @@ class NodeQuery:
         return node
 
     @strawberry.field(
-        description="The objects of these ids, 100 at most, in their order; null for each that there is not.",
+        description=(
+            "The objects of these ids, 100 at most or fewer where the operator says so, in their order; null for each "
+            "that there is not."
+        ),
         metadata=ALONE,
     )
     async def nodes(
@@ -56,8 +56,9 @@ class NodeQuery:
     ) -> list[Node | None]:
         """Return the objects of these ids."""
         loaders = info.context.reading
-        if len(ids) > MOST_NODES:
-            raise LimitExceeded(f"ids must have at most {MOST_NODES} items; it has {len(ids)}.")
+        most = info.context.bounds.nodes
+        if len(ids) > most:
+            raise LimitExceeded(f"ids must have at most {most} items; it has {len(ids)}.")
         return await _nodes(loaders, ids)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import strawberry
 from strawberry.scalars import JSON
 
+from resolvers.bounds import Bounds
 from resolvers.context import Context
 from resolvers.errors import Refusal
 from resolvers.loaders import UsageOfMeter
@@ -48,7 +49,10 @@ To: TypeAlias = Annotated[
     strawberry.argument(name="to", description="The last day, inclusive; left out: today in the meter's time zone."),
 ]
 Names: TypeAlias = Annotated[
-    list[str] | None, strawberry.argument(description="Only these usage names, 1 to 100; left out: all.")
+    list[str] | None,
+    strawberry.argument(
+        description="Only these usage names, 1 to 100, or fewer where the operator says so; left out: all."
+    ),
 ]
 FillZeros: TypeAlias = Annotated[
     bool,
@@ -87,33 +91,42 @@ async def usage_of(
 ) -> list[list[UsageDay]]:
     """Return the usage days of each meter, ordered by day and then by name.
 
-    Raises `InvalidInput` or `BadUserInput` for malformed arguments, and `LimitExceeded` for more than 10,000 days.
+    Raises `InvalidInput` or `BadUserInput` for malformed arguments, and `LimitExceeded` for more days than may be
+    answered.
     """
-    names = _checked(first, last, names)
+    bounds = context.bounds
+    names = _checked(first, last, names, bounds)
     loaders = context.reading
     first, last, now = given(first), given(last), context.clock()
     usage_names = tuple(sorted(set(names))) if names is not None else None
 
     @cache
     def days_in(zone: str) -> tuple[date, date]:
-        return usage_days(first, last, today=day_of(now, zone))
+        return usage_days(first, last, today=day_of(now, zone), most=bounds.range_days)
 
     wanted = [UsageOfMeter(meter.id, *days_in(meter.timezone), usage_names) for meter in meters]
     found: Sequence[Sequence[UsageDayRow]] = await loaders.usage_of_meter.load_many(wanted)
     if fill_zeros:
         found = [
-            with_zeros(rows, meter_id=key.meter_id, first=key.first, last=key.last, usage_names=usage_names)
+            with_zeros(
+                rows,
+                meter_id=key.meter_id,
+                first=key.first,
+                last=key.last,
+                usage_names=usage_names,
+                most=bounds.usage_days,
+            )
             for key, rows in zip(wanted, found, strict=True)
         ]
     return cast("list[list[UsageDay]]", found)
 
 
-def _checked(first: date | None, last: date | None, names: list[str] | None) -> list[str] | None:
+def _checked(first: date | None, last: date | None, names: list[str] | None, bounds: Bounds) -> list[str] | None:
     """Return the names, if any are given, once the arguments are found well-formed as far as no meter is needed."""
     if given(first) is not None and given(last) is not None:
-        usage_days(first, last, today=date.min)
+        usage_days(first, last, today=date.min, most=bounds.range_days)
     if given(names) is not None:
-        check_usage_names("names", names or [])
+        check_usage_names("names", names or [], most=bounds.usage_names)
     return given(names)
 
 
@@ -123,9 +136,8 @@ class UsageQuery:
 
     @strawberry.field(
         description=(
-            "The usage days of a billing meter, ordered by day and then by name: at most 366 days and 10,000 "
-            "rows. Null: there "
-            "is no such meter."
+            "The usage days of a billing meter, ordered by day and then by name: at most 366 days and 10,000 rows, or "
+            "fewer where the operator says so. Null: there is no such meter."
         ),
         metadata=ALONE,
     )
@@ -139,7 +151,7 @@ class UsageQuery:
         fill_zeros: FillZeros = False,  # noqa: FBT002  # The field's own default.
     ) -> list[UsageDay] | None:
         """Return the usage days of the meter of this id."""
-        _checked(from_, to, names)
+        _checked(from_, to, names, info.context.bounds)
         row = await info.context.reading.billing_meter_by_id.load(billing_id)
         if row is None:
             return None
@@ -304,10 +316,9 @@ class UsageMutation:
 
     @strawberry.mutation(
         description=(
-            "Records 1 to 1,000 usage events in one transaction, in their order, and answers a result for each, in the "
-            "same order: a refused event leaves the others alone. Needs `usage:write`; when any event is not "
-            "permitted, "
-            "nothing is written."
+            "Records 1 to 1,000 usage events, or fewer where the operator says so, in one transaction, in their order, "
+            "and answers a result for each, in the same order: a refused event leaves the others alone. Needs "
+            "`usage:write`; when any event is not permitted, nothing is written."
         )
     )
     async def record_usage_batch(

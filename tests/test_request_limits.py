@@ -1,7 +1,10 @@
 """How much one request may ask for: of its document, of the rows it may read, and who may ask for the schema."""
 
+import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import pytest
@@ -9,12 +12,20 @@ from graphql import get_introspection_query
 
 from gateway.documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
+from resolvers.bounds import Bounds
+from resolvers.errors import Unavailable
 from schema.limits import NOT_INTROSPECTED, Limits
+from storage.database import Outcome
 from storage.tables import Environment
-from tests.conftest import Caller, Gateway, gateway_on
+from tests.conftest import NOW, Caller, Gateway, gateway_on
 from tests.meters import make_meter
+from tests.test_usage_writer import event as gateway_event
 
 DEFAULT = Limits()
+
+METER = '{ billingMeter(workspaceId: "w", externalMeterId: "m") { %s } }'
+BATCH = "mutation { recordUsageBatch(input: [%s]) { __typename } }"
+EVENT = '{workspaceId: "w", externalMeterId: "m", eventId: "e%s", amount: 1}'
 
 #: Two months of a meter's usage for each meter of each customer.
 WIDE = """query ($first: Int, $last: Int, $meters: Int, $from: Date, $to: Date, $names: [String!]) {
@@ -234,6 +245,11 @@ class TestCost:
             ('{ usage(billingId: "x", from: "2020-01-01", to: "2024-01-01") { day } }', 366),
             ('{ usage(billingId: "x", names: ["a", "b"], fillZeros: true) { day } }', 60),
             ('{ usage(billingId: "x", fillZeros: true) { day } }', 30 * 27),
+            (f'{{ usage(billingId: "x", names: {json.dumps(list(ascii_letters))}) {{ day }} }}', 30 * 52),
+            (
+                f'{{ usage(billingId: "x", from: "2025-03-16", names: {json.dumps(list(ascii_letters))}) {{ day }} }}',
+                10_000,
+            ),
             ('{ usage(billingId: "x", fillZeros: false) { day } }', 30),
             ("{ billingMeters(first: 3) { nodes { ledger(first: 4) { nodes { voids { id } } } } } }", 3 + 3 * 8),
             ("{ ...A ...A } fragment A on Query { customers(first: 2) { nodes { id } } }", 4),
@@ -313,6 +329,132 @@ class TestCost:
             headers={"authorization": f"Bearer {own.key}"},
         )
         assert response.json()["extensions"] == told
+
+
+#: What each of these settings refuses where it is as low as may be, and what is told; and what it then still lets pass.
+LISTS = (
+    ("max_page_rows", 1, "{ customers(first: 2) { nodes { id } } }", "first must be 1 to 1; it is 2."),
+    ("max_page_rows", 1, "{ billingMeters(last: 2) { nodes { id } } }", "last must be 1 to 1; it is 2."),
+    ("max_page_rows", 1, METER % "ledger(first: 2) { nodes { id } }", "first must be 1 to 1; it is 2."),
+    (
+        "max_page_rows",
+        1,
+        "{ customers { nodes { billingMeters(first: 2) { nodes { id } } } } }",
+        "first must be 1 to 1; it is 2.",
+    ),
+    ("max_nodes", 1, '{ nodes(ids: ["a", "b"]) { id } }', "ids must have at most 1 items; it has 2."),
+    ("max_batch_events", 1, BATCH % (EVENT % 1 + EVENT % 2), "input must have at most 1 items; it has 2."),
+    (
+        "max_range_days",
+        30,
+        METER % 'usage(from: "2026-02-14", to: "2026-03-16") { day }',
+        "from and to must span at most 30 days; they span 31.",
+    ),
+    (
+        "max_range_days",
+        30,
+        METER % 'usage(from: "2026-02-14") { day }',
+        "from and to must span at most 30 days; they span 31.",
+    ),
+    (
+        "max_usage_names",
+        1,
+        METER % 'usage(names: ["default", "b"]) { day }',
+        "names must have 1 to 1 items; it has 2.",
+    ),
+    (
+        "max_usage_days",
+        366,
+        METER % f"usage(names: {json.dumps(list(ascii_letters[:13]))}, fillZeros: true) {{ day }}",
+        "usage answers at most 366 usage days a meter; ask for fewer days or names.",
+    ),
+)
+
+
+class TestLists:
+    @pytest.mark.parametrize(("setting", "least", "too_large", "told"), LISTS)
+    async def test_a_setting_lowers_what_may_be_asked_for_and_is_told(
+        self, database_url: str, setting: str, least: int, too_large: str, told: str
+    ) -> None:
+        own: dict[str, Any] = {setting: least}
+        async with gateway_on(database_url, **own) as gateway:
+            await make_meter(gateway, totalCredits="10")
+            await gateway.mutate("createCustomer", "", email="ada@example.com")
+            error = await gateway.error(too_large)
+            assert error["message"] == told
+            is_of_one_value = setting in {"max_page_rows", "max_range_days", "max_usage_names"}
+            assert error["extensions"]["code"] == ("BAD_USER_INPUT" if is_of_one_value else "LIMIT_EXCEEDED")
+            assert await gateway.data(METER % "usedCredits ledger(first: 1) { nodes { kind } }") == {
+                "billingMeter": {"usedCredits": "0", "ledger": {"nodes": [{"kind": "OPENING"}]}}
+            }
+        async with gateway_on(database_url) as gateway:
+            await make_meter(gateway, totalCredits="10")
+            assert "errors" not in await gateway.run(too_large)
+
+    async def test_as_much_as_is_left_is_answered(self, database_url: str) -> None:
+        async with gateway_on(
+            database_url, max_page_rows=2, max_nodes=2, max_batch_events=2, max_range_days=30, max_usage_names=2
+        ) as gateway:
+            await make_meter(gateway, totalCredits="10")
+            recorded = await gateway.data(BATCH % (EVENT % 1 + EVENT % 2))
+            assert [each["__typename"] for each in recorded["recordUsageBatch"]] == ["RecordUsageSuccess"] * 2
+            assert await gateway.data(METER % "ledger { nodes { key } pageInfo { hasNextPage } }") == {
+                "billingMeter": {"ledger": {"nodes": [{"key": "e2"}, {"key": "e1"}], "pageInfo": {"hasNextPage": True}}}
+            }
+            assert await gateway.data('{ nodes(ids: ["a", "b"]) { id } }') == {"nodes": [None, None]}
+            days = (await gateway.data(METER % 'usage(names: ["default", "b"], fillZeros: true) { day }'))[
+                "billingMeter"
+            ]
+            assert (len(days["usage"]), days["usage"][0]) == (60, {"day": "2026-02-15"})
+            # Without `first` and `last`, a page is as large as it may be.
+            response = await gateway.post("{ customers { nodes { id } } }", extensions={"cost": True})
+            assert response.json()["extensions"]["cost"]["rows"] == 2
+
+    async def test_days_and_entries_of_all_meters_together_are_bounded_too(self, database_url: str) -> None:
+        everything = "{ billingMeters { nodes { %s } } }"
+        async with gateway_on(database_url, max_request_entries=101) as gateway:
+            for number in range(3):
+                await make_meter(gateway, externalMeterId=f"m{number}", totalCredits="100")
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(3):
+                    events = "".join(EVENT.replace('"m"', f'"m{number}"') % each for each in range(50))
+                    tasks.create_task(gateway.data(BATCH % events))
+            error = await gateway.error(everything % "ledger(first: 50) { nodes { id } }")
+            assert error["message"] == "The ledgers of one request answer at most 101 entries."
+            assert error["extensions"]["code"] == "LIMIT_EXCEEDED"
+            answered = await gateway.data(everything % "ledger(first: 30) { nodes { id } }")
+            assert [len(meter["ledger"]["nodes"]) for meter in answered["billingMeters"]["nodes"]] == [30] * 3
+
+    async def test_the_rest_operations_keep_to_the_same(self, database_url: str) -> None:
+        async with gateway_on(database_url, max_range_days=30) as gateway:
+            meter_id = await make_meter(gateway, totalCredits="10")
+            headers = {"authorization": f"Bearer {gateway.key}"}
+            path = f"/api/v1/usage/{meter_id}"
+            for days_ago in (29, 30):
+                await gateway.data(
+                    BATCH
+                    % EVENT.replace("}", f', occurredAt: "{NOW - timedelta(days=days_ago):%Y-%m-%dT%H:%M:%SZ}"}}')
+                    % days_ago
+                )
+            answered = await gateway.client.get(path, headers=headers)
+            assert [day["day"] for day in answered.json()["data"]] == ["2026-02-15"]
+            refused_ = await gateway.client.get(f"{path}?from=2026-02-14", headers=headers)
+            assert (refused_.status_code, refused_.json()["error"]["message"]) == (
+                400,
+                "from and to must span at most 30 days; they span 31.",
+            )
+
+    async def test_the_defaults_are_what_the_api_promises(self) -> None:
+        assert Settings().bounds == Bounds()
+
+    async def test_as_many_events_wait_as_the_setting_says(self, database_url: str) -> None:
+        async with gateway_on(database_url, max_waiting_events=1_000) as gateway:
+            await make_meter(gateway, totalCredits="2000")
+            events = [gateway_event(gateway, str(number)) for number in range(1_001)]
+            with pytest.raises(Unavailable) as told:
+                await gateway.services.usage_writer.record(events)
+            assert told.value.outcome is Outcome.NOT_WRITTEN
+            assert len(await gateway.services.usage_writer.record(events[:1_000])) == 1_000
 
 
 class TestIntrospection:

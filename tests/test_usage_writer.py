@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from resolvers.bounds import DEFAULT_BOUNDS
 from resolvers.errors import (
     AmountOutOfRange,
     BillingMeterNotFound,
@@ -17,7 +18,7 @@ from resolvers.errors import (
     Unavailable,
 )
 from resolvers.usage import UsageEvent, UsageOutcome
-from resolvers.usage_writer import MOST_NAMES, MOST_WAITING, UsageWriter
+from resolvers.usage_writer import MOST_NAMES, UsageWriter
 from storage import billing_meters
 from storage.billing_meters import MeterName
 from storage.database import Database, Outcome, Writer
@@ -26,6 +27,9 @@ from tests.conftest import NOW, Gateway
 from tests.test_usage import books_of, make_meter, unchanged
 
 MAX = 2**63 - 1
+
+#: The most events that may wait.
+MOST_WAITING = DEFAULT_BOUNDS.waiting_events
 
 #: The statements of a group whatever its size: lock the meters, look up the ids, update, upsert the days, insert.
 OF_A_GROUP = 5

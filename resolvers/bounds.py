@@ -1,0 +1,33 @@
+"""How much one request may ask for of each kind, and what one process keeps waiting.
+
+The numbers here are what the API promises its clients. The gateway's settings may lower those of a request; what they
+say is in every `Context` as `bounds`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The most of each; `docs/limits.md` tells what is refused beyond."""
+
+    page_rows: int = 100
+    nodes: int = 100
+    """The ids of `nodes`."""
+    batch_events: int = 1_000
+    range_days: int = 366
+    """The days of one range of usage."""
+    usage_names: int = 100
+    """The names that one range is asked for."""
+    usage_days: int = 10_000
+    """The usage days that one meter's field answers."""
+    request_usage_days: int = 200_000
+    """The usage days of all meters that one request answers by one statement."""
+    request_entries: int = 20_000
+    """The ledger entries of all meters that one request answers by one statement."""
+    waiting_events: int = 20_000
+    """The usage events of the process that wait for their transaction; beyond them a caller is told to come again."""
+
+
+#: Without settings.
+DEFAULT_BOUNDS = Bounds()
