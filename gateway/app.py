@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import email_validator  # noqa: F401  # The rules import it late, for the commands; no request is to wait for it.
 from starlette.applications import Starlette
@@ -23,7 +23,7 @@ from gateway.draining import Draining
 from gateway.gate import Gate, SafeAnswers
 from gateway.graphql import GraphQL
 from gateway.http import HTTPProblem, send_problem
-from gateway.observation import Observed, Request, Statements, path_told, words_of
+from gateway.observation import REFUSED, Observed, Request, Statements, path_told, words_of
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.context import Clock, utc_now
@@ -68,7 +68,7 @@ def create_app(
     tracing = tracing or _tracing(settings)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
         services = Services(settings, clock, metrics)
         services.database.listen(begun=statements.begun, done=statements.done)
         app.state.services = services
@@ -81,7 +81,8 @@ def create_app(
                 )
             # Ended first, so that what it does last is told, too.
             stack.push_async_callback(services.close)
-            yield
+            # The server has it for each of its connections.
+            yield {REFUSED: observed.refused}
 
     app = Starlette(
         routes=[

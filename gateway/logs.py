@@ -53,6 +53,8 @@ def start(settings: Settings, stream: TextIO | None = None) -> "RequestLog":
     handler.setFormatter(JSONLines() if as_json else ReadableLines(is_coloured=is_coloured))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
+    # What the server refuses has a line of its own, which tells more.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
     return RequestLog(stream, level=level, as_json=as_json, is_coloured=is_coloured)
@@ -135,8 +137,8 @@ def _json_of(request: Request, level: int) -> bytes:
         "logger": "tollgate.requests",
         "message": "request",
         "request_id": request.request_id,
-        "method": request.method,
-        "path": request.path,
+        "method": request.method or None,
+        "path": request.path or None,
         "status": request.status,
         "outcome": request.outcome,
         "duration_ms": round(request.took_ns / _MILLION, 3),
@@ -147,6 +149,8 @@ def _json_of(request: Request, level: int) -> bytes:
         "cost": request.cost,
         "key_id": request.key_id,
     }
+    if request.refusal is not None:
+        line["refusal"] = request.refusal
     if request.trace_id is not None:
         line["trace_id"] = request.trace_id
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
@@ -155,10 +159,12 @@ def _json_of(request: Request, level: int) -> bytes:
 def _text_of(request: Request, level: int, *, is_coloured: bool) -> bytes:
     at = datetime.now(UTC).astimezone().strftime("%H:%M:%S")
     facts = [
-        f"{request.method} {request.path}",
+        f"{request.method or '---'} {request.path}".rstrip(),
         f"{request.status or '---'} {request.outcome}",
         f"{request.took_ns / _MILLION:.1f} ms",
     ]
+    if request.refusal is not None:
+        facts.append(f"refused: {request.refusal}")
     if request.kind is not None:
         facts.append(f"{request.kind} {request.name() or '(anonymous)'}")
     if request.statements:

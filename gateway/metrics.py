@@ -29,7 +29,7 @@ from starlette.responses import Response
 
 from gateway.http import HTTPProblem
 from gateway.logs import PROBES
-from gateway.observation import INTERNAL_SERVER_ERROR, OK, Request, Statements
+from gateway.observation import INTERNAL_SERVER_ERROR, OK, REASONS, Request, Statements
 from resolvers.errors import (
     AmountOutOfRange,
     BillingMeterNotFound,
@@ -104,6 +104,7 @@ BUGS = Figure("counter", "tollgate_bugs", "Requests whose outcome is INTERNAL_SE
 LATENCY = Figure(
     "histogram", "tollgate_request_duration_seconds", "How long requests took.", ("operation",), bounds=_SECONDS
 )
+REFUSALS = Figure("counter", "tollgate_refusals", "What the server refused by itself, by its reason.", ("reason",))
 IN_FLIGHT = Figure("gauge", "tollgate_requests_in_flight", "Requests that are being answered.")
 STATEMENTS = Figure("counter", "tollgate_sql_statements", "SQL statements, those of transactions aside.")
 CONNECTIONS = Figure("gauge", "tollgate_database_connections_in_use", "Database connections in use.", ("use",))
@@ -122,6 +123,7 @@ FIGURES = (
     REQUESTS,
     BUGS,
     LATENCY,
+    REFUSALS,
     IN_FLIGHT,
     STATEMENTS,
     CONNECTIONS,
@@ -155,6 +157,8 @@ class Metrics:
             self._values[figure.name][()] = figure.zero()
         # What is there from the beginning has a rate from the first time that it happens.
         self._values[BUGS.name][()] = BUGS.zero()
+        for reason in REASONS:
+            self._values[REFUSALS.name][reason,] = [0.0]
         for result in (*_RESULTS, *sorted(refusal.code for refusal in _refusals())):
             self._values[EVENTS.name][result,] = [0.0]
         for result in ("ACCEPTED", "REFUSED"):
@@ -162,7 +166,9 @@ class Metrics:
 
     def told(self, request: Request) -> None:
         """Hear of a request that was answered."""
-        if request.path in PROBES and request.outcome == OK:
+        if request.refusal is not None:
+            self._add(REFUSALS, (request.refusal,), 1)
+        if request.is_of_server or (request.path in PROBES and request.outcome == OK):
             return
         operation = self._operation_of(request)
         self._add(REQUESTS, (operation, request.outcome or OK), 1)

@@ -45,6 +45,27 @@ _BY_STATUS = {401: "UNAUTHENTICATED", 403: "FORBIDDEN", 413: "LIMIT_EXCEEDED", 5
 #: The steps in the order in which they are told. A group is waited for while a debit is executed, as statements are.
 _STEPS = ("auth", "read", "parse", "validate", "execute", "queue", "group", "sql", "serialize", "total")
 
+#: Why the server itself refuses something, before the application has the whole request or after it has answered: the
+#: status and the code that this is told by, if anybody can be told.
+REASONS: dict[str, tuple[int, str]] = {
+    "TOO_MANY_CONNECTIONS": (503, "UNAVAILABLE"),
+    "MALFORMED": (400, "BAD_USER_INPUT"),
+    "HEAD_TOO_LARGE": (431, "LIMIT_EXCEEDED"),
+    "HEAD_TOO_SLOW": (408, "TIMEOUT"),
+    "TOO_MANY_HEADERS": (431, "LIMIT_EXCEEDED"),
+    "BODY_TOO_LARGE": (413, "LIMIT_EXCEEDED"),
+    "BODY_TOO_SLOW": (408, "TIMEOUT"),
+    "ANSWER_UNREAD": (408, "TIMEOUT"),
+}
+
+#: Where a request's scope has what is observed of it, for the server that it came from; and where that puts its reason
+#: when it refuses the rest of it.
+OBSERVED = "tollgate.request"
+REFUSAL = "tollgate.refusal"
+
+#: Where the application's lifespan state has the function that is told what the server refuses.
+REFUSED = "refused"
+
 OK = "OK"
 DISCONNECTED = "DISCONNECTED"
 INTERNAL_SERVER_ERROR = "INTERNAL_SERVER_ERROR"
@@ -62,6 +83,10 @@ class Request(Observation):
     """None: nobody was there any more to be answered."""
     took_ns = 0
     trace_id: str | None = None
+    refusal: str | None = None
+    """Why the server itself has ended it: one of `REASONS`."""
+    is_of_server = False
+    """Whether the application never had it, or had answered it before."""
 
     def name(self) -> str | None:
         """Return the operation's name as it may be told."""
@@ -113,6 +138,7 @@ class Observed:
                 message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
 
+        scope[OBSERVED] = request
         token = current.set(request)
         self.in_flight += 1
         try:
@@ -125,11 +151,28 @@ class Observed:
             self.in_flight -= 1
             current.reset(token)
             request.took_ns = perf_counter_ns() - began
+            request.refusal = scope.get(REFUSAL)
+            if request.refusal is not None:
+                # The application only saw the body end early.
+                request.status, request.outcome = REASONS[request.refusal]
             request.outcome = request.outcome or _outcome_of_status(request.status)
             if self._tracing is not None and span is not None:
                 self._tracing.end(span, request)
-            for tell in self._listeners:
-                tell(request)
+            self._tell(request)
+
+    def refused(self, reason: str, *, request_id: str, url: str, is_answered: bool) -> None:
+        """Hear of what the server itself has refused, and tell it like a request; of its URL only the path."""
+        request = Request()
+        request.is_of_server = True
+        request.request_id, request.refusal = request_id, reason
+        request.path = path_told(url.partition("?")[0], self._words)
+        status, request.outcome = REASONS[reason]
+        request.status = status if is_answered else None
+        self._tell(request)
+
+    def _tell(self, request: Request) -> None:
+        for tell in self._listeners:
+            tell(request)
 
 
 class Statements:

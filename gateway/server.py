@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.gate import SECURITY_HEADERS
 from gateway.http import REST_PATHS
-from gateway.observation import request_id
+from gateway.observation import OBSERVED, REASONS, REFUSAL, REFUSED, request_id
 from gateway.settings import Settings
 
 #: A body may arrive in small chunks, each of which has a frame around it: this many bytes for one of the body.
@@ -50,7 +50,8 @@ class Protocol(HttpToolsProtocol):
         #: How many bytes of the request have come, and how many of them for nothing: it was answered already.
         self._received = 0
         self._in_vain = 0
-        self._refusal: tuple[int, str, str] | None = None
+        #: What the parser was not let read: why, and the message.
+        self._refusal: tuple[str, str] | None = None
         #: The request that is being answered; uvicorn itself knows the last one that has come.
         self._running: Any = None
 
@@ -58,7 +59,7 @@ class Protocol(HttpToolsProtocol):
         """Take the connection, or refuse it where there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self._limits.max_connections:
-            self._refuse(503, "There are too many connections.", code="UNAVAILABLE", retry_after=True)
+            self._refuse("TOO_MANY_CONNECTIONS", "There are too many connections.")
         else:
             self._arm(self._limits.head_seconds)
 
@@ -93,7 +94,7 @@ class Protocol(HttpToolsProtocol):
             # Of a body in chunks there may be more of them after it.
             self._refuse(*_too_many(limits))
         elif self._received - self._in_vain > limits.max_head_bytes + _BYTES_FOR_ONE * limits.max_body_bytes:
-            self._refuse(413, f"The body must have at most {limits.max_body_bytes} bytes.", code="LIMIT_EXCEEDED")
+            self._refuse("BODY_TOO_LARGE", f"The body must have at most {limits.max_body_bytes} bytes.")
         elif self._deadline is None:
             self._arm(limits.body_seconds)
 
@@ -106,7 +107,7 @@ class Protocol(HttpToolsProtocol):
         is_upgrade = self.parser.should_upgrade()
         if is_upgrade and any(name in _OF_A_BODY for name, _ in self.headers):
             # The parser takes what follows for another protocol's, and then for the next request.
-            self._refusal = 400, "A request that asks for another protocol must have no body.", "BAD_USER_INPUT"
+            self._refusal = "MALFORMED", "A request that asks for another protocol must have no body."
             raise Refused
         # How much has come does not tell: a part of it may have come with the request before.
         size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
@@ -125,7 +126,8 @@ class Protocol(HttpToolsProtocol):
         """Hand on a part of the body, or count what nobody waits for."""
         if not self._is_under_way():
             self._in_vain += len(body)
-            if self._in_vain > MOST_IN_VAIN_BYTES:
+            if self._in_vain > MOST_IN_VAIN_BYTES and not self.transport.is_closing():
+                self._tell("BODY_TOO_LARGE", of=self.cycle)
                 self.transport.close()
             return
         super().on_body(body)
@@ -133,6 +135,8 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End the request; the next byte is of another one."""
         super().on_message_complete()
+        # What comes next may not even be a head.
+        self.url, self.headers = b"", []
         self._in_head = self._in_body = False
         self._received = 0
 
@@ -141,7 +145,7 @@ class Protocol(HttpToolsProtocol):
         if self._refusal is not None:
             self._refuse(*self._refusal)
         else:
-            self._refuse(400, msg)
+            self._refuse("MALFORMED", msg)
 
     def pause_writing(self) -> None:
         """Give the client some time to read."""
@@ -173,7 +177,12 @@ class Protocol(HttpToolsProtocol):
 
     def _abort_soon(self) -> None:
         if self._unread is None:
-            self._unread = self.loop.call_later(self._limits.answer_seconds, self.transport.abort)
+            self._unread = self.loop.call_later(self._limits.answer_seconds, self._abort)
+
+    def _abort(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._tell("ANSWER_UNREAD", of=self._running)
+        self.transport.abort()
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
@@ -198,7 +207,7 @@ class Protocol(HttpToolsProtocol):
             what, seconds = (
                 ("body", self._limits.body_seconds) if self._in_body else ("head", self._limits.head_seconds)
             )
-            self._refuse(408, f"The request's {what} took longer than {seconds} seconds.", code="TIMEOUT")
+            self._refuse(f"{what.upper()}_TOO_SLOW", f"The request's {what} took longer than {seconds} seconds.")
         else:
             self.transport.close()
             self._abort_soon()
@@ -207,22 +216,30 @@ class Protocol(HttpToolsProtocol):
         cycle: Any = self.cycle  # Until the first request, there is none.
         return cycle is not None and not cycle.response_complete
 
-    def _refuse(self, status: int, message: str, code: str = "BAD_USER_INPUT", *, retry_after: bool = False) -> None:
-        """Answer in the place of the application, unless it has begun to, and close the connection."""
+    def _refuse(self, reason: str, message: str) -> None:
+        """Answer in the place of the application, unless it has begun to, tell of it, and close the connection."""
         self._disarm()
         if self.transport.is_closing():
             return
         is_under_way = self._is_under_way()
         if is_under_way and not self._in_body:
             # It follows a request that is being answered, and is no part of that.
+            self._tell(reason)
             self.cycle.keep_alive = False
             self.flow.pause_reading()
             return
         # It is the answer to the request whose body or head is read, where that is the next one to be answered.
         is_next = is_under_way and not self.cycle.response_started and not self.pipeline
-        if is_next if is_under_way else not self._in_body:
-            more = [(b"x-request-id", self._request_id()), *([(b"retry-after", b"1")] if retry_after else ())]
-            self.transport.write(_answer(status, message, code, self._is_rest(), more))
+        if is_next:
+            # It is told when the application is done with it, by the same id if it has not begun yet.
+            scope: Any = self.cycle.scope
+            scope[REFUSAL], id_ = reason, self._id_of(self.cycle)
+            scope["headers"].append((b"x-request-id", id_.encode()))
+            self._answer(reason, message, id_)
+        elif not is_under_way and not self._in_body:
+            self._answer(reason, message, self._tell(reason, is_answered=True))
+        else:
+            self._tell(reason, of=self.cycle)
         if is_under_way:
             # The application waits for a body that will not come.
             self.cycle.disconnected = True
@@ -230,23 +247,41 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
         self._abort_soon()
 
-    def _request_id(self) -> bytes:
-        return request_id(dict(self.headers or ()).get(b"x-request-id")).encode()
+    def _answer(self, reason: str, message: str, id_: str) -> None:
+        self.transport.write(_answer(reason, message, id_, is_rest=self._is_rest()))
+
+    def _tell(self, reason: str, *, of: Any = None, is_answered: bool = False) -> str:
+        """Tell of a refusal, by the id of the request that it ends, or else of the head that is read; return the id."""
+        id_ = self._id_of(of)
+        tell = self.app_state.get(REFUSED)
+        if tell is not None:
+            tell(reason, request_id=id_, url=self._url(), is_answered=is_answered)
+        return id_
+
+    def _id_of(self, cycle: Any) -> str:
+        """Return the id that the application gave a request, or, where it has not, one for the head that is read."""
+        observed = cycle.scope.get(OBSERVED) if cycle is not None else None
+        if observed is not None:
+            return str(observed.request_id)
+        return request_id(dict(self.headers or ()).get(b"x-request-id"))
+
+    def _url(self) -> str:
+        return getattr(self, "url", b"").decode("latin-1")  # Before the first request, there is none.
 
     def _is_rest(self) -> bool:
-        url = getattr(self, "url", b"").decode("latin-1")
-        return f"{url.partition('?')[0]}/".startswith(REST_PATHS)
+        return f"{self._url().partition('?')[0]}/".startswith(REST_PATHS)
 
 
-def _too_many(limits: Settings) -> tuple[int, str, str]:
-    return 431, f"A request may have at most {limits.max_headers} headers.", "LIMIT_EXCEEDED"
+def _too_many(limits: Settings) -> tuple[str, str]:
+    return "TOO_MANY_HEADERS", f"A request may have at most {limits.max_headers} headers."
 
 
-def _too_large(limits: Settings) -> tuple[int, str, str]:
-    return 431, f"A request's head may have at most {limits.max_head_bytes} bytes.", "LIMIT_EXCEEDED"
+def _too_large(limits: Settings) -> tuple[str, str]:
+    return "HEAD_TOO_LARGE", f"A request's head may have at most {limits.max_head_bytes} bytes."
 
 
-def _answer(status: int, message: str, code: str, is_rest: bool, more: list[tuple[bytes, bytes]]) -> bytes:  # noqa: FBT001  # One caller, in order.
+def _answer(reason: str, message: str, id_: str, *, is_rest: bool) -> bytes:
+    status, code = REASONS[reason]
     body = orjson.dumps(
         {"error": {"code": status, "message": message}}
         if is_rest
@@ -257,7 +292,8 @@ def _answer(status: int, message: str, code: str, is_rest: bool, more: list[tupl
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
         *SECURITY_HEADERS,
-        *more,
+        (b"x-request-id", id_.encode()),
+        *([(b"retry-after", b"1")] if code == "UNAVAILABLE" else ()),
     ]
     lines = [b"%s: %s\r\n" % header for header in headers]
     return b"".join([STATUS_LINE[status], *lines, b"\r\n", body])

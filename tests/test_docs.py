@@ -21,6 +21,7 @@ import typer.main
 from graphql import GraphQLInterfaceType, GraphQLSchema, parse, validate
 
 from gateway.cli import app
+from gateway.observation import REASONS
 from gateway.settings import BadSetting, Settings, variable_of
 from resolvers import errors
 from schema import refusals
@@ -283,17 +284,25 @@ def test_every_code_of_a_top_level_error_is_told() -> None:
     sources = [file.read_text("utf-8") for room in ("gateway", "schema") for file in (ROOT / room).glob("*.py")]
     told = {fault.code for fault in errors.Fault.__subclasses__()}
     told |= {code for source in sources for code in re.findall(r'\bcode(?:: str)? ?= ?"([A-Z_]+)"', source)}
+    told |= {code for _, code in REASONS.values()}
     assert {row[0] for row in rows_after(ERRORS, "Faults")} == told
 
 
 def test_every_status_of_the_endpoint_is_told() -> None:
-    sources = [
-        (ROOT / "gateway" / name).read_text("utf-8") for name in ("graphql.py", "http.py", "app.py", "server.py")
-    ]
-    told = r"(?:HTTPProblem\(|body = |_refuse\(|return )(\d{3})\b"
+    sources = [(ROOT / "gateway" / name).read_text("utf-8") for name in ("graphql.py", "http.py", "app.py")]
+    told = r"(?:HTTPProblem\(|body = |return )(\d{3})\b"
     statuses = {status for source in sources for status in re.findall(told, source)}
+    statuses |= {str(status) for status, _ in REASONS.values()}
     # Of a missing key and of a database that is away, the errors of the rules tell.
     assert {row[0] for row in rows_after(ERRORS, "Statuses")} == statuses | {"401", "503"}
+
+
+def test_what_the_server_refuses_is_told_by_its_reason_and_status() -> None:
+    section = (ROOT / "docs" / "observability.md").read_text("utf-8").partition("| `refusal` | what | status |\n")[2]
+    rows = re.findall(r"^\| (`.+?`) \| .+ \| (\d{3}|none) \|$", section.partition("\n\n")[0], re.MULTILINE)
+    told = {reason: status for reasons, status in rows for reason in re.findall("[A-Z_]+", reasons)}
+    # Who does not read is not answered.
+    assert told == {reason: str(status) for reason, (status, _) in REASONS.items()} | {"ANSWER_UNREAD": "none"}
 
 
 def test_the_rejects_file_becomes_lines_to_import_as_the_guide_says(demo: Demo) -> None:

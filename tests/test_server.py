@@ -1,18 +1,25 @@
 """The server's protocol: who does not read an answer is left behind, however the answers come about."""
 
 import asyncio
+import json
 import re
 import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import server
-from tests.servers import free_port
+from gateway.observation import REASONS
+from tests.conftest import Gateway
+from tests.servers import Server, free_port, serving
+from tests.test_metrics import TOKEN, Samples, samples
 
 
 def answering(body: bytes) -> ASGIApp:
@@ -254,3 +261,119 @@ class TestUpgrade:
                 assert answer.count(b"HTTP/1.1 ") == 1
                 assert paths == ["/asked"]
         assert caplog.records == []
+
+
+GET = b"GET /graphql?secret HTTP/1.1\r\nhost: x\r\n"
+POST = b"POST /v1/customers?secret HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+#: What is refused, how it is sent, and its line in the log: the path, the status and the outcome.
+REFUSED: dict[str, tuple[tuple[bytes, ...], tuple[str | None, int | None, str]]] = {
+    "MALFORMED": ((b"HELO secret\r\n\r\n",), (None, 400, "BAD_USER_INPUT")),
+    "HEAD_TOO_LARGE": ((GET + b"x: " + b"y" * 33_000 + b"\r\n\r\n",), ("/graphql", 431, "LIMIT_EXCEEDED")),
+    "TOO_MANY_HEADERS": ((GET + b"x: 1\r\n" * 100 + b"\r\n",), ("/graphql", 431, "LIMIT_EXCEEDED")),
+    "HEAD_TOO_SLOW": ((GET,), ("/graphql", 408, "TIMEOUT")),
+    # Without a key it has its 401 before, which the line of the request tells.
+    "BODY_TOO_SLOW": ((POST + b"content-length: 9\r\n\r\n", b"{"), ("/v1/customers", None, "TIMEOUT")),
+    # All at once, so that the application only hears that it is over.
+    "BODY_TOO_LARGE": (
+        (POST + b"transfer-encoding: chunked\r\n\r\n0\r\nx: " + b"y" * 45_000,),
+        ("/v1/customers", 413, "LIMIT_EXCEEDED"),
+    ),
+}
+
+
+class TestTold:
+    """What is refused has a line of log and is counted, as what the application answers."""
+
+    async def test_each_refusal_has_one_line_and_is_counted(
+        self, on_sqlite: Gateway, tmp_path: Path, subtests: pytest.Subtests
+    ) -> None:
+        settings = {"HEAD_SECONDS": "1", "BODY_SECONDS": "1", "MAX_BODY_BYTES": "1024", "METRICS_TOKEN": TOKEN}
+        url = on_sqlite.services.settings.database_url
+        async with serving(url, tmp_path, **{f"TOLLGATE_{name}": value for name, value in settings.items()}) as server:
+            for reason, (parts, told) in REFUSED.items():
+                with subtests.test(reason=reason):
+                    answer = await sent(server.port, *parts)
+                    line = await refusal_in(server, reason)
+                    assert (line["path"], line["status"], line["outcome"]) == told
+                    assert (line["level"], line["method"]) == ("info", "POST" if reason == "BODY_TOO_LARGE" else None)
+                    assert f"\r\nx-request-id: {line['request_id']}\r\n".encode() in answer
+                    assert answer.startswith(b"HTTP/1.1 %d " % (line["status"] or 401))
+            assert await counted(server) == dict.fromkeys(REASONS, 0.0) | dict.fromkeys(REFUSED, 1.0)
+            # No line is told twice, nor anything that was sent.
+            assert len([line for line in server.log if "refus" in line]) == len(REFUSED)
+            assert "Invalid HTTP" not in server.logged
+            assert "secret" not in server.logged
+
+    async def test_a_request_whose_body_is_refused_has_its_own_line_and_no_other(
+        self, on_sqlite: Gateway, tmp_path: Path
+    ) -> None:
+        url = on_sqlite.services.settings.database_url
+        head = b"POST /graphql HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\n" % on_sqlite.key.encode()
+        head += b"content-type: application/json\r\ncontent-length: 9\r\n\r\n"
+        async with serving(
+            url, tmp_path, TOLLGATE_BODY_SECONDS="1", TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_LOG_FORMAT="json"
+        ) as server:
+            answer = await sent(server.port, head, b"{")
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            line = await refusal_in(server, "BODY_TOO_SLOW")
+            assert f"\r\nx-request-id: {line['request_id']}\r\n".encode() in answer
+            assert (line["method"], line["path"], line["status"], line["outcome"]) == (
+                "POST",
+                "/graphql",
+                408,
+                "TIMEOUT",
+            )
+            assert line["key_id"].startswith("key_")
+            assert (await counted(server))["BODY_TOO_SLOW"] == 1
+            found = await figures(server)
+            assert found["tollgate_requests_total", "(none)", "TIMEOUT"] == 1
+            assert len([each for each in server.log if '"POST"' in each]) == 1
+
+    async def test_connections_too_many_and_answers_unread_are_told_too(
+        self, on_sqlite: Gateway, tmp_path: Path
+    ) -> None:
+        url = on_sqlite.services.settings.database_url
+        async with serving(
+            url,
+            tmp_path,
+            TOLLGATE_MAX_CONNECTIONS="2",
+            TOLLGATE_ANSWER_SECONDS="1",
+            TOLLGATE_METRICS_TOKEN=TOKEN,
+        ) as server:
+            ask = b"GET /schema.graphql HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", server.port)) as first:
+                first.sendall(ask % on_sqlite.key.encode() * 500)
+                with socket.create_connection(("127.0.0.1", server.port)):
+                    # The third one.
+                    assert (await sent(server.port)).startswith(b"HTTP/1.1 503 ")
+                    line = await refusal_in(server, "TOO_MANY_CONNECTIONS")
+                    assert (line["level"], line["status"], line["outcome"]) == ("warning", 503, "UNAVAILABLE")
+                line = await refusal_in(server, "ANSWER_UNREAD")
+                assert (line["level"], line["status"], line["outcome"]) == ("info", None, "TIMEOUT")
+            # The request has its line beside it, with the same id.
+            ids = [json.loads(each)["request_id"] for each in server.log if "/schema.graphql" in each]
+            assert line["request_id"] in ids
+            told = await counted(server)
+            assert (told["TOO_MANY_CONNECTIONS"], told["ANSWER_UNREAD"]) == (1, 1)
+
+
+async def refusal_in(server: Server, reason: str) -> dict[str, Any]:
+    """Return the one line of the server's log that tells of such a refusal, once it is there."""
+    async with asyncio.timeout(60):
+        while not (lines := [line for line in server.log if f'"refusal":"{reason}"' in line]):  # noqa: ASYNC110  # It is another process.
+            await asyncio.sleep(0.05)
+    (line,) = lines
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+async def figures(server: Server) -> Samples:
+    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+        return await samples(client)
+
+
+async def counted(server: Server) -> dict[str, float]:
+    """Return how often each reason was counted."""
+    found = await figures(server)
+    return {key[1]: value for key, value in found.items() if key[0] == "tollgate_refusals_total"}
