@@ -1,6 +1,7 @@
 """Keys: who is let in, for how long, and what each scope allows."""
 
 import hashlib
+import hmac
 import json
 import re
 from collections.abc import Callable
@@ -29,6 +30,19 @@ async def send(gateway: Gateway, *authorization: str, body: bytes | None = None,
     raw += [("content-type", "application/json"), *headers.items()]
     content = json.dumps({"query": VIEWER}).encode() if body is None else body
     return await gateway.client.post("/graphql", content=content, headers=raw)  # type: ignore[arg-type]
+
+
+def listened_to(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, object]]:
+    """Return where each comparison in constant time is noted from now on."""
+    compared: list[tuple[object, object]] = []
+    compare = hmac.compare_digest
+
+    def noting(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", noting)
+    return compared
 
 
 def assert_unauthenticated(response: httpx.Response) -> str:
@@ -272,6 +286,27 @@ class TestSecrecy:
             assert file is not None
             for path in Path(file).parent.glob(f"{Path(file).name}*"):
                 assert secret.encode() not in path.read_bytes()
+
+    async def test_keys_and_tokens_are_compared_by_their_digests_in_constant_time(
+        self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compared = listened_to(monkeypatch)
+        customer = await gateway.mutate(
+            "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com"
+        )
+        session = await gateway.mutate(
+            "createCustomerSession",
+            "... on CreateCustomerSessionSuccess { token }",
+            customerId=customer["customer"]["id"],
+        )
+        for secret in (gateway.key, session["token"]):
+            gateway.clock.forward(seconds=10)
+            compared.clear()
+            assert (await send(gateway, f"Bearer {secret}")).status_code == 200
+            digest = hashlib.sha256(secret.encode()).hexdigest()
+            assert compared == [(digest, digest)]
+            # One that was looked up is known by its digest, too.
+            assert list(gateway.services.api_keys._remembered)[-1] == digest
 
     async def test_a_key_is_32_random_bytes_after_the_prefix_of_its_environment(self, gateway: Gateway) -> None:
         keys = set()

@@ -1,6 +1,7 @@
 """`/metrics`: who may read it, and that it tells exactly what happened, also of several processes."""
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from storage.database import Database, Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.servers import serving
+from tests.test_api_keys import listened_to
 from tests.test_logs import new_key
 from tests.test_observation import METER, RECORD
 
@@ -77,6 +79,16 @@ class TestWhoMayRead:
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
         assert "tollgate_" not in response.text
+
+    @pytest.mark.parametrize("given", [TOKEN, "x", f"{TOKEN}x", f"{TOKEN[:-1]}x"])
+    async def test_it_is_compared_by_its_digest_in_constant_time(
+        self, measured: Gateway, given: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compared = listened_to(monkeypatch)
+        response = await measured.client.get("/metrics", headers={"authorization": f"Bearer {given}"})
+        assert response.status_code == (200 if given == TOKEN else 401)
+        # Of one length, however long what was sent is.
+        assert compared == [tuple(hashlib.sha256(each.encode()).digest() for each in (given, TOKEN))]
 
     async def test_a_key_is_not_the_token_and_the_token_is_no_key(self, measured: Gateway) -> None:
         response = await measured.client.get("/metrics", headers={"authorization": f"Bearer {measured.key}"})
