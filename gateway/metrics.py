@@ -105,7 +105,7 @@ LATENCY = Figure(
     "histogram", "tollgate_request_duration_seconds", "How long requests took.", ("operation",), bounds=_SECONDS
 )
 REFUSALS = Figure("counter", "tollgate_refusals", "What the server refused by itself, by its reason.", ("reason",))
-IN_FLIGHT = Figure("gauge", "tollgate_requests_in_flight", "Requests that are being answered.")
+IN_FLIGHT = Figure("gauge", "tollgate_requests_in_flight", "Requests that are being answered, /metrics aside.")
 STATEMENTS = Figure("counter", "tollgate_sql_statements", "SQL statements, those of transactions aside.")
 CONNECTIONS = Figure("gauge", "tollgate_database_connections_in_use", "Database connections in use.", ("use",))
 AWAITED = Figure("gauge", "tollgate_database_connections_awaited", "Uses that wait for a connection.", ("use",))
@@ -151,6 +151,8 @@ class Metrics:
         self._most_operations = len(self._operations) + MOST_OPERATIONS
         self._values: dict[str, Values] = {figure.name: {} for figure in FIGURES}
         self._read: Callable[[], None] = lambda: None
+        #: How many wait for these figures. They are in flight for a moment, which would be told of the second after it.
+        self._asking = 0
         # Two processes may have one number, after each other.
         self._file = Path(folder, f"{os.getpid()}-{secrets.token_hex(4)}.json") if folder is not None else None
         for figure in (GROUPS, GROUP_SECONDS, WAITS):
@@ -219,7 +221,7 @@ class Metrics:
 
         def read() -> None:
             self._set(STATEMENTS, (), statements.count)
-            self._set(IN_FLIGHT, (), in_flight())
+            self._set(IN_FLIGHT, (), in_flight() - self._asking)
             self._set(WAITING, (), services.usage_writer.waiting)
             for use, state in services.database.connections.items():
                 self._set(CONNECTIONS, (use,), state.in_use)
@@ -247,9 +249,18 @@ class Metrics:
                 code="UNAUTHENTICATED",
                 headers={"www-authenticate": "Bearer"},
             )
-        self._read()
-        own = orjson.loads(self._dump())
-        return Response(await asyncio.to_thread(self._text, own), headers={"content-type": CONTENT_TYPE})
+        self._asking += 1
+        try:
+            if self._file is not None:
+                # What is told is told again, also if this process is killed the next moment.
+                self._leave()
+            else:
+                self._read()
+            own = orjson.loads(self._dump())
+            told = await asyncio.to_thread(self._text, own)
+        finally:
+            self._asking -= 1
+        return Response(told, headers={"content-type": CONTENT_TYPE})
 
     def _operation_of(self, request: Request) -> str:
         if request.kind is None:
@@ -365,11 +376,15 @@ def _left_in(file: Path) -> dict[str, Any]:
 
 
 def _started(pid: int) -> str:
-    """Return when the process began, as Linux counts it; a number that is free again may go to another process."""
+    """Return when the process began, as Linux counts it; a number that is free again may go to another process.
+
+    One that has ended, and whose parent has not yet seen it, has begun no more.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()[19]
-    except OSError:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except (OSError, ValueError):
         return ""
+    return rest[18] if state not in {"Z", "X"} else ""
 
 
 def _is_alive(pid: int, started: str) -> bool:

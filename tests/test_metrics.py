@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from storage import migrations
 from storage.database import Database, Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
-from tests.servers import serving
+from tests.servers import Server, serving
 from tests.test_api_keys import listened_to
 from tests.test_logs import new_key
 from tests.test_observation import METER, RECORD
@@ -197,7 +198,7 @@ class TestFigures:
 
     async def test_what_happens_at_the_moment_is_told(self, measured: Gateway) -> None:
         found = await samples(measured.client)
-        assert found["tollgate_requests_in_flight",] == 1  # This one.
+        assert found["tollgate_requests_in_flight",] == 0  # But this one.
         assert found["tollgate_usage_waiting_events",] == 0
         of_all = measured.database.dialect == "postgresql"
         reading, writing = ("all", "all") if of_all else ("reading", "writing")
@@ -254,6 +255,30 @@ class TestFigures:
             assert figure.what.endswith(".")
 
 
+def pids_in(told: Samples) -> set[int]:
+    return {int(key[1]) for key in told if key[0] == "process_resident_memory_bytes"}
+
+
+async def scraped(server: Server, *, counting: str, after: Samples | None = None) -> Samples:
+    """Let a process count a request and tell all figures, none of which may have become less, and return them.
+
+    It is asked again where it was ended meanwhile. `asked` is how many requests were answered.
+    """
+    while True:
+        # A connection each, so that any process may have it.
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+            try:
+                await Caller(client, counting).data("query Counted { viewer { orgId } }")
+                found = await samples(client)
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+                continue
+        for key, value in (after or {}).items():
+            if key[0].endswith(("_total", "_count", "_bucket", "_sum")) and not key[0].startswith("process_"):
+                assert found[key] >= value, key
+        return found | {("asked",): (after or {}).get(("asked",), 0) + 1}
+
+
 #: The bounds of a group's size, as they are written.
 BOUNDS_OF_EVENTS = (*(str(float(2**power)) for power in range(10)), "1000.0", "+Inf")
 
@@ -276,7 +301,7 @@ class TestSeveralProcesses:
         left = [f"{number}.json" for number in range(len(texts))] + ["folder.json"]
         assert [message.rpartition("/")[2] for message in told] == left
 
-    @pytest.mark.parametrize(("is_the_same", "in_flight"), [(True, 6), (False, 1)])
+    @pytest.mark.parametrize(("is_the_same", "in_flight"), [(True, 5), (False, 0)])
     async def test_a_process_that_has_anothers_number_is_not_that_one(
         self, database_url: str, tmp_path: Path, *, is_the_same: bool, in_flight: int
     ) -> None:
@@ -289,6 +314,33 @@ class TestSeveralProcesses:
         assert found["tollgate_requests_in_flight",] == in_flight
         # What it counted stays.
         assert found["tollgate_sql_statements_total",] >= 1_000_000
+
+    async def test_one_that_is_killed_leaves_what_it_has_told_and_no_figure_of_the_moment(
+        self, on_sqlite: Gateway, tmp_path: Path
+    ) -> None:
+        url, key = on_sqlite.services.settings.database_url, on_sqlite.key
+        async with serving(
+            url, tmp_path, TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_WORKERS="2", TMPDIR=str(tmp_path)
+        ) as server:
+            told = await scraped(server, counting=key)
+            async with asyncio.timeout(60):
+                while len(pids_in(told)) < 2:
+                    told = await scraped(server, counting=key, after=told)
+            # One, whichever it is, and then whoever is there.
+            for killed in ({min(pids_in(told))}, None):
+                for _ in range(10):
+                    told = await scraped(server, counting=key, after=told)
+                killed = killed or pids_in(told)  # noqa: PLW2901  # It is known only now.
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+                async with asyncio.timeout(60):
+                    while len(pids_in(told) - killed) < 2:
+                        told = await scraped(server, counting=key, after=told)
+                        assert not pids_in(told) & killed
+                        assert told["tollgate_database_connections_max", "reading"] == 4 * len(pids_in(told))
+            counts = [value for key, value in told.items() if key[:2] == ("tollgate_requests_total", "Counted")]
+            # None of which was told is lost, however many lives the processes had.
+            assert counts >= [told["asked",]]
 
     async def test_their_figures_are_added_up(self, new_database_url: str, tmp_path: Path) -> None:
         database = Database(new_database_url)
