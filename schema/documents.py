@@ -20,6 +20,7 @@ from graphql import (
     validate,
 )
 from graphql.execution.collect_fields import FragmentDetails
+from graphql.execution.values import VariableValues
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers.context import Context
@@ -61,6 +62,8 @@ class Runnable:
         self._variables = Variables(_SCHEMA, node)
         self._plans = Plans(document, at_once=is_trusted)
         self._cost = Cost(_SCHEMA, self._fragments, node, limits.bounds)
+        if self._plans.are_known:
+            self._executor(None, VariableValues({}, {}), has_edges=True).compile()
 
     @property
     def name(self) -> str | None:
@@ -99,7 +102,15 @@ class Runnable:
                 return ExecutionResult(await subtree.answer(ROOT, context, values), None, told)
             except Exception as error:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
                 context.begin_again(error)
-        executor = Executor(
+        result = self._executor(context, values, has_edges=subtree is None).execute_operation()
+        if isawaitable(result):
+            result = await result
+        assert isinstance(result, ExecutionResult)  # noqa: S101  # The schema has neither @defer nor @stream.
+        result.extensions = told
+        return result
+
+    def _executor(self, context: Context | None, values: VariableValues, *, has_edges: bool) -> Executor:
+        return Executor(
             _SCHEMA,
             self._fragments,
             {name: FragmentDetails(fragment) for name, fragment in self._fragments.items()},
@@ -113,20 +124,15 @@ class Runnable:
             is_awaitable=optimized_is_awaitable,
             hide_suggestions=True,
             plans=self._plans,
-            has_edges=subtree is None,
+            has_edges=has_edges,
         )
-        result = executor.execute_operation()
-        if isawaitable(result):
-            result = await result
-        assert isinstance(result, ExecutionResult)  # noqa: S101  # The schema has neither @defer nor @stream.
-        result.extensions = told
-        return result
 
 
 class Document:
     """A document that is valid in the schema.
 
-    A trusted one is sure to be asked for again, so its answers are compiled when it is first run.
+    A trusted one is sure to be asked for again, so its answers are compiled when it is made, or, where variables decide
+    what is selected, when it is first run with their values.
     """
 
     def __init__(self, node: DocumentNode, limits: Limits, *, digest: str, is_trusted: bool = False) -> None:
@@ -135,7 +141,10 @@ class Document:
         self._node = node
         self._limits = limits
         self._is_trusted = is_trusted
-        self._operations: dict[str | None, Runnable | None] = {}
+        self._operations: dict[str | None, Runnable] = {}
+        if is_trusted:
+            for name in (None, *self.operation_names()):
+                self.operation(name)
 
     def operation(self, name: str | None) -> Runnable | None:
         """Return the operation of this name, or the only one; None where that is not exactly one."""
@@ -143,7 +152,11 @@ class Document:
             node = get_operation_ast(self._node, name)
             if node is None:
                 return None
-            self._operations[name] = Runnable(self._node, node, self._limits, is_trusted=self._is_trusted)
+            own = node.name.value if node.name is not None else None
+            if own not in self._operations:
+                self._operations[own] = Runnable(self._node, node, self._limits, is_trusted=self._is_trusted)
+            # The only one is asked for with its name and without.
+            self._operations[name] = self._operations[own]
         return self._operations[name]
 
     def operation_names(self) -> list[str]:

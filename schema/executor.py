@@ -77,16 +77,25 @@ class Plans:
             # What is asked only once is answered sooner than it is compiled.
             self._is_wanted = True
             return None
-        if self._seen is None:
-            self._seen = _Seen()
-            visit(self._document, self._seen)
-        if not self._seen.is_plannable:
+        seen = self._look()
+        if not seen.is_plannable:
             return None
-        key = self._key(self._seen, variables)
+        key = self._key(seen, variables)
         plan = self._plans.get(key)
         if plan is None and len(self._plans) < MOST_PLANS:
             plan = self._plans[key] = Plan()
         return plan
+
+    @property
+    def are_known(self) -> bool:
+        """Whether there is one plan, whatever the variables' values are, and it is wanted before the first run."""
+        return self._is_wanted and self._look().is_plannable and not self._look().names
+
+    def _look(self) -> "_Seen":
+        if self._seen is None:
+            self._seen = _Seen()
+            visit(self._document, self._seen)
+        return self._seen
 
     def root_subtree(self, variables: dict[str, Any]) -> Subtree | None:
         """Return what answers the whole operation for these values, once it is compiled and if that is possible."""
@@ -134,11 +143,18 @@ class CompilingExecutor(IncrementalExecutor):
         self.plan: Plan | None = None
         #: Whether edges are compiled: until one of them has met a surprise, which the loaders are to meet only once.
         self._has_edges = has_edges
+        self._only_compiles = False
         is_usual = self.middleware_manager is None and self.abort_signal is None
         if plans is not None and is_usual and self.field_resolver is default_field_resolver:
             self.plan = plans.of(self.variable_values.coerced)
         if self.plan is not None:
             self._relevant_sub_fields = self.plan.sub_fields
+
+    def compile(self) -> None:
+        """Compile what answers the operation, and execute nothing. It needs a plan."""
+        assert self.plan is not None  # noqa: S101  # Without one, graphql-core would execute the operation.
+        self._only_compiles = True
+        self.execute_operation()
 
     def execute_root_grouped_field_set(
         self,
@@ -161,10 +177,12 @@ class CompilingExecutor(IncrementalExecutor):
             return by_graphql_core()
         self.plan.root = grouped_field_set = self.plan.root or grouped_field_set
         if root_type is not self.schema.query_type:  # Mutations take turns.
-            return by_graphql_core()
+            return {} if self._only_compiles else by_graphql_core()
         if not self.plan.is_root_compiled:
             self.plan.is_root_compiled = True
             self.plan.root_subtree = self._compiled(lambda compiler: compiler.object(root_type, grouped_field_set))
+        if self._only_compiles:
+            return {}
         subtree = self.plan.root_subtree if self._has_edges else None
         return by_graphql_core() if subtree is None else self._complete(subtree, root_value or ROOT, by_graphql_core)
 

@@ -15,7 +15,9 @@ import pytest
 
 from gateway.documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
+from schema.executor import Executor
 from tests.conftest import Gateway, gateway_on
+from tests.meters import make_meter
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 CREATE = "mutation Create($input: CreateCustomerInput!) { createCustomer(input: $input) { __typename } }"
@@ -351,3 +353,62 @@ class TestManifest:
             "null: The document must be a string.",
             "empty: Syntax Error: Unexpected <EOF>.",
         ]
+
+
+class TestCompiled:
+    @pytest.fixture
+    def executed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The operations that graphql-core has been given to execute, by their names."""
+        names: list[str] = []
+        execute = Executor.execute_operation
+
+        def noting(self: Executor, *args: Any) -> Any:
+            names.append(self.operation.name.value if self.operation.name is not None else "")
+            return execute(self, *args)
+
+        monkeypatch.setattr(Executor, "execute_operation", noting)
+        return names
+
+    async def test_the_first_run_of_a_trusted_query_takes_the_compiled_way(
+        self, database_url: str, tmp_path: Path, executed: list[str]
+    ) -> None:
+        manifest = MANIFEST | {
+            "maybe-1": "query Maybe($id: Boolean!) { viewer { orgId id: orgId @include(if: $id) } }",
+            "fixed-1": "query Fixed { viewer { orgId id: orgId @include(if: true) environment @skip(if: true) } }",
+        }
+        async with gateway_on(database_url, documents=write(tmp_path, manifest)) as gateway:
+            # It is compiled when the gateway starts, and nothing was executed for that.
+            assert {"Viewer", "Customer", "A", "B", "Fixed"} <= set(executed)
+            assert "Maybe" not in executed
+            executed.clear()
+            viewer = {"data": {"viewer": {"orgId": gateway.org_id}}}
+            for _ in range(2):
+                assert (await post(gateway, documentId="viewer-1")).json() == viewer
+                assert (await post(gateway, documentId="viewer-1", operationName="Viewer")).json() == viewer
+                found = await post(gateway, documentId="customer-1", variables={"id": "nobody"})
+                assert found.json() == {"data": {"customerByExternalId": None}}
+                assert (await post(gateway, documentId="fixed-1")).json() == {
+                    "data": {"viewer": {"orgId": gateway.org_id, "id": gateway.org_id}}
+                }
+                assert executed == []
+            # What is selected of it, variables decide.
+            for _ in range(2):
+                assert (await post(gateway, documentId="maybe-1", variables={"id": False})).json() == viewer
+                assert executed == ["Maybe"]
+
+    async def test_a_trusted_mutation_is_not_executed_at_the_start(
+        self, database_url: str, tmp_path: Path, executed: list[str]
+    ) -> None:
+        refill = 'mutation Refill { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: 5}) '
+        refill += "{ __typename ... on RefillBillingMeterSuccess { billingMeter { totalCredits } } } }"
+        async with gateway_on(database_url) as gateway:
+            await make_meter(gateway, totalCredits="10")
+            key = gateway.key
+        async with gateway_on(database_url, documents=write(tmp_path, {"refill-1": refill})) as gateway:
+            assert executed.count("Refill") == 1
+            gateway.key = key
+            (answered,) = (await post(gateway, documentId="refill-1")).json()["data"].values()
+            assert answered == {
+                "__typename": "RefillBillingMeterSuccess",
+                "billingMeter": {"totalCredits": "15"},
+            }
