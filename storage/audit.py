@@ -68,6 +68,13 @@ async def meters_after(reader: Reader, meter_id: str, *, limit: int) -> Sequence
     return [BillingMeterRow._make(row) for row in rows]
 
 
+async def next_seq(reader: Reader, meter_ids: Sequence[str], *, after: int) -> int | None:
+    """Return the lowest number beyond that one which an entry of these meters has; None: there is none."""
+    seq = ledger_entries.c.seq
+    row = await reader.fetch_one(select(func.min(seq)).where(ledger_entries.c.meter_id.in_(meter_ids), seq > after))
+    return row[0] if row is not None else None
+
+
 async def customers_after(reader: Reader, customer_id: str, *, limit: int) -> Sequence[CustomerNames]:
     """Return the next customers of all tenants, in the order of their ids."""
     rows = await reader.fetch(_CUSTOMERS.where(customers.c.id > customer_id).limit(limit))

@@ -381,6 +381,21 @@ SPOILT = [
         ["its last entry is 5 and should be 6"],
     ),
     Spoilt(
+        "there is an entry with the last number of all",
+        (COPY.format(2**63 - 1, 6),),
+        [f"entry {2**63 - 1}: it follows entry 6", f"its last entry is 6 and should be {2**63 - 1}"],
+    ),
+    Spoilt(
+        "the meter tells of more entries than anybody could have written",
+        (METER.format(f"last_seq = {2**63 - 1}"),),
+        [f"its last entry is {2**63 - 1} and should be 6"],
+    ),
+    Spoilt(
+        "the meter tells of fewer entries than none",
+        (METER.format("last_seq = -7"),),
+        ["its last entry is -7 and should be 6"],
+    ),
+    Spoilt(
         "there are two openings",
         (ENTRY.format("kind = 'opening'", 4),),
         ["entry 4: it is OPENING, and just the first one is OPENING"],
@@ -499,6 +514,19 @@ async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pie
         (meter_id, "its last entry is 6 and should be 8"),
         (meter_id, "day 2026-03-15, 'tokens': the usage is 20 and should be 0"),
     ]
+
+
+async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_tells_of_it(
+    own: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resolvers.verify.ENTRIES_AT_ONCE", 3)
+    meter_id = await keep_books(own)
+    for last_seq in (0, ENTRIES, 2**40, 2**63 - 1):
+        await spoil(own, METER.format(f"last_seq = {last_seq}"), id=meter_id)
+        with own.statements() as statements:
+            told = await found_in(own.database)
+        assert told == [(meter_id, f"its last entry is {last_seq} and should be 6")] * (last_seq != ENTRIES)
+        assert len([each for each in statements if "ledger_entries.seq BETWEEN" in each]) == ENTRIES / 3
 
 
 @pytest.mark.parametrize(("meters_at_once", "entries_at_once"), [(1, 1_000), (2, 13), (1_000, 12)])
