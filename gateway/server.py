@@ -25,6 +25,9 @@ _OF_A_BODY = frozenset({b"content-length", b"transfer-encoding"})
 #: How much of a body is passed over after its answer: a connection that is closed earlier may take the answer with it.
 MOST_IN_VAIN_BYTES = 64 * 1024 * 1024
 
+#: How long, at most, what still comes is passed over after a refusal.
+LINGER_SECONDS = 2
+
 
 @cache
 def _settings() -> Settings:
@@ -50,6 +53,8 @@ class Protocol(HttpToolsProtocol):
         #: How many bytes of the request have come, and how many of them for nothing: it was answered already.
         self._received = 0
         self._in_vain = 0
+        #: Whether the last answer is given, and what still comes is passed over.
+        self._lingers = False
         #: What the parser was not let read: why, and the message.
         self._refusal: tuple[str, str] | None = None
         #: The request that is being answered; uvicorn itself knows the last one that has come.
@@ -74,6 +79,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, and hold what is incomplete against its limits."""
+        if self._lingers:
+            self._pass_over(len(data))
+            return
         if self.transport.is_closing():
             return
         self._received += len(data)
@@ -125,10 +133,7 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Hand on a part of the body, or count what nobody waits for."""
         if not self._is_under_way():
-            self._in_vain += len(body)
-            if self._in_vain > MOST_IN_VAIN_BYTES and not self.transport.is_closing():
-                self._tell("BODY_TOO_LARGE", of=self.cycle)
-                self.transport.close()
+            self._pass_over(len(body))
             return
         super().on_body(body)
 
@@ -219,7 +224,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, reason: str, message: str) -> None:
         """Answer in the place of the application, unless it has begun to, tell of it, and close the connection."""
         self._disarm()
-        if self.transport.is_closing():
+        if self._lingers or self.transport.is_closing():
             return
         is_under_way = self._is_under_way()
         if is_under_way and not self._in_body:
@@ -243,9 +248,31 @@ class Protocol(HttpToolsProtocol):
         if is_under_way:
             # The application waits for a body that will not come.
             self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False
             self.cycle.message_event.set()
-        self.transport.close()
+        if self._received:
+            self._linger()
+        else:
+            self.transport.close()
         self._abort_soon()
+
+    def _pass_over(self, size: int) -> None:
+        self._in_vain += size
+        if self._in_vain > MOST_IN_VAIN_BYTES and not self.transport.is_closing():
+            if not self._lingers:
+                self._tell("BODY_TOO_LARGE", of=self.cycle)
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """End what is answered, and pass over what still comes, for a moment.
+
+        A connection that is closed before all has been read that has come takes the answer with it.
+        """
+        self._lingers = True
+        self._in_vain = 0
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _answer(self, reason: str, message: str, id_: str) -> None:
         self.transport.write(_answer(reason, message, id_, is_rest=self._is_rest()))

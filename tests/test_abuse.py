@@ -246,8 +246,8 @@ async def test_bodies_that_are_no_graphql_request_are_refused(on_sqlite: Gateway
         # Without a key, nothing of them is kept.
         await endless(it, it.head(10**15, key="nobody"), b" " * 65_536, 401)
         # Frames larger than what they hold, and what may follow the last of them.
-        await endless(it, it.head(), b"1\r\n \r\n" * 5_000, 413, None)
-        await endless(it, it.head() + b"1\r\n \r\n0\r\n", b"x-more: 1\r\n" * 1_000, 431, None)
+        await endless(it, it.head(), b"1\r\n \r\n" * 5_000, 413)
+        await endless(it, it.head() + b"1\r\n \r\n0\r\n", b"x-more: 1\r\n" * 1_000, 431)
         await asyncio.gather(*[endless(it, it.head(10**15), b" " * 65_536, 413, None) for _ in range(50)])
 
 
@@ -264,9 +264,7 @@ async def test_heads_that_are_too_large_or_malformed_are_refused(on_sqlite: Gate
             b"GET /" + b"y" * 1_000_000 + b" HTTP/1.1\r\n\r\n",
         ):
             answer = await it.send(raw)
-            # What still arrives when the connection is closed may take the answer with it.
-            if len(raw) < 100_000 or answer.status is not None:
-                assert (answer.status, answer.json["errors"][0]["extensions"]) == (431, {"code": "LIMIT_EXCEEDED"})
+            assert (answer.status, answer.json["errors"][0]["extensions"]) == (431, {"code": "LIMIT_EXCEEDED"})
         # What is refused by the server is told in REST's form too.
         answer = await it.send(b"GET /v1/customers HTTP/1.1\r\n" + b"x: 1\r\n" * 101 + b"\r\n")
         assert answer.json == {"error": {"code": 431, "message": "A request may have at most 100 headers."}}
