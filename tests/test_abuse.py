@@ -19,6 +19,7 @@ from typing import Any
 from graphql import get_introspection_query
 
 from gateway.gate import SECURITY_HEADERS
+from gateway.settings import Settings
 from resolvers.verify import Verified, verify
 from tests.conftest import Gateway
 from tests.hostile import VIEWER, bombs, broken_json, other_json, requests_with_bad_values
@@ -342,6 +343,33 @@ async def test_a_thousand_connections_leave_room_for_others(on_sqlite: Gateway, 
         assert all("retry-after: 1\r\n" in answer.headers for answer in answers if answer.status == 503)
         for _, writer in connections:
             writer.close()
+
+
+async def test_the_deadlines_hold_that_nobody_has_set(on_sqlite: Gateway, tmp_path: Path) -> None:
+    """The other tests shorten them; who is refused by one waits for it, and no longer."""
+    defaults = Settings()
+    async with serving(on_sqlite.services.settings.database_url, tmp_path) as server:
+        it = Attack(server, on_sqlite.key)
+
+        async def waits(raw: bytes, what: str, seconds: int) -> None:
+            clock = Stopwatch(server)
+            answer = await it.send(raw, is_patient=True)
+            assert answer.status == 408
+            assert answer.json["errors"] == [
+                {
+                    "message": f"The request's {what} took longer than {seconds} seconds.",
+                    "extensions": {"code": "TIMEOUT"},
+                }
+            ]
+            assert seconds - 1 < clock.seconds() < seconds + ANSWER_SECONDS
+
+        assert (defaults.head_seconds, defaults.body_seconds) == (10, 20)
+        await asyncio.gather(
+            waits(b"POST /graphql HT", "head", 10),
+            waits(it.head()[:-2], "head", 10),
+            waits(it.head(1_000) + b"{", "body", 20),
+            waits(it.head() + b"1\r\n", "body", 20),
+        )
 
 
 async def test_connections_beyond_the_limit_are_refused_at_once(on_sqlite: Gateway, tmp_path: Path) -> None:
