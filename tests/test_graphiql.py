@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import re
+import socket
 import subprocess
 import sys
 import zipfile
@@ -449,6 +450,15 @@ class TestDemoKey:
             LOOPBACK | {"sec-fetch-site": "none"},
             LOOPBACK | {"origin": "http://localhost:3000"},
             LOOPBACK | {"origin": "null"},
+            # A proxy on this machine, which asks for somebody else.
+            LOOPBACK | {"x-forwarded-for": "203.0.113.7"},
+            LOOPBACK | {"x-forwarded-for": "127.0.0.1"},
+            LOOPBACK | {"X-Forwarded-Proto": "https"},
+            LOOPBACK | {"x-forwarded-host": "tollgate.example"},
+            LOOPBACK | {"forwarded": "for=203.0.113.7"},
+            LOOPBACK | {"x-real-ip": "203.0.113.7"},
+            LOOPBACK | {"via": "1.1 proxy"},
+            LOOPBACK | {"x-forwarded-for": ""},
         ],
     )
     async def test_nobody_else_is_told_it(self, settings: dict[str, Any], headers: dict[str, str]) -> None:
@@ -456,6 +466,17 @@ class TestDemoKey:
             response = await client.get("/graphiql/config.json", headers=headers)
         assert response.json() == {"demoKey": None}
         assert DEMO_KEY not in str(response.headers)
+
+    def test_a_proxy_that_says_nothing_and_speaks_an_old_http_is_not_told_it(self, demo: Server) -> None:
+        for version, is_told in ((b"1.1", True), (b"1.0", False)):
+            with socket.create_connection(("127.0.0.1", demo.port)) as connection:
+                connection.sendall(
+                    b"GET /graphiql/config.json HTTP/%s\r\nhost: 127.0.0.1:%d\r\nconnection: close\r\n\r\n"
+                    % (version, demo.port)
+                )
+                answer = b"".join(iter(lambda: connection.recv(4_096), b""))
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert (b"sk_test_" in answer) == is_told
 
     async def test_no_other_machine_is_told_it(self, settings: dict[str, Any]) -> None:
         for address in ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "unknown"):

@@ -35,6 +35,9 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 
+#: What a proxy adds to a request that it passes on, for itself or for whoever sent it.
+_OF_PROXIES = re.compile(r"x-forwarded-.+|forwarded|via|x-real-ip", re.ASCII)
+
 _LOOPBACK_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -83,7 +86,8 @@ def _is_our_page(request: Request) -> bool:
     """Tell whether a browser on this machine asks for the page that it got from here.
 
     A page of another site can make a browser ask too: directly, which the browser tells by its headers, or under a
-    name of its own that leads to loopback, which the name tells.
+    name of its own that leads to loopback, which the name tells. And a proxy on this machine asks for others, wherever
+    they are, which it tells by a header of its own, or by a version of HTTP that no browser speaks.
     """
     headers = request.headers
     return (
@@ -91,6 +95,8 @@ def _is_our_page(request: Request) -> bool:
         and request.client.host in {"127.0.0.1", "::1"}
         and _LOOPBACK_HOST.fullmatch(headers.get("host", "")) is not None
         and "origin" not in headers
+        and request.scope["http_version"] != "1.0"
+        and not any(map(_OF_PROXIES.fullmatch, headers.keys()))
         and headers.get("sec-fetch-site", "same-origin") == "same-origin"
     )
 
