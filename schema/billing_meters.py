@@ -343,7 +343,7 @@ RefillBillingMeterResult = Annotated[
 class BillingMeterMutation:
     """The mutations of billing meters."""
 
-    @strawberry.mutation(description="Makes a billing meter. Needs `billing:write`.")
+    @strawberry.mutation(description="Makes a billing meter. Needs `billing:write`.", metadata=ALONE)
     async def create_billing_meter(
         self,
         info: Info,
@@ -368,7 +368,8 @@ class BillingMeterMutation:
             "Changes a billing meter's overage switch, spend cap or customer. Lowering the limit always succeeds."
             " Needs "
             "`billing:write`."
-        )
+        ),
+        metadata=ALONE,
     )
     async def update_billing_meter(
         self,
@@ -388,7 +389,8 @@ class BillingMeterMutation:
         return UpdateBillingMeterSuccess(billing_meter=BillingMeter.of(outcome.billing_meter))
 
     @strawberry.mutation(
-        description="Adds credits to a billing meter's total; it never resets anything. Needs `billing:write`."
+        description="Adds credits to a billing meter's total; it never resets anything. Needs `billing:write`.",
+        metadata=ALONE,
     )
     async def refill_billing_meter(
         self,

@@ -7,6 +7,7 @@ import strawberry
 
 from resolvers.customer_sessions import DEFAULT_SECONDS, create_customer_session
 from schema.customers import Customer
+from schema.edges import ALONE
 from schema.errors import CustomerNotFound, InvalidInput
 from schema.info import Info
 
@@ -48,7 +49,8 @@ class CustomerSessionMutation:
         description=(
             "Makes a session for a customer's browser: a token that may read this customer, its billing meters, their "
             "usage and ledgers, and nothing else. Needs `billing:write`."
-        )
+        ),
+        metadata=ALONE,
     )
     async def create_customer_session(
         self,

@@ -237,7 +237,7 @@ UpdateCustomerResult = Annotated[
 class CustomerMutation:
     """The mutations of customers."""
 
-    @strawberry.mutation(description="Makes a customer. Needs `billing:write`.")
+    @strawberry.mutation(description="Makes a customer. Needs `billing:write`.", metadata=ALONE)
     async def create_customer(
         self,
         info: Info,
@@ -254,7 +254,7 @@ class CustomerMutation:
         )
         return CreateCustomerSuccess(customer=Customer.of(outcome.customer), replayed=outcome.replayed)
 
-    @strawberry.mutation(description="Changes a customer. Needs `billing:write`.")
+    @strawberry.mutation(description="Changes a customer. Needs `billing:write`.", metadata=ALONE)
     async def update_customer(
         self,
         info: Info,

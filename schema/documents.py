@@ -26,8 +26,9 @@ from strawberry.execution import optimized_is_awaitable
 from resolvers.context import Context
 from resolvers.errors import Forbidden
 from resolvers.observation import current
-from schema.executor import ROOT, Executor, Plans
+from schema.executor import ROOT, Executor, Mutation, Plans
 from schema.limits import DEFAULT, NOT_INTROSPECTED, Cost, Limits, check_document, exceeded
+from schema.resolving import Outcome
 from schema.root import schema
 from schema.variables import Variables
 
@@ -95,26 +96,31 @@ class Runnable:
                 )
             ]
         told = {"cost": {"rows": cost, "most": most}}
-        subtree = self._plans.root_subtree(values.coerced)
-        if subtree is not None:
-            context.has_one_reader = subtree.is_chain
+        whole = self._plans.whole(values.coerced)
+        # What a mutation comes to: graphql-core must not execute it again.
+        outcome = Outcome() if isinstance(whole, Mutation) else None
+        root: Any = outcome or ROOT
+        if whole is not None:
+            context.has_one_reader = whole.is_chain
             try:
-                return ExecutionResult(await subtree.answer(ROOT, context, values), None, told)
+                return ExecutionResult(await whole.answer(root, context, values), None, told)
             except Exception as error:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
                 context.begin_again(error)
-        result = self._executor(context, values, has_edges=subtree is None).execute_operation()
+        result = self._executor(context, values, outcome, has_edges=whole is None).execute_operation()
         if isawaitable(result):
             result = await result
         assert isinstance(result, ExecutionResult)  # noqa: S101  # The schema has neither @defer nor @stream.
         result.extensions = told
         return result
 
-    def _executor(self, context: Context | None, values: VariableValues, *, has_edges: bool) -> Executor:
+    def _executor(
+        self, context: Context | None, values: VariableValues, outcome: Outcome | None = None, *, has_edges: bool
+    ) -> Executor:
         return Executor(
             _SCHEMA,
             self._fragments,
             {name: FragmentDetails(fragment) for name, fragment in self._fragments.items()},
-            None,
+            outcome,
             context,
             self._node,
             values,

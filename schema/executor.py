@@ -14,16 +14,23 @@ subtree is done again by graphql-core itself, so that errors, their paths and ho
 again changes nothing: the plain fields have no resolver, and edges only read. Other fields with a resolver or
 arguments, and what `@defer` and middleware touch, always go to graphql-core; the plain fields beside them are still
 compiled.
+
+**A mutation is never executed again.** One of a single field is compiled as well: its resolver is called, and what it
+returns is completed by the field's subtree. What the resolver came to, a value or an exception, is kept as an
+`Outcome`, and at a surprise that is what graphql-core is given instead of a resolver to call.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from graphql import (
     DirectiveNode,
     DocumentNode,
+    FieldNode,
     FragmentDefinitionNode,
+    GraphQLField,
     GraphQLObjectType,
     GraphQLOutputType,
     VariableNode,
@@ -33,12 +40,14 @@ from graphql import (
 )
 from graphql.execution.collect_fields import CollectedFields, FieldDetailsList, GroupedFieldSet
 from graphql.execution.incremental import IncrementalExecutor
+from graphql.execution.values import VariableValues, get_argument_values
 from graphql.pyutils import Path
 from graphql.type import GraphQLResolveInfo
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from schema.compiler import Compiler
-from schema.edges import Function, Subtree
+from schema.edges import ALONE, DEFINITION, ContextOnly, Function, Subtree
+from schema.resolving import Outcome, Resolver
 
 #: What the root of a query is where the request gives none: whom an edge answers, the context tells.
 ROOT = object()
@@ -47,13 +56,45 @@ ROOT = object()
 MOST_PLANS = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """What answers a mutation of one field: its resolver, and the subtree that completes what that returns."""
+
+    name: str
+    """The field's name in the answer."""
+    definition: GraphQLField
+    node: FieldNode
+    resolver: Resolver
+    subtree: Subtree
+    variables: dict[str, str] | None
+    """The names of its arguments with those of the variables that they are; None: some are something else."""
+
+    @property
+    def is_chain(self) -> bool:
+        """See `Subtree`."""
+        return self.subtree.is_chain
+
+    async def answer(self, outcome: Outcome, context: Any, variables: VariableValues) -> dict[str, Any]:
+        """Execute it, unless the outcome is known, and return the whole answer. Raises at any surprise."""
+        value = await outcome.of(self.resolver, ContextOnly(context), self._arguments(variables))
+        return {self.name: await self.subtree.answer(value, context, variables)}
+
+    def _arguments(self, variables: VariableValues) -> dict[str, Any]:
+        if self.variables is not None:
+            values = {name: variables.coerced.get(variable) for name, variable in self.variables.items()}
+            # What is null or left out may be an error.
+            if None not in values.values():
+                return values
+        return get_argument_values(self.definition, self.node, variables)
+
+
 class Plan:
     """What the executions of an operation share that select the same fields."""
 
     def __init__(self) -> None:
         self.root: GroupedFieldSet | None = None
-        #: What answers the whole operation, if it is a query of but edges and plain fields.
-        self.root_subtree: Subtree | None = None
+        #: What answers the whole operation, if it is a query or one mutation, of but edges and plain fields.
+        self.whole: Subtree | Mutation | None = None
         self.is_root_compiled = False
         #: graphql-core's memo. It also keeps the lists of fields alive, so that their identities can be keys.
         self.sub_fields: dict[tuple[GraphQLObjectType, int], tuple[FieldDetailsList, CollectedFields]] = {}
@@ -97,10 +138,10 @@ class Plans:
             visit(self._document, self._seen)
         return self._seen
 
-    def root_subtree(self, variables: dict[str, Any]) -> Subtree | None:
+    def whole(self, variables: dict[str, Any]) -> Subtree | Mutation | None:
         """Return what answers the whole operation for these values, once it is compiled and if that is possible."""
         plan = self._plans.get(self._key(self._seen, variables)) if self._seen is not None else None
-        return plan.root_subtree if plan is not None else None
+        return plan.whole if plan is not None else None
 
     @staticmethod
     def _key(seen: "_Seen", variables: dict[str, Any]) -> tuple[Any, ...]:
@@ -168,23 +209,27 @@ class CompilingExecutor(IncrementalExecutor):
         # One mutation has none to take turns with, and graphql-core takes twice as long where there might be.
         serially = serially and len(grouped_field_set) > 1
 
-        def by_graphql_core() -> Any:
+        def by_graphql_core(value: Any = root_value) -> Any:
             return super(CompilingExecutor, self).execute_root_grouped_field_set(
-                root_type, root_value, grouped_field_set, serially, position_context
+                root_type, value, grouped_field_set, serially, position_context
             )
 
         if self.plan is None:
             return by_graphql_core()
         self.plan.root = grouped_field_set = self.plan.root or grouped_field_set
-        if root_type is not self.schema.query_type:  # Mutations take turns.
-            return {} if self._only_compiles else by_graphql_core()
         if not self.plan.is_root_compiled:
             self.plan.is_root_compiled = True
-            self.plan.root_subtree = self._compiled(lambda compiler: compiler.object(root_type, grouped_field_set))
+            self.plan.whole = (
+                self._compiled(lambda compiler: compiler.object(root_type, grouped_field_set))
+                if root_type is self.schema.query_type
+                else self._compile_mutation(root_type, grouped_field_set)
+            )
         if self._only_compiles:
             return {}
-        subtree = self.plan.root_subtree if self._has_edges else None
-        return by_graphql_core() if subtree is None else self._complete(subtree, root_value or ROOT, by_graphql_core)
+        whole = self.plan.whole if self._has_edges else None
+        if isinstance(whole, Mutation):
+            return self._mutate(whole, by_graphql_core)
+        return by_graphql_core() if whole is None else self._complete(whole, root_value or ROOT, by_graphql_core)
 
     def execute_fields(
         self,
@@ -263,6 +308,40 @@ class CompilingExecutor(IncrementalExecutor):
             return completed
 
         return with_edges()
+
+    async def _mutate(self, mutation: Mutation, by_graphql_core: Callable[[Outcome], Any]) -> Any:
+        """Return the answer of the mutation; at a surprise graphql-core's, which takes the outcome as it is."""
+        outcome = Outcome()
+        try:
+            return await mutation.answer(outcome, self.context_value, self.variable_values)
+        except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+            self._has_edges = False
+            again = by_graphql_core(outcome)
+            return await again if self.is_awaitable(again) else again
+
+    def _compile_mutation(self, root_type: GraphQLObjectType, grouped_field_set: GroupedFieldSet) -> Mutation | None:
+        """Return what answers a mutation of this one field, if its resolver needs nothing of graphql-core's."""
+        if root_type is not self.schema.mutation_type or len(grouped_field_set) != 1:
+            return None
+        ((name, fields),) = grouped_field_set.items()
+        node = fields[0].node
+        definition = self.schema.get_field(root_type, node.name.value)
+        if definition is None or not isinstance(definition.resolve, Resolver):
+            return None
+        if definition.extensions[DEFINITION].metadata != ALONE:
+            return None
+        return_type = definition.type
+        subtree = self._compiled(lambda compiler: compiler.value(return_type, fields))
+        if subtree is None:
+            return None
+        variables = {
+            argument.name.value: argument.value.name.value
+            for argument in node.arguments or ()
+            if isinstance(argument.value, VariableNode)
+        }
+        # What is left out may have a default.
+        is_simple = variables.keys() == definition.args.keys()
+        return Mutation(name, definition, node, definition.resolve, subtree, variables if is_simple else None)
 
     def _compile_fields(
         self, parent_type: GraphQLObjectType, grouped_field_set: GroupedFieldSet

@@ -4,7 +4,7 @@ At each call Strawberry goes through the field's arguments, their types and name
 takes longer than most resolvers here do before they wait for the database.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import MISSING
 from functools import partial
 from typing import Any
@@ -35,39 +35,71 @@ def resolve_directly(schema: Schema) -> None:
             for definition in type_.fields.values():
                 field = definition.extensions.get(GraphQLCoreConverter.DEFINITION_BACKREF)
                 if isinstance(field, StrawberryField) and field.is_async and not field.extensions:
-                    definition.resolve = _direct(field, converter)
+                    definition.resolve = Resolver(field, converter)
 
 
-def _direct(field: StrawberryField, converter: GraphQLCoreConverter) -> Callable[..., Any]:
-    resolver = field.base_resolver
-    assert resolver is not None  # noqa: S101  # What is asynchronous is a resolver.
-    assert resolver.self_parameter is not None  # noqa: S101  # Ours are methods, which take `info`.
-    assert resolver.info_parameter is not None  # noqa: S101
-    function: Callable[..., Any] = resolver.wrapped_func  # type: ignore[assignment]  # A method is no classmethod.
-    arguments = {
-        converter.config.name_converter.from_argument(argument): (
-            argument.python_name,
-            _conversion(argument.type, converter),
-        )
-        for argument in field.arguments
-    }
-    handlers = converter._get_field_exception_handlers(field)  # noqa: SLF001  # As Strawberry's own resolver does.
+class Outcome:
+    """What the only field of a mutation comes to. Whoever asks for it and however often, it is resolved once."""
 
-    handled = tuple(kind for kinds, _ in handlers for kind in kinds)
+    __slots__ = ("_error", "_is_begun", "_value")
 
-    async def resolve(source: Any, raw_info: GraphQLResolveInfo[Any], **values: Any) -> Any:
-        info: Info[Any, Any] = Info(raw_info, field)
+    def __init__(self) -> None:
+        self._is_begun = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    async def of(self, resolver: "Resolver", info: Any, values: Mapping[str, Any]) -> Any:
+        """Return what the resolver returns for these arguments, or raise what it raises."""
+        if not self._is_begun:
+            self._is_begun = True
+            try:
+                self._value = await resolver.resolve(None, info, values)
+            except BaseException as error:  # noqa: BLE001  # It is raised below, and whenever somebody asks again.
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Resolver:
+    """A field's resolver, called with what graphql-core has read of the arguments.
+
+    graphql-core calls it as a function. Where the root's value is an `Outcome`, that decides whether it is executed.
+    """
+
+    def __init__(self, field: StrawberryField, converter: GraphQLCoreConverter) -> None:
+        resolver = field.base_resolver
+        assert resolver is not None  # noqa: S101  # What is asynchronous is a resolver.
+        assert resolver.self_parameter is not None  # noqa: S101  # Ours are methods, which take `info`.
+        assert resolver.info_parameter is not None  # noqa: S101
+        self._field = field
+        self._function: Callable[..., Any] = resolver.wrapped_func  # type: ignore[assignment]  # No classmethod.
+        self._arguments = {
+            converter.config.name_converter.from_argument(argument): (
+                argument.python_name,
+                _conversion(argument.type, converter),
+            )
+            for argument in field.arguments
+        }
+        self._handlers = converter._get_field_exception_handlers(field)  # noqa: SLF001  # As Strawberry's own does.
+        self._handled = tuple(kind for kinds, _ in self._handlers for kind in kinds)
+
+    def __call__(self, source: Any, raw_info: GraphQLResolveInfo[Any], **values: Any) -> Awaitable[Any]:
+        """Resolve the field, as graphql-core asks for it."""
+        info: Info[Any, Any] = Info(raw_info, self._field)
+        return source.of(self, info, values) if type(source) is Outcome else self.resolve(source, info, values)
+
+    async def resolve(self, source: Any, info: Any, values: Mapping[str, Any]) -> Any:
+        """Return what the resolver returns, or what shows what it raises where the field has a type for that."""
         try:
             given = {}
             for name, value in values.items():
-                python_name, convert = arguments[name]
+                python_name, convert = self._arguments[name]
                 given[python_name] = value if convert is None else convert(value)
-            return await function(source, info=info, **given)
-        except handled as error:
-            handler = next(handler for kinds, handler in handlers if isinstance(error, kinds))
-            return handler.handle(error, field=field, info=info)
-
-    return resolve
+            return await self._function(source, info=info, **given)
+        except self._handled as error:
+            handler = next(handler for kinds, handler in self._handlers if isinstance(error, kinds))
+            return handler.handle(error, field=self._field, info=info)
 
 
 def _conversion(type_: Any, converter: GraphQLCoreConverter) -> _Convert | None:

@@ -306,7 +306,8 @@ class UsageMutation:
         description=(
             "Records a usage event against a meter, exactly once, and tells whether the credits cover it. Needs "
             "`usage:write`."
-        )
+        ),
+        metadata=ALONE,
     )
     async def record_usage(
         self, info: Info, input: Annotated[RecordUsageInput, strawberry.argument(description="The usage event.")]
@@ -319,7 +320,8 @@ class UsageMutation:
             "Records 1 to 1,000 usage events, or fewer where the operator says so, in one transaction, in their order, "
             "and answers a result for each, in the same order: a refused event leaves the others alone. Needs "
             "`usage:write`; when any event is not permitted, nothing is written."
-        )
+        ),
+        metadata=ALONE,
     )
     async def record_usage_batch(
         self,
@@ -339,7 +341,8 @@ class UsageMutation:
         description=(
             "Gives back some or all of the credits of one usage event, on the event's own day, by a new ledger entry. "
             "Needs `usage:correct`."
-        )
+        ),
+        metadata=ALONE,
     )
     async def void_usage(
         self,
