@@ -47,6 +47,13 @@ MOST_ROWS = 100
 #: few records, and takes less than what the event loop is held for by any request.
 MOST_HERE = 1_000
 
+#: What makes commits to SQLite durable, and readers independent of the writer.
+PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
+
+#: How the connection is set that writes to SQLite: the inner pages of large indexes fit into its cache, what a
+#: statement needs to undo itself stays in memory, and the log is copied into the file when it has 16 MiB.
+WRITER_PRAGMAS = ("cache_size = -16384", "temp_store = MEMORY", "wal_autocheckpoint = 4096")
+
 #: How many connections read from SQLite.
 SQLITE_READERS = 4
 
@@ -414,7 +421,7 @@ class Database:
         if self.dialect == "sqlite":
             pool_size = SQLITE_READERS
             self._readers = _sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
-            self._writers = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
+            self._writers = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds, pragmas=WRITER_PRAGMAS)
             self._snapshots = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
         else:
             self._readers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
@@ -594,7 +601,7 @@ class Database:
             await engine.dispose()
 
 
-def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEngine:
+def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float, pragmas: Sequence[str] = ()) -> AsyncEngine:
     engine = create_async_engine(
         url,
         hide_parameters=True,
@@ -608,16 +615,15 @@ def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float) -> AsyncEng
         pool_reset_on_return=None,
         skip_autocommit_rollback=True,
     )
-    event.listen(engine.sync_engine, "connect", _set_pragmas)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_pragmas(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in (*PRAGMAS, *pragmas):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
     return engine
-
-
-def _set_pragmas(connection: Any, _record: object) -> None:
-    """Make commits durable and readers independent of the writer."""
-    cursor = connection.cursor()
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) -> AsyncEngine:

@@ -19,6 +19,7 @@ from graphql import (
     GraphQLField,
     GraphQLSchema,
     OperationDefinitionNode,
+    OperationType,
     Undefined,
     build_schema,
     execute,
@@ -34,13 +35,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strawberry.schema.config import StrawberryConfig
 
-from schema.edges import ALONE, RECORDS_A_STEP, together
+from resolvers.actor import Scope
+from schema.edges import ALONE, DEFINITION, RECORDS_A_STEP, together
 from schema.executor import MOST_PLANS, CompilingExecutor, Executor, Plans
+from schema.resolving import Resolver
 from schema.scalars import SCALARS, BigInt
 from schema.variables import Variables
 from storage.columns import Columns
 from tests.conftest import Gateway
-from tests.meters import make_meter
+from tests.meters import make_meter, meter_of
 
 
 @strawberry.enum
@@ -172,6 +175,73 @@ STRAWBERRY = strawberry.Schema(
 )._schema
 
 
+class Refusal(Exception):
+    """What a mutation's union has a member for."""
+
+
+@strawberry.type
+class Refused:
+    message: str
+
+
+class Handler:
+    exception_type = Refusal
+    error_type = Refused
+
+    def handle(self, exception: Refusal, **_: object) -> Refused:
+        return Refused(message=str(exception))
+
+
+class Planted:
+    """A mutation's context: what its resolver comes to, and how often it was executed."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.executed = 0
+        self.is_begun = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+
+    async def execute(self) -> Any:
+        self.executed += 1
+        self.is_begun.set()
+        await self.may_go_on.wait()
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+@strawberry.type
+class Mutation:
+    @strawberry.mutation(metadata=ALONE)
+    async def change(self, info: strawberry.Info[Planted, None], times: int = 1) -> Branch | None:  # noqa: ARG002
+        return await info.context.execute()  # type: ignore[no-any-return]
+
+    @strawberry.mutation(metadata=ALONE)
+    async def attempt(
+        self,
+        info: strawberry.Info[Planted, None],
+        times: int = 1,  # noqa: ARG002
+    ) -> Annotated[Branch | Fruit | Refused, strawberry.union("Attempt")] | None:
+        return await info.context.execute()  # type: ignore[no-any-return]
+
+    @strawberry.mutation(metadata=ALONE)
+    async def number(self, info: strawberry.Info[Planted, None], times: int = 1) -> int:  # noqa: ARG002
+        return await info.context.execute()  # type: ignore[no-any-return]
+
+
+MUTATING = strawberry.Schema(
+    Query,
+    Mutation,
+    types=[Fruit],
+    config=StrawberryConfig(scalar_map=SCALARS),
+    exception_handlers=[Handler()],
+    execution_context_class=Executor,
+)
+for _definition in MUTATING._schema.mutation_type.fields.values():  # type: ignore[union-attr]  # There is one.
+    _definition.resolve = Resolver(_definition.extensions[DEFINITION], MUTATING.schema_converter)
+
+
 async def _items(calls: list[tuple[str, int]], parents: Sequence["Item"]) -> list[list["Item"]]:
     calls.append(("items", len(parents)))
     return [[Item(depth=parent.depth + 1)] * 3 for parent in parents]
@@ -294,6 +364,11 @@ BRANCHES = branches(
     named=FRUITS | st.none(),
 )
 
+OUTCOMES = st.one_of(
+    *(BRANCHES, BRANCHES, FRUITS, st.integers(0, 9)),
+    *(st.builds(each, st.text(max_size=3)) for each in (Refusal, ValueError)),
+)
+
 
 def records(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return objects(dict, **fields) | objects(SimpleNamespace, **fields)
@@ -323,17 +398,23 @@ class Writer:
     CONDITIONS = ("", "", "", "@skip(if: $yes)", "@include(if: $yes)", "@skip(if: $no)", "@include(if: false)")
     VARIABLES = ("$yes: Boolean! = true", "$no: Boolean! = false", "$number: Int! = 1")
 
-    def __init__(self, draw: st.DrawFn, schema: GraphQLSchema) -> None:
+    def __init__(self, draw: st.DrawFn, schema: GraphQLSchema, kind: OperationType) -> None:
         self.draw = draw
         self.schema = schema
+        self.kind = kind
         self.fragments: list[str] = []
         self.aliases = itertools.count()
 
     def operation(self) -> str:
-        text = self.selection_set(self.schema.query_type, 3) + " ".join(self.fragments)
+        root: Any = self.schema.get_root_type(self.kind)
+        if self.kind is OperationType.MUTATION and self.draw(st.integers(0, 3)):  # Most are of one field.
+            text = f"{{ {self.field(*self.draw(st.sampled_from([*root.fields.items()])), 3)} }}"
+        else:
+            text = self.selection_set(root, 3)
+        text += " ".join(self.fragments)
         used = [variable for variable in self.VARIABLES if variable.partition(":")[0] in text]
         declared = f"({', '.join(used)})" if used else ""
-        return f"query {declared} {text}"
+        return f"{self.kind.value} {declared} {text}"
 
     def selection_set(self, type_: Any, depth: int) -> str:
         parts = ["__typename"] if self.draw(st.booleans()) else []
@@ -368,8 +449,8 @@ class Writer:
 
 
 @st.composite
-def documents(draw: st.DrawFn, schema: GraphQLSchema) -> str:
-    return Writer(draw, schema).operation()
+def documents(draw: st.DrawFn, schema: GraphQLSchema, kind: OperationType = OperationType.QUERY) -> str:
+    return Writer(draw, schema, kind).operation()
 
 
 async def run(schema: GraphQLSchema, text: str, root: Any, plans: Plans | None, **variables: Any) -> ExecutionResult:
@@ -377,7 +458,7 @@ async def run(schema: GraphQLSchema, text: str, root: Any, plans: Plans | None, 
     result = execute(
         schema,
         parse(text),
-        root_value=None if schema is STRAWBERRY else {"branch": root, "branches": [root, root]},
+        root_value=None if schema is not PLAIN else {"branch": root, "branches": [root, root]},
         context_value=root,
         variable_values=variables,
         executor_class=class_,
@@ -418,6 +499,22 @@ def leaves_of_graphql_core() -> Iterator[list[str]]:
         sys.setprofile(None)
 
 
+@contextmanager
+def calls_of(function: Any) -> Iterator[list[str]]:
+    """Record the calls of a function of ours."""
+    calls: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is function.__code__:
+            calls.append(frame.f_code.co_qualname)
+
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
 # graphql-core awaits not always what it has begun, when a sibling makes the field above null.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
@@ -447,6 +544,83 @@ def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
         check()
     # Neither way is the only one that was tried; how often each was is chance.
     assert min(ways.values()) > 3, ways
+
+
+class TestMutations:
+    """A mutation is executed once, whatever becomes of its answer."""
+
+    # As above.
+    @pytest.mark.filterwarnings(
+        "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
+    )
+    def test_whatever_a_mutation_comes_to_it_is_executed_once_and_answered_as_graphql_core_does(self) -> None:
+        ways = {"compiled": 0, "replayed": 0, "left": 0}
+
+        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(text=documents(MUTATING._schema, OperationType.MUTATION), outcome=OUTCOMES)
+        def check(text: str, outcome: Any) -> None:
+            if validate(MUTATING._schema, parse(text)):
+                return  # As above.
+            plans = Plans(parse(text), at_once=True)
+            for variables in ({}, {"yes": False}, {"yes": True}):
+                if variables and "$yes" not in text:
+                    continue
+                usual, compiled = Planted(outcome), Planted(outcome)
+                expected = told(runner.run(run(MUTATING._schema, text, usual, None, **variables)))
+                with calls_of(Resolver.__call__) as calls:
+                    answer = runner.run(run(MUTATING._schema, text, compiled, plans, **variables))
+                assert told(answer) == expected
+                assert compiled.executed == usual.executed
+                whole = plans.whole({"yes": True, "no": False, "number": 1} | variables)
+                ways["left" if whole is None else "replayed" if calls else "compiled"] += 1
+
+        with asyncio.Runner() as runner:
+            check()
+        # None of the ways is the only one that was tried; how often each was is chance.
+        assert min(ways.values()) > 3, ways
+
+    async def test_a_value_that_is_no_answer_is_told_and_the_mutation_is_not_repeated(self) -> None:
+        text = "mutation ($n: Int!) { done: attempt(times: $n) { ... on Branch { name matrix } } }"
+        branch = Branch(name="b", colours=[], matrix=None, fruit=None, things=[], named=None)  # type: ignore[arg-type]
+        plans = Plans(parse(text), at_once=True)
+        for _ in range(3):
+            planted = Planted(branch)
+            answer = await run(MUTATING._schema, text, planted, plans, n=1)
+            assert (answer.data, planted.executed) == ({"done": None}, 1)
+            assert [error.path for error in answer.errors or ()] == [["done", "matrix"]]
+
+    async def test_an_edge_below_it_that_fails_does_not_repeat_it(self) -> None:
+        text = "mutation ($n: Int!) { change { name kin(times: $n) { name } } }"
+        plans = Plans(parse(text), at_once=True)
+        for times in (2, 1, 2):
+            planted = Planted(Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None))
+            answer = await run(MUTATING._schema, text, planted, plans, n=times)
+            kin = {"name": "b"} if times == 1 else None
+            assert (answer.data, planted.executed) == ({"change": {"name": "b", "kin": kin}}, 1)
+            assert [error.message for error in answer.errors or ()] == ["too often"] * (times - 1)
+
+    async def test_who_does_not_wait_for_it_ends_it_and_it_is_not_repeated(self) -> None:
+        text = "mutation { attempt { __typename } }"
+        plans = Plans(parse(text), at_once=True)
+        for _ in range(3):
+            planted = Planted(Refusal("no"))
+            planted.may_go_on.clear()
+            answering = asyncio.ensure_future(run(MUTATING._schema, text, planted, plans))
+            await planted.is_begun.wait()
+            answering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await answering
+            assert planted.executed == 1
+        planted = Planted(Refusal("no"))
+        assert await run(MUTATING._schema, text, planted, plans) == ({"attempt": {"__typename": "Refused"}}, None)
+
+    async def test_of_several_mutations_each_is_executed(self) -> None:
+        text = "mutation { a: number b: number }"
+        plans = Plans(parse(text), at_once=True)
+        for _ in range(3):
+            planted = Planted(7)
+            assert await run(MUTATING._schema, text, planted, plans) == ({"a": 7, "b": 7}, None)
+            assert planted.executed == 2
 
 
 class TestEdges:
@@ -627,16 +801,33 @@ async def test_an_ordinary_mutation_is_compiled(gateway: Gateway) -> None:
     selection = "... on RecordUsageSuccess { accepted entry { id day } billingMeter { usedCredits } }"
     answers, counts = [], []
     for event in ("a", "b", "c", "d"):
-        with leaves_of_graphql_core() as leaves:
+        with calls_of(CompilingExecutor.__init__) as executors:
             answers.append(
                 await gateway.mutate(
                     "recordUsage", selection, workspaceId="w", externalMeterId="m", eventId=event, amount="4"
                 )
             )
-        counts.append(len(leaves))
-    assert counts[1:] == [0, 0, 0]
+        counts.append(len(executors))
+    # Compiled the second time, and from then on answered without graphql-core.
+    assert counts == [1, 1, 0, 0]
     assert [answer.get("code") for answer in answers] == [None, None, "INSUFFICIENT_CREDITS", "INSUFFICIENT_CREDITS"]
     assert answers[1]["billingMeter"] == {"usedCredits": "8"}
+
+
+async def test_a_mutation_whose_answer_may_not_be_read_is_executed_once(gateway: Gateway) -> None:
+    await make_meter(gateway, "m", totalCredits="10")
+    caller = await gateway.caller(Scope.BILLING_WRITE)
+    text = """mutation ($input: RefillBillingMeterInput!) { refillBillingMeter(input: $input) {
+      ... on RefillBillingMeterSuccess { billingMeter { totalCredits customer { id } } } } }"""
+    for total in ("11", "12", "13", "14"):
+        body = await caller.run(text, {"input": {"workspaceId": "w", "externalMeterId": "m", "refill": "1"}})
+        told_of_it = body["data"]["refillBillingMeter"]["billingMeter"]
+        assert told_of_it == {"totalCredits": total, "customer": None}
+        (error,) = body["errors"]
+        assert error["path"] == ["refillBillingMeter", "billingMeter", "customer"]
+        assert error["extensions"] == {"code": "FORBIDDEN"}
+        meter = await meter_of(gateway)
+        assert (meter["totalCredits"], len(meter["ledger"])) == (total, int(total) - 9)
 
 
 class TestVariables:
