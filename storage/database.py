@@ -126,7 +126,7 @@ class Reader:
             elif self.dialect == "postgresql":
                 await driver.execute(text)  # A command of transactions needs not be prepared.
             elif many:
-                await (await driver.executemany(text, values)).close()
+                await driver.executemany(text, values)  # It has no rows, so that its cursor is at the end.
             else:
                 rows = await driver.execute_fetchall(text, values)
         except (asyncpg.PostgresError, sqlite3.Error):

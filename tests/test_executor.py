@@ -408,7 +408,8 @@ class Writer:
     def operation(self) -> str:
         root: Any = self.schema.get_root_type(self.kind)
         if self.kind is OperationType.MUTATION and self.draw(st.integers(0, 3)):  # Most are of one field.
-            text = f"{{ {self.field(*self.draw(st.sampled_from([*root.fields.items()])), 3)} }}"
+            name = self.draw(st.sampled_from([*root.fields]))
+            text = f"{{ {self.field(name, root.fields[name], 3)} }}"
         else:
             text = self.selection_set(root, 3)
         text += " ".join(self.fragments)
