@@ -67,7 +67,10 @@ class UsageObserver(Protocol):
 
 @dataclass(slots=True)
 class _Group:
-    """A group being decided: its meters as they become, a result an event, and what is to be written."""
+    """A group being decided: its meters as they become, a result an event, and what is to be written.
+
+    `meters` are as the group leaves them; they are known when all of it is decided.
+    """
 
     balances: dict[str, Balance]
     known: dict[_Key, LedgerEntryRow]
@@ -76,6 +79,7 @@ class _Group:
     results: list[Result] = field(default_factory=list)
     written: list[LedgerEntryRow] = field(default_factory=list)
     days: dict[tuple[str, date, str], int] = field(default_factory=dict)
+    meters: dict[str, BillingMeterRow] = field(default_factory=dict)
 
     def decide(self, meter_id: str | None, event: UsageEvent) -> Result:
         """Decide one event after those before it."""
@@ -227,8 +231,7 @@ class UsageWriter:
 
         # Every event has its id, so deciding a group again is safe.
         group = await self._database.write(decide_all, is_repeatable=True)
-        meters = {meter_id: balance.meter_after(group.now) for meter_id, balance in group.balances.items()}
-        return [_as_of_now(result, meters) for result in group.results]
+        return [_as_of_now(result, group.meters) for result in group.results]
 
     async def _ids_of(self, names: Collection[MeterName]) -> dict[MeterName, str]:
         """Return the ids of those of the meters that exist."""
@@ -254,11 +257,10 @@ class UsageWriter:
         known = await ledger.by_keys(writer, LedgerEntryKind.USAGE, keys)
         group = _Group({id_: Balance.of(meter) for id_, meter in meters.items()}, known, own, self._clock())
         group.results = [group.decide(meter_id, event) for meter_id, event in events]
+        group.meters = {meter_id: balance.meter_after(group.now) for meter_id, balance in group.balances.items()}
         if group.written:
-            changed = [group.balances[meter_id] for meter_id in sorted({entry.meter_id for entry in group.written})]
-            await billing_meters.update_meters(
-                writer, [(balance.meter, balance.meter_after(group.now)) for balance in changed]
-            )
+            changed = sorted({entry.meter_id for entry in group.written})
+            await billing_meters.update_meters(writer, [(meters[id_], group.meters[id_]) for id_ in changed])
             await usage.add(writer, group.days)
             await ledger.insert_entries(writer, group.written)
         return group
