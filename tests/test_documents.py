@@ -412,3 +412,5 @@ class TestCompiled:
                 "__typename": "RefillBillingMeterSuccess",
                 "billingMeter": {"totalCredits": "15"},
             }
+            # Its plan answered it, without graphql-core.
+            assert executed.count("Refill") == 1
