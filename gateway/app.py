@@ -179,7 +179,10 @@ class Front:
         except Exception as error:  # Whatever is raised has an answer: a bug's is a masked 500.
             if is_begun:
                 raise
-            await send_problem(scope, send, _problem_of(error))
+            problem = _problem_of(error)
+            # The functions that the error passed through hold it, as it holds them: the request would stay in memory.
+            error.with_traceback(None)
+            await send_problem(scope, send, problem)
 
 
 def app_from_environment() -> ASGIApp:

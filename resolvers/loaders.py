@@ -54,50 +54,48 @@ class Loaders:
     """The loaders of one request, each made when it is first used."""
 
     def __init__(self, database: Database, actor: Actor, bounds: Bounds, *, gathers: bool = True) -> None:
-        self._database = database
-        self._actor = actor
-        self._bounds = bounds
+        self._fetches = _Fetches(database, actor, bounds)
         self._gathers = gathers
 
     @cached_property
     def customer_by_id(self) -> Loader[str, CustomerRow | None]:
         """The customer of an id."""
-        return self._loader(self._customers_by_ids)
+        return self._loader(self._fetches.customers_by_ids)
 
     @cached_property
     def customer_by_external_id(self) -> Loader[str, CustomerRow | None]:
         """The customer of an external id."""
-        return self._loader(self._customers_by_external_ids)
+        return self._loader(self._fetches.customers_by_external_ids)
 
     @cached_property
     def billing_meter_by_id(self) -> Loader[str, BillingMeterRow | None]:
         """The meter of an id."""
-        return self._loader(self._billing_meters_by_ids)
+        return self._loader(self._fetches.billing_meters_by_ids)
 
     @cached_property
     def billing_meter_by_names(self) -> Loader[tuple[str, str], BillingMeterRow | None]:
         """The meter of a workspace and an external meter id."""
-        return self._loader(self._billing_meters_by_names)
+        return self._loader(self._fetches.billing_meters_by_names)
 
     @cached_property
     def billing_meters_of_customer(self) -> Loader[MetersOfCustomer, list[BillingMeterRow]]:
         """A page of a customer's meters."""
-        return self._loader(self._billing_meters_of_customers)
+        return self._loader(self._fetches.billing_meters_of_customers)
 
     @cached_property
     def usage_of_meter(self) -> Loader[UsageOfMeter, Columns[UsageDayRow]]:
         """A meter's usage days. Raises `LimitExceeded`."""
-        return self._loader(self._usage_of_meters)
+        return self._loader(self._fetches.usage_of_meters)
 
     @cached_property
     def ledger_entry_by_id(self) -> Loader[tuple[str, int], LedgerEntryRow | None]:
         """The ledger entry of a meter's id and a `seq`."""
-        return self._loader(self._ledger_entries_by_ids)
+        return self._loader(self._fetches.ledger_entries_by_ids)
 
     @cached_property
     def entries_of_meter(self) -> Loader[EntriesOfMeter, list[LedgerEntryRow]]:
         """A stretch of a meter's ledger. Raises `LimitExceeded`."""
-        return self._loader(self._entries_of_meters)
+        return self._loader(self._fetches.entries_of_meters)
 
     def _loader(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]]) -> Loader[K, V]:
         return Loader(fetch, gathers=self._gathers)
@@ -108,7 +106,19 @@ class Loaders:
             if isinstance(loader, Loader):
                 loader.clear()
 
-    async def _customers_by_ids(self, keys: list[str]) -> list[CustomerRow | None]:
+
+class _Fetches:
+    """What the loaders of one request fetch by.
+
+    It knows none of them: what leads back to itself stays, with all that was read, until Python searches for cycles.
+    """
+
+    def __init__(self, database: Database, actor: Actor, bounds: Bounds) -> None:
+        self._database = database
+        self._actor = actor
+        self._bounds = bounds
+
+    async def customers_by_ids(self, keys: list[str]) -> list[CustomerRow | None]:
         wanted = [key for key in keys if ids.is_id(key, ids.CUSTOMER) and self._actor.may_see_customer(key)]
         if not wanted:
             return [None] * len(keys)
@@ -122,7 +132,7 @@ class Loaders:
             )
         return [found.get(key) for key in keys]
 
-    async def _customers_by_external_ids(self, keys: list[str]) -> list[CustomerRow | None]:
+    async def customers_by_external_ids(self, keys: list[str]) -> list[CustomerRow | None]:
         self._actor.require_organization()
         async with self._database.read() as reader:
             found = await customers.by_external_ids(
@@ -134,7 +144,7 @@ class Loaders:
             )
         return [found.get(key) for key in keys]
 
-    async def _billing_meters_by_ids(self, keys: list[str]) -> list[BillingMeterRow | None]:
+    async def billing_meters_by_ids(self, keys: list[str]) -> list[BillingMeterRow | None]:
         wanted = [key for key in keys if ids.is_id(key, ids.BILLING_METER)]
         if not wanted:
             return [None] * len(keys)
@@ -148,7 +158,7 @@ class Loaders:
             )
         return [self._seen(found.get(key)) for key in keys]
 
-    async def _billing_meters_by_names(self, keys: list[tuple[str, str]]) -> list[BillingMeterRow | None]:
+    async def billing_meters_by_names(self, keys: list[tuple[str, str]]) -> list[BillingMeterRow | None]:
         async with self._database.read() as reader:
             found = await billing_meters.by_names(
                 reader, keys, org_id=self._actor.org_id, environment=self._actor.environment
@@ -159,7 +169,7 @@ class Loaders:
         """Return the meter, unless it is billed to a customer that the actor may not see."""
         return meter if meter is not None and self._actor.may_see_customer(meter.customer_id) else None
 
-    async def _billing_meters_of_customers(self, keys: list[MetersOfCustomer]) -> list[list[BillingMeterRow]]:
+    async def billing_meters_of_customers(self, keys: list[MetersOfCustomer]) -> list[list[BillingMeterRow]]:
         async def load(page: Page, some: Sequence[MetersOfCustomer]) -> Sequence[list[BillingMeterRow]]:
             customer_ids = [key.customer_id for key in some]
             async with self._database.read() as reader:
@@ -170,7 +180,7 @@ class Loaders:
 
         return await _by_group(keys, lambda key: key.page, load)
 
-    async def _usage_of_meters(self, keys: list[UsageOfMeter]) -> list[Columns[UsageDayRow] | LimitExceeded]:
+    async def usage_of_meters(self, keys: list[UsageOfMeter]) -> list[Columns[UsageDayRow] | LimitExceeded]:
         async def load(
             usage_names: tuple[str, ...] | None, some: Sequence[UsageOfMeter]
         ) -> Sequence[Columns[UsageDayRow] | LimitExceeded]:
@@ -191,7 +201,7 @@ class Loaders:
 
         return await _by_group(keys, lambda key: key.usage_names, load)
 
-    async def _ledger_entries_by_ids(self, keys: list[tuple[str, int]]) -> list[LedgerEntryRow | None]:
+    async def ledger_entries_by_ids(self, keys: list[tuple[str, int]]) -> list[LedgerEntryRow | None]:
         async with self._database.read() as reader:
             found = await ledger.by_ids(
                 reader,
@@ -203,7 +213,7 @@ class Loaders:
             )
         return [found.get(key) for key in keys]
 
-    async def _entries_of_meters(self, keys: list[EntriesOfMeter]) -> Sequence[list[LedgerEntryRow] | LimitExceeded]:
+    async def entries_of_meters(self, keys: list[EntriesOfMeter]) -> Sequence[list[LedgerEntryRow] | LimitExceeded]:
         most = self._bounds.request_entries
         if sum(max(0, key.last_seq - key.first_seq + 1) for key in keys) > most:
             too_many = LimitExceeded(f"The ledgers of one request answer at most {most} entries.")

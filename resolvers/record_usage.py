@@ -48,4 +48,5 @@ def _checked(context: Context, values: Mapping[str, Any]) -> UsageEvent | Invali
     try:
         return usage_event(context.actor, **values)
     except InvalidInput as refusal:
-        return refusal
+        # As in a group: its traceback would keep the whole batch in memory.
+        return refusal.with_traceback(None)

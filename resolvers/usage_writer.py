@@ -90,7 +90,8 @@ class _Group:
         try:
             outcome = decide(balance, event, self.known.get(key), now=self.now)
         except Refusal as refusal:
-            return refusal
+            # Its traceback knows the group, and would keep all of it in memory.
+            return refusal.with_traceback(None)
         entry = outcome.entry
         if outcome.replayed and self.own.pop(key, None) == entry:
             outcome.replayed = False

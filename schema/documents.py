@@ -105,7 +105,7 @@ class Runnable:
             try:
                 return ExecutionResult(await whole.answer(root, context, values), None, told)
             except Exception as error:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
-                context.begin_again(error)
+                context.begin_again(error.with_traceback(None))
         result = self._executor(context, values, outcome, has_edges=whole is None).execute_operation()
         if isawaitable(result):
             result = await result

@@ -33,6 +33,7 @@ from graphql import (
     GraphQLField,
     GraphQLObjectType,
     GraphQLOutputType,
+    GraphQLResolveInfoHelpers,
     VariableNode,
     Visitor,
     default_field_resolver,
@@ -191,6 +192,18 @@ class CompilingExecutor(IncrementalExecutor):
         if self.plan is not None:
             self._relevant_sub_fields = self.plan.sub_fields
 
+    @property
+    def async_helpers(self) -> GraphQLResolveInfoHelpers:
+        """What resolvers have of the executor, made for whoever asks.
+
+        Kept, as graphql-core does, it would lead back to the executor, which would then stay with all of its request
+        until Python searches for cycles.
+        """
+        return GraphQLResolveInfoHelpers(gather=self.gather_async_work, track=self.track_async_work)
+
+    @async_helpers.setter
+    def async_helpers(self, _: GraphQLResolveInfoHelpers) -> None: ...
+
     def compile(self) -> None:
         """Compile what answers the operation, and execute nothing. It needs a plan."""
         assert self.plan is not None  # noqa: S101  # Without one, graphql-core would execute the operation.
@@ -301,7 +314,8 @@ class CompilingExecutor(IncrementalExecutor):
         async def with_edges() -> Any:
             try:
                 await subtree.follow(waiting, self.context_value, self.variable_values)
-            except Exception:  # noqa: BLE001  # As above.
+            except Exception as error:  # noqa: BLE001  # As above.
+                error.with_traceback(None)  # It leads to the loaders, and they to the error.
                 self._has_edges = False
                 again = by_graphql_core()
                 return await again if self.is_awaitable(again) else again

@@ -44,6 +44,15 @@ def of_field(error: GraphQLError, *, request_id: str, is_mutation: bool) -> dict
     Below a mutation's field nothing is known to be unwritten: what is read there is read after the commit. A bug is
     logged with its traceback under the request's id, and told by that id alone.
     """
+    told = _of_field(error, request_id, is_mutation=is_mutation)
+    # The functions that it passed through hold it, as its traceback holds them: the request would stay in memory.
+    for raised in (error, error.original_error):
+        if raised is not None:
+            raised.with_traceback(None)
+    return told
+
+
+def _of_field(error: GraphQLError, request_id: str, *, is_mutation: bool) -> dict[str, Any]:
     cause = error.original_error
     if isinstance(cause, DatabaseUnavailable):
         _log.warning("Request %s met an unavailable database: %s", request_id, description(cause))

@@ -99,7 +99,8 @@ class Resolver:
             return await self._function(source, info=info, **given)
         except self._handled as error:
             handler = next(handler for kinds, handler in self._handlers if isinstance(error, kinds))
-            return handler.handle(error, field=self._field, info=info)
+            # Its traceback knows what holds the error itself, and would keep all of the request in memory.
+            return handler.handle(error.with_traceback(None), field=self._field, info=info)
 
 
 def _conversion(type_: Any, converter: GraphQLCoreConverter) -> _Convert | None:
