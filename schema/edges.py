@@ -27,7 +27,7 @@ from strawberry.types.arguments import convert_arguments
 from strawberry.types.field import StrawberryField
 
 from storage.columns import joined
-from storage.turns import Turn
+from storage.turns import Turn, turn_for
 
 #: How many records of `Columns` are completed before somebody else may have a turn.
 RECORDS_A_STEP = 1_000
@@ -196,7 +196,7 @@ class Subtree:
                 for (edge, those), given in zip(level, arguments, strict=True)
             ]
             found = await _all_of(resolved)
-            turn = Turn()
+            turn = await turn_for(max(len(those) for _, those in level))
             for (edge, those), values in zip(level, found, strict=True):
                 answers = await edge.answers(values, waiting, turn)
                 for (_, answered), answer in zip(those, answers, strict=True):

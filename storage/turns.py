@@ -11,6 +11,9 @@ from weakref import WeakKeyDictionary
 #: How long one request works before it passes the turn on, in seconds, give or take what it cannot divide.
 TURN_SECONDS = 0.000_5
 
+#: Work on more records than this takes long.
+MOST_AT_ONCE = 20
+
 _LOCKS: WeakKeyDictionary[AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
@@ -29,6 +32,13 @@ class Turn:
         """Wait for the next turn."""
         await next_turn()
         self._end = perf_counter() + TURN_SECONDS
+
+
+async def turn_for(records: int) -> Turn:
+    """Return a turn for work on so many records; on many, once it is one's turn, as others may have read as much."""
+    if records > MOST_AT_ONCE:
+        await next_turn()
+    return Turn()
 
 
 async def next_turn() -> None:

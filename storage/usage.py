@@ -29,7 +29,7 @@ from storage.columns import Columns
 from storage.database import Reader, Writer
 from storage.statements import Prepared, keys, keys_table
 from storage.tables import Day, usage_days
-from storage.turns import Turn
+from storage.turns import Turn, turn_for
 
 
 class UsageDayRow(NamedTuple):
@@ -159,7 +159,7 @@ async def arranged(
     """
     if rows is None:
         return [Columns(UsageDayRow, ((), (), (), ()))] * len(ranges)
-    turn = Turn()
+    turn = await turn_for(len(ranges))
     lengths, (given, *others) = await _flat(rows, len(ranges), dialect, turn)
     if len(lengths) < len(ranges) or len(given) >= most:
         raise TooManyDays
