@@ -35,24 +35,25 @@ def main(
     """Measure the resident memory of the server over time."""
     if quick:
         minutes, customers = 0.05, QUICK[2]
-    rows = []
+    grown, answered = [], []
     for kind in database.each:
         with arena(kind, customers, folder) as at, at.serving(TOLLGATE) as [server]:
-            rows += [[kind, number(minute, 2), number(mib)] for minute, mib in sizes(at, server, minutes)]
-    table(["database", "minute", "MiB"], rows)
+            by_minute, requests = sizes(at, server, minutes)
+            grown += [[kind, number(minute, 2), number(mib)] for minute, mib in by_minute]
+            answered += [[kind, *[number(requests[scenario.name]) for scenario in SCENARIOS]]]
+    table(["database", "minute", "MiB"], grown)
+    table(["answered on", *[scenario.name.partition(",")[0] for scenario in SCENARIOS]], answered)
 
 
-def sizes(at: Arena, server: Server, minutes: float) -> list[tuple[float, float]]:
-    """Send the load for so long, and return the server's MiB by the minute, from before it on."""
+def sizes(at: Arena, server: Server, minutes: float) -> tuple[list[tuple[float, float]], dict[str, int]]:
+    """Send the load for so long; return the server's MiB by the minute, from before it on, and what was answered."""
     found = [(0.0, resident_bytes(server.pid) / 2**20)]
     with ThreadPoolExecutor(len(SCENARIOS)) as threads:
-        loads = [threads.submit(at.measure, scenario, server, minutes * 60) for scenario in SCENARIOS]
+        loads = {scenario.name: threads.submit(at.measure, scenario, server, minutes * 60) for scenario in SCENARIOS}
         for sample in range(1, SAMPLES + 1):
             time.sleep(minutes * 60 / SAMPLES)
             found.append((minutes * sample / SAMPLES, resident_bytes(server.pid) / 2**20))
-        for load in loads:
-            load.result()
-    return found
+        return found, {name: load.result().requests for name, load in loads.items()}
 
 
 if __name__ == "__main__":
