@@ -1,0 +1,64 @@
+"""Turns: those who work long do so one after the other, and all others go first."""
+
+import asyncio
+
+import pytest
+
+from storage.turns import MOST_AT_ONCE, Turn, next_turn, turn_for
+
+
+class Rounds:
+    """Counts the rounds of the event loop, and notes in which of them somebody works."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.worked: list[int] = []
+        self._loop = asyncio.get_running_loop()
+        self._next = self._loop.call_soon(self._count)
+
+    def _count(self) -> None:
+        self.now += 1
+        self._next = self._loop.call_soon(self._count)
+
+    def stop(self) -> None:
+        self._next.cancel()
+
+
+async def work(rounds: Rounds, records: int) -> None:
+    await turn_for(records)
+    rounds.worked.append(rounds.now)
+
+
+async def test_of_those_who_work_on_many_records_one_works_in_a_round() -> None:
+    rounds = Rounds()
+    await asyncio.gather(*[work(rounds, MOST_AT_ONCE + 1) for _ in range(5)])
+    rounds.stop()
+    assert len(rounds.worked) == 5
+    assert len(set(rounds.worked)) == 5
+
+
+async def test_who_works_on_few_records_waits_for_nobody() -> None:
+    rounds = Rounds()
+    many = [asyncio.create_task(work(rounds, MOST_AT_ONCE + 1)) for _ in range(5)]
+    few = [asyncio.create_task(work(rounds, MOST_AT_ONCE)) for _ in range(5)]
+    await asyncio.gather(*few)
+    assert rounds.worked[:5] == [rounds.worked[0]] * 5
+    await asyncio.gather(*many)
+    rounds.stop()
+    assert len(rounds.worked) == 10
+
+
+async def test_others_go_before_the_next_turn() -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().call_soon(told.append, "another")
+    await next_turn()
+    assert told == ["another"]
+
+
+async def test_a_turn_is_over_after_its_time_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.turns.TURN_SECONDS", -1)
+    turn = Turn()
+    assert turn.is_over
+    monkeypatch.setattr("storage.turns.TURN_SECONDS", 3_600)
+    await turn.next()
+    assert not turn.is_over
