@@ -29,6 +29,7 @@ from gateway.observation import tell_errors
 from resolvers.observation import current
 from schema.documents import Document
 from schema.execution import Operation, OperationNotAllowed, answer
+from storage.turns import next_turn
 
 if TYPE_CHECKING:
     from gateway.services import Services
@@ -41,6 +42,9 @@ _FIELDS = (
     ("extensions", dict | None, "an object"),
     ("operationName", str | None, "a string"),
 )
+
+#: Before an answer that is longer than this is sent, others have a turn.
+LONG_ANSWER_BYTES = 100_000
 
 #: The methods that it answers, and those of them that read. HEAD is answered as GET is, without the body.
 METHODS = ("GET", "HEAD", "POST")
@@ -90,6 +94,9 @@ class GraphQL:
             raise HTTPProblem(405, "A mutation must be sent by POST.", headers={"allow": "POST"}) from None
         body = orjson.dumps(found.body)
         observation.ended("serialize")
+        if len(body) > LONG_ANSWER_BYTES:
+            # Writing it took long, and so do sending it and letting go of what it was made of.
+            await next_turn()
         if "errors" in found.body:
             tell_errors(found.body["errors"])
         status = 200 if found.is_executed else status_if_not_run

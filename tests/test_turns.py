@@ -4,7 +4,12 @@ import asyncio
 
 import pytest
 
+from storage import turns
 from storage.turns import MOST_AT_ONCE, Turn, next_turn, turn_for
+from tests.conftest import Gateway
+from tests.meters import METER, make_meter
+
+SHORT = '{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }'
 
 
 class Rounds:
@@ -62,3 +67,38 @@ async def test_a_turn_is_over_after_its_time_and_begins_anew(monkeypatch: pytest
     monkeypatch.setattr("storage.turns.TURN_SECONDS", 3_600)
     await turn.next()
     assert not turn.is_over
+
+
+async def answered_beside(gateway: Gateway, long: str) -> str:
+    """Ask the long query in another's turn, for which it waits, and then a short one; return the long one's answer."""
+    for query in (long, SHORT):
+        for _ in range(2):  # Then both are compiled.
+            await gateway.data(query)
+    turn = turns._LOCKS.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+    async with turn:
+        asked = asyncio.create_task(gateway.post(long))
+        while not (turn._waiters or asked.done()):  # noqa: ASYNC110  # A lock gives no sign of who waits for it.
+            await asyncio.sleep(0)
+        assert not asked.done()
+        assert await gateway.data(SHORT) == {"billingMeter": {"totalCredits": "7"}}
+        assert not asked.done()
+    return (await asked).text
+
+
+async def test_a_short_request_passes_one_that_has_read_many_records(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_meter(gateway, totalCredits="7")
+    monkeypatch.setattr("storage.turns.TURN_SECONDS", 3_600)  # So that nothing else in it waits for a turn.
+    for number in range(MOST_AT_ONCE + 1):
+        await gateway.mutate("createCustomer", "", email=f"c{number}@example.com")
+    answer = await answered_beside(gateway, "{ customers { nodes { email billingMeters { nodes { id } } } } }")
+    assert answer.count('"billingMeters":{"nodes":[]}') == MOST_AT_ONCE + 1
+
+
+async def test_a_short_request_passes_a_long_answer(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    await make_meter(gateway, totalCredits="7")
+    monkeypatch.setattr("gateway.graphql.LONG_ANSWER_BYTES", 100)
+    monkeypatch.setattr("storage.turns.TURN_SECONDS", 3_600)  # As above.
+    long = f'{{ billingMeter(workspaceId: "w", externalMeterId: "m") {{ {METER} }} }}'
+    assert '"availableCredits":"7"' in await answered_beside(gateway, long)
