@@ -328,7 +328,8 @@ class CompilingExecutor(IncrementalExecutor):
         outcome = Outcome()
         try:
             return await mutation.answer(outcome, self.context_value, self.variable_values)
-        except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+        except Exception as error:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+            error.with_traceback(None)  # It leads to the outcome, which leads to the error.
             self._has_edges = False
             again = by_graphql_core(outcome)
             return await again if self.is_awaitable(again) else again
