@@ -22,6 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from storage.database import PRAGMAS, WRITER_PRAGMAS
+
 #: The greatest amount of credits.
 MOST = 2**63 - 1
 
@@ -236,7 +238,7 @@ class SQLite(Store):
     def __init__(self, path: str) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None)
         self._connection.row_factory = sqlite3.Row
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"):
+        for pragma in (*PRAGMAS, *WRITER_PRAGMAS, "busy_timeout = 10000"):
             self._connection.execute(f"PRAGMA {pragma}")
 
     async def fetch(self, statement: str, *values: Any) -> list[Row]:
