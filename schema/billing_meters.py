@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 _CustomerType = Annotated["Customer", strawberry.lazy("schema.customers")]
 
 
-def _amount(value: int | None) -> BigInt | None:
-    return BigInt(value) if value is not None else None
-
-
 async def _customers_of(context: Context, meters: Sequence["BillingMeter"]) -> list["Customer | None"]:
     """Return the customer who pays for each meter, if the actor may see one."""
     from schema.customers import Customer  # noqa: PLC0415  # The two types refer to each other.
@@ -103,18 +99,18 @@ class BillingMeter(Node):
     @classmethod
     def of(cls, row: BillingMeterRow) -> "BillingMeter":
         """Return the row as clients see it."""
-        return cls(
-            id=strawberry.ID(row.id),
+        return cls.made(
+            id=row.id,
             row=row,
             workspace_id=row.workspace_id,
             external_meter_id=row.external_meter_id,
             timezone=row.timezone,
-            total_credits=BigInt(row.total_credits),
-            used_credits=BigInt(row.used_credits),
-            overage_credits=BigInt(overage_credits(row.total_credits, row.used_credits)),
-            available_credits=_amount(available_credits(row.limit_credits, row.used_credits)),
+            total_credits=row.total_credits,
+            used_credits=row.used_credits,
+            overage_credits=overage_credits(row.total_credits, row.used_credits),
+            available_credits=available_credits(row.limit_credits, row.used_credits),
             allow_overages=row.allow_overages,
-            spend_cap=_amount(row.spend_cap),
+            spend_cap=row.spend_cap,
             created_at=row.created_at,
             updated_at=row.updated_at,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import strawberry
 from strawberry.scalars import JSON
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from schema.billing_meters import BillingMeter
 
 _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
+
+# An enumeration looks a value up more slowly.
+_KINDS: dict[Any, LedgerEntryKind] = {kind.value: kind for kind in LedgerEntryKind}
+_POLICIES: dict[Any, OverLimitPolicy] = {policy.value: policy for policy in OverLimitPolicy}
 
 
 async def _meters_of(context: Context, entries: Sequence["LedgerEntry"]) -> list["BillingMeter"]:
@@ -93,23 +97,23 @@ class LedgerEntry(Node):
     @classmethod
     def of(cls, row: LedgerEntryRow) -> "LedgerEntry":
         """Return the row as clients see it."""
-        return cls(
-            id=strawberry.ID(ids.entry_id(row.meter_id, row.seq)),
+        return cls.made(
+            id=ids.entry_id(row.meter_id, row.seq),
             row=row,
-            kind=LedgerEntryKind(row.kind),
-            amount=BigInt(row.amount),
-            total_credits_after=BigInt(row.total_credits_after),
-            used_credits_after=BigInt(row.used_credits_after),
+            kind=_KINDS[row.kind],
+            amount=row.amount,
+            total_credits_after=row.total_credits_after,
+            used_credits_after=row.used_credits_after,
             key=row.key,
             usage_name=row.usage_name,
             day=row.day,
-            requested_amount=BigInt(row.requested_amount) if row.requested_amount is not None else None,
-            policy=OverLimitPolicy(row.policy) if row.policy is not None else None,
+            requested_amount=row.requested_amount,
+            policy=_POLICIES[row.policy] if row.policy is not None else None,
             occurred_at=row.occurred_at,
             recorded_at=row.recorded_at,
             recorded_by=row.recorded_by,
             reason=row.reason,
-            metadata=JSON(row.metadata),
+            metadata=row.metadata,
         )
 
     @strawberry.field(description="The meter whose ledger it is in.", metadata=together(_meters_of))

@@ -40,6 +40,14 @@ if TYPE_CHECKING:
 
 _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
 
+
+@cache
+def _billing_meter() -> "type[BillingMeter]":
+    from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
+
+    return BillingMeter
+
+
 From: TypeAlias = Annotated[
     date | None,
     strawberry.argument(name="from", description="The first day, inclusive; left out: 29 days before the last."),
@@ -231,10 +239,8 @@ class RecordUsageSuccess:
     @classmethod
     def of(cls, outcome: UsageOutcome) -> "RecordUsageSuccess":
         """Return the outcome as clients see it."""
-        from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
-
         return cls(
-            billing_meter=BillingMeter.of(outcome.billing_meter),
+            billing_meter=_billing_meter().of(outcome.billing_meter),
             accepted=BigInt(outcome.accepted),
             refused=BigInt(outcome.refused),
             over_limit=outcome.over_limit,
@@ -287,10 +293,8 @@ class VoidUsageSuccess:
     @classmethod
     def of(cls, outcome: VoidOutcome) -> "VoidUsageSuccess":
         """Return the outcome as clients see it."""
-        from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
-
         return cls(
-            billing_meter=BillingMeter.of(outcome.billing_meter),
+            billing_meter=_billing_meter().of(outcome.billing_meter),
             entry=LedgerEntry.of(outcome.entry),
             replayed=outcome.replayed,
         )

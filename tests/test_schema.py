@@ -1,5 +1,6 @@
 """The schema as clients see it: the export, the contract that was agreed, descriptions, and what a change means."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +35,16 @@ from graphql import (
 
 from resolvers import errors as domain
 from schema import refusals
+from schema.billing_meters import BillingMeter
 from schema.changes import Change, changes_between, changes_since
+from schema.customers import Customer
 from schema.enums import ErrorCode
+from schema.ledger import LedgerEntry
 from schema.root import schema
+from storage.billing_meters import BillingMeterRow
+from storage.customers import CustomerRow
+from storage.ledger import LedgerEntryRow
+from storage.tables import Environment, LedgerEntryKind
 
 ROOT = Path(__file__).parent.parent
 EXPORT = (ROOT / "schema" / "schema.graphql").read_text(encoding="utf-8")
@@ -325,3 +333,23 @@ class TestChanges:
     def test_what_is_no_schema_is_refused(self, text: str) -> None:
         with pytest.raises((GraphQLSyntaxError, TypeError)):
             changes_since(text)
+
+
+@pytest.mark.parametrize(
+    ("type_", "row_class", "values"),
+    [
+        (BillingMeter, BillingMeterRow, {}),
+        (Customer, CustomerRow, {"environment": Environment.LIVE}),
+        (
+            LedgerEntry,
+            LedgerEntryRow,
+            {"meter_id": "mtr_000000000000000000000000", "kind": LedgerEntryKind.VOID, "policy": None},
+        ),
+    ],
+    ids=["a meter", "a customer", "an entry"],
+)
+def test_a_node_of_a_row_has_every_attribute_that_its_constructor_takes(
+    type_: Any, row_class: Any, values: dict[str, Any]
+) -> None:
+    row = row_class(**dict.fromkeys(row_class._fields, 1) | values)
+    assert vars(type_.of(row)).keys() == inspect.signature(type_).parameters.keys()
