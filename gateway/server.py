@@ -55,6 +55,8 @@ class Protocol(HttpToolsProtocol):
         self._in_vain = 0
         #: Whether the last answer is given, and what still comes is passed over.
         self._lingers = False
+        #: Whether what follows the requests that are under way was refused: they are answered, and nothing after them.
+        self._is_over = False
         #: What the parser was not let read: why, and the message.
         self._refusal: tuple[str, str] | None = None
         #: The request that is being answered; uvicorn itself knows the last one that has come.
@@ -79,7 +81,7 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on, and hold what is incomplete against its limits."""
-        if self._lingers:
+        if self._is_done():
             self._pass_over(len(data))
             return
         if self.transport.is_closing():
@@ -88,6 +90,10 @@ class Protocol(HttpToolsProtocol):
         # What is no body begins a head, also where the parser still passes over empty lines.
         self._in_head = not self._in_body
         super().data_received(data)
+        if not self._is_done():
+            self._hold_against_limits()
+
+    def _hold_against_limits(self) -> None:
         if not (self._in_head or self._in_body) or self.transport.is_closing():
             self._disarm()
             return
@@ -217,21 +223,34 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
             self._abort_soon()
 
+    def _is_done(self) -> bool:
+        """Whether what still comes is passed over."""
+        return self._lingers or self._is_over
+
     def _is_under_way(self) -> bool:
         cycle: Any = self.cycle  # Until the first request, there is none.
         return cycle is not None and not cycle.response_complete
 
     def _refuse(self, reason: str, message: str) -> None:
         """Answer in the place of the application, unless it has begun to, tell of it, and close the connection."""
+        if self._is_done():
+            return
         self._disarm()
-        if self._lingers or self.transport.is_closing():
+        if self.transport.is_closing():
             return
         is_under_way = self._is_under_way()
-        if is_under_way and not self._in_body:
+        waits = bool(self.pipeline) and self.pipeline[0][0] is self.cycle
+        if is_under_way and (waits or not self._in_body):
             # It follows a request that is being answered, and is no part of that.
             self._tell(reason)
-            self.cycle.keep_alive = False
-            self.flow.pause_reading()
+            if waits and self._in_body:
+                self.pipeline.popleft()
+            self._is_over = True
+            # The newest of those that wait is the last that is answered.
+            last: Any = self.pipeline[0][0] if self.pipeline else self._running
+            last.keep_alive = False
+            # What is not read when the connection is closed takes the last answer with it.
+            self.flow.resume_reading()
             return
         # It is the answer to the request whose body or head is read, where that is the next one to be answered.
         is_next = is_under_way and not self.cycle.response_started and not self.pipeline
@@ -259,7 +278,7 @@ class Protocol(HttpToolsProtocol):
     def _pass_over(self, size: int) -> None:
         self._in_vain += size
         if self._in_vain > MOST_IN_VAIN_BYTES and not self.transport.is_closing():
-            if not self._lingers:
+            if not self._is_done():
                 self._tell("BODY_TOO_LARGE", of=self.cycle)
             self.transport.close()
 

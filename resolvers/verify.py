@@ -199,7 +199,9 @@ async def _portion(
     """Check meters whose entries fit into memory together, or one meter piece by piece."""
     checks = [MeterCheck(meter) for meter in meters]
     meter_ids = [meter.id for meter in meters]
-    first: int | None = 1
+    # Numbers begin with 1, and whatever stands before is read as well.
+    lowest = await audit.next_seq(reader, meter_ids, after=-MAX_AMOUNT - 1)
+    first: int | None = min(lowest, 1) if lowest is not None else 1
     while first is not None:
         last = min(first + ENTRIES_AT_ONCE - 1, MAX_AMOUNT)
         found = await ledger.by_ranges(reader, [(meter_id, first, last) for meter_id in meter_ids])

@@ -314,8 +314,7 @@ class CompilingExecutor(IncrementalExecutor):
         async def with_edges() -> Any:
             try:
                 await subtree.follow(waiting, self.context_value, self.variable_values)
-            except Exception as error:  # noqa: BLE001  # As above.
-                error.with_traceback(None)  # It leads to the loaders, and they to the error.
+            except Exception:  # noqa: BLE001  # As above.
                 self._has_edges = False
                 again = by_graphql_core()
                 return await again if self.is_awaitable(again) else again

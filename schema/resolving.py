@@ -7,6 +7,7 @@ takes longer than most resolvers here do before they wait for the database.
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import MISSING
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from graphql import GraphQLObjectType, GraphQLResolveInfo
@@ -41,12 +42,13 @@ def resolve_directly(schema: Schema) -> None:
 class Outcome:
     """What the only field of a mutation comes to. Whoever asks for it and however often, it is resolved once."""
 
-    __slots__ = ("_error", "_is_begun", "_value")
+    __slots__ = ("_error", "_is_begun", "_traceback", "_value")
 
     def __init__(self) -> None:
         self._is_begun = False
         self._value: Any = None
         self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
 
     async def of(self, resolver: "Resolver", info: Any, values: Mapping[str, Any]) -> Any:
         """Return what the resolver returns for these arguments, or raise what it raises."""
@@ -54,10 +56,13 @@ class Outcome:
             self._is_begun = True
             try:
                 self._value = await resolver.resolve(None, info, values)
-            except BaseException as error:  # noqa: BLE001  # It is raised below, and whenever somebody asks again.
-                self._error = error
+            except BaseException as error:
+                self._error, self._traceback = error, error.__traceback__
+                raise
         if self._error is not None:
-            raise self._error
+            # Where it came from is told to whoever asks again, and then kept no longer: it leads back to here.
+            traceback, self._traceback = self._traceback, None
+            raise self._error.with_traceback(traceback)
         return self._value
 
 

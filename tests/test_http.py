@@ -23,6 +23,7 @@ from storage.billing_meters import MeterName
 from storage.database import Database, Writer
 from storage.tables import Environment
 from tests.conftest import Caller, Clock, Gateway, empty_database, gateway_on
+from tests.meters import make_meter
 
 VIEWER = "{ viewer { orgId } }"
 CREATE_CUSTOMER = 'mutation { createCustomer(input: {email: "ada@example.com"}) { __typename } }'
@@ -560,6 +561,34 @@ class TestBugs:
         assert f"Request {request_id} failed" in caplog.text
         assert "Traceback (most recent call last)" in caplog.text
         assert "JSONDecodeError" in caplog.text
+
+    async def test_the_log_tells_where_a_bug_comes_from_also_of_what_is_compiled(
+        self, gateway: Gateway, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
+    ) -> None:
+        meter_id = await make_meter(gateway)
+        customer_id = await self.break_customer(gateway)
+        await self.execute(
+            gateway,
+            "UPDATE billing_meters SET customer_id = :customer WHERE id = :id",
+            customer=customer_id,
+            id=meter_id,
+        )
+        asked: dict[str, tuple[str, dict[str, Any]]] = {
+            "a query": ("query ($id: ID!) { customer(id: $id) { id } }", {"id": customer_id}),
+            "an edge": ("{ billingMeters { nodes { id customer { id } } } }", {}),
+            "a mutation": (
+                "mutation ($input: UpdateCustomerInput!) { updateCustomer(input: $input) { __typename } }",
+                {"input": {"id": customer_id, "name": "new"}},
+            ),
+        }
+        for what, (document, variables) in asked.items():
+            for time in range(3):
+                with subtests.test(what, time=time):
+                    caplog.clear()
+                    response = await gateway.post(document, variables)
+                    assert "INTERNAL_SERVER_ERROR" in response.text
+                    assert "/storage/customers.py" in caplog.text
+                    assert "/storage/tables.py" in caplog.text
 
     async def test_each_request_has_an_id_of_its_own(self, gateway: Gateway) -> None:
         await self.break_customer(gateway)

@@ -110,6 +110,56 @@ async def test_who_does_not_read_an_answer_is_left_behind(
         server._settings.cache_clear()
 
 
+class TestPipeline:
+    """What is refused takes no answer with it of the requests before it."""
+
+    FIRST = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+    SECOND = b"POST /second HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+    THIRD = b"POST /third HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    @pytest.mark.parametrize("before", [FIRST, FIRST + SECOND], ids=["one", "two"])
+    @pytest.mark.parametrize("count", [1, 4], ids=["at once", "in parts"])
+    async def test_a_body_that_is_none_leaves_the_requests_before_it_their_answers(
+        self, caplog: pytest.LogCaptureFixture, before: bytes, count: int
+    ) -> None:
+        paths: list[str] = []
+        answer = telling(paths)
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            # It reads on, and so lets the server read on.
+            await receive()
+            reading = asyncio.ensure_future(receive())
+            await asyncio.sleep(0.5)  # The parts come meanwhile.
+            await answer(scope, receive, send)
+            reading.cancel()
+
+        parts = [before + self.THIRD, b"zz\r\n", b"more\r\n", b"and more\r\n"]
+        async with served(late) as port:
+            read = await sent(port, *(parts if count > 1 else [b"".join(parts)]))
+        assert paths == ["/first", "/second"][: before.count(b"POST")]
+        assert read.count(b"HTTP/1.1 200 ") == read.count(b"done") == len(paths)
+        assert read.count(b"HTTP/1.1 ") == len(paths)
+        assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+    @pytest.mark.parametrize(
+        "raw", [b"\0" * 40_000, b"GET / HTTP/1.1\r\nx: %s\r\n\r\n" % (b"y" * 40_000)], ids=["none", "large"]
+    )
+    async def test_a_head_that_is_refused_at_once_is_passed_over_for_a_moment_alone(self, raw: bytes) -> None:
+        async with served(answering(b"")) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            # Far sooner than a client that does not read is left behind.
+            async with asyncio.timeout(server.LINGER_SECONDS + 8):
+                writer.write(raw)
+                assert (await reader.read()).startswith(b"HTTP/1.1 4")
+                # The server has ended its side; that it has ended the connection is told by what cannot be sent.
+                with suppress(ConnectionError):
+                    while True:
+                        writer.write(b"x")
+                        await writer.drain()
+                        await asyncio.sleep(0.1)
+            writer.close()
+
+
 class TestHead:
     async def test_a_url_that_cannot_be_taken_apart_is_refused(
         self, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
@@ -295,8 +345,12 @@ class TestTold:
                 with subtests.test(reason=reason):
                     answer = await sent(server.port, *parts)
                     line = await refusal_in(server, reason)
+                    method = "POST" if reason == "BODY_TOO_LARGE" else None
+                    if method is not None and line["status"] is None:
+                        # What was sent at once came in parts, and the request had its 401 before the last one.
+                        method, told = None, (told[0], None, told[2])
                     assert (line["path"], line["status"], line["outcome"]) == told
-                    assert (line["level"], line["method"]) == ("info", "POST" if reason == "BODY_TOO_LARGE" else None)
+                    assert (line["level"], line["method"]) == ("info", method)
                     assert f"\r\nx-request-id: {line['request_id']}\r\n".encode() in answer
                     assert answer.startswith(b"HTTP/1.1 %d " % (line["status"] or 401))
             assert await counted(server) == dict.fromkeys(REASONS, 0.0) | dict.fromkeys(REFUSED, 1.0)

@@ -386,6 +386,18 @@ SPOILT = [
         [f"entry {2**63 - 1}: it follows entry 6", f"its last entry is 6 and should be {2**63 - 1}"],
     ),
     Spoilt(
+        "there is an entry before the first one",
+        (COPY.format(-3, 6),),
+        [
+            "entry -3: it follows entry 0",
+            "entry -3: the total credits after it are 105 and should be 0",
+            "entry -3: the used credits after it are 26 and should be 0",
+            "entry 1: it follows entry -3",
+            "entry 1: the total credits after it are 100 and should be 205",
+            "entry 1: the used credits after it are 0 and should be 26",
+        ],
+    ),
+    Spoilt(
         "the meter tells of more entries than anybody could have written",
         (METER.format(f"last_seq = {2**63 - 1}"),),
         [f"its last entry is {2**63 - 1} and should be 6"],
