@@ -282,7 +282,7 @@ class Metrics:
             values[labels] = [float(value)]  # Prometheus knows no other numbers.
 
     def _set(self, figure: Figure, labels: tuple[str, ...], value: float) -> None:
-        self._values[figure.name][labels] = [float(value)]  # As above.
+        self._values[figure.name][labels] = [float(value)]  # Prometheus knows no other numbers.
 
     def _observe(self, figure: Figure, labels: tuple[str, ...], value: float) -> None:
         values = self._values[figure.name].get(labels)

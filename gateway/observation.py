@@ -249,7 +249,7 @@ def _outcome_of_status(status: int | None) -> str:
         return DISCONNECTED
     if status < 400:  # noqa: PLR2004  # HTTP's own classes.
         return OK
-    return _BY_STATUS.get(status, "BAD_USER_INPUT" if status < 500 else INTERNAL_SERVER_ERROR)  # noqa: PLR2004  # As above.
+    return _BY_STATUS.get(status, "BAD_USER_INPUT" if status < 500 else INTERNAL_SERVER_ERROR)  # noqa: PLR2004  # HTTP's own classes.
 
 
 def _server_timing(request: Request, took_ns: int) -> bytes:

@@ -104,7 +104,7 @@ class Runnable:
             context.has_one_reader = whole.is_chain
             try:
                 return ExecutionResult(await whole.answer(root, context, values), None, told)
-            except Exception as error:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+            except Exception as error:  # noqa: BLE001  # graphql-core meets it again, a mutation's by its outcome, and tells it.
                 context.begin_again(error.with_traceback(None))
         result = self._executor(context, values, outcome, has_edges=whole is None).execute_operation()
         if isawaitable(result):

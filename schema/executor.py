@@ -314,7 +314,7 @@ class CompilingExecutor(IncrementalExecutor):
         async def with_edges() -> Any:
             try:
                 await subtree.follow(waiting, self.context_value, self.variable_values)
-            except Exception:  # noqa: BLE001  # As above.
+            except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
                 self._has_edges = False
                 again = by_graphql_core()
                 return await again if self.is_awaitable(again) else again
@@ -327,7 +327,7 @@ class CompilingExecutor(IncrementalExecutor):
         outcome = Outcome()
         try:
             return await mutation.answer(outcome, self.context_value, self.variable_values)
-        except Exception as error:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+        except Exception as error:  # noqa: BLE001  # graphql-core is given the outcome, meets it again, and tells it.
             error.with_traceback(None)  # It leads to the outcome, which leads to the error.
             self._has_edges = False
             again = by_graphql_core(outcome)

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import server
 from gateway.observation import REASONS
+from gateway.observation import REFUSED as SERVER_REFUSED
 from tests.conftest import Gateway
 from tests.servers import Server, free_port, serving
 from tests.test_metrics import TOKEN, Samples, samples
@@ -43,7 +44,7 @@ def telling(paths: list[str]) -> ASGIApp:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[int]:
+async def served(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[int]:
     """Serve the application by our protocol, and return the port."""
     port = free_port()
     config = uvicorn.Config(
@@ -51,7 +52,7 @@ async def served(app: ASGIApp) -> AsyncIterator[int]:
         port=port,
         http="gateway.server:Protocol",
         ws="none",
-        lifespan="off",
+        lifespan=lifespan,
         # What it tells is to be seen by the tests.
         log_config=None,
         log_level="warning",
@@ -123,22 +124,30 @@ class TestPipeline:
         self, caplog: pytest.LogCaptureFixture, before: bytes, count: int
     ) -> None:
         paths: list[str] = []
+        told: list[str] = []
         answer = telling(paths)
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                scope["state"][SERVER_REFUSED] = lambda reason, **_: told.append(reason)
+                for step in ("startup", "shutdown"):
+                    await receive()
+                    await send({"type": f"lifespan.{step}.complete"})
+                return
             # It reads on, and so lets the server read on.
             await receive()
             reading = asyncio.ensure_future(receive())
-            await asyncio.sleep(0.5)  # The parts come meanwhile.
+            await asyncio.sleep(0.5)  # The other parts come meanwhile: `sent` sends them a tenth of a second apart.
             await answer(scope, receive, send)
             reading.cancel()
 
         parts = [before + self.THIRD, b"zz\r\n", b"more\r\n", b"and more\r\n"]
-        async with served(late) as port:
+        async with served(late, lifespan="on") as port:
             read = await sent(port, *(parts if count > 1 else [b"".join(parts)]))
         assert paths == ["/first", "/second"][: before.count(b"POST")]
         assert read.count(b"HTTP/1.1 200 ") == read.count(b"done") == len(paths)
         assert read.count(b"HTTP/1.1 ") == len(paths)
+        assert told == ["MALFORMED"]
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
     @pytest.mark.parametrize(
@@ -156,7 +165,7 @@ class TestPipeline:
                     while True:
                         writer.write(b"x")
                         await writer.drain()
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(0.1)  # Until the next try; what ends the loop is the server.
             writer.close()
 
 
