@@ -9,8 +9,8 @@ from typing import Any
 
 from gateway.settings import Settings
 from resolvers.values import parse_json
-from schema import faults
 from schema.documents import Document, prepare
+from schema.faults import shortened
 from schema.limits import Limits
 
 
@@ -60,7 +60,7 @@ class TrustedDocuments:
         if document_id is not None:
             found = documents.get(document_id)
             if found is None:
-                message = f"There is no trusted document {document_id!r}."
+                message = shortened(f"There is no trusted document {document_id!r}.")
                 raise DocumentRefused(message, code="PERSISTED_QUERY_NOT_FOUND")
             return found
         # The clients that name a document so know the two messages below.
@@ -114,7 +114,7 @@ def _read(file: str, limits: Limits) -> dict[str, Document]:
         elif isinstance(prepared, Document):
             documents[document_id] = prepared
         else:
-            problems += [f"{document_id}: {faults.of_document(error)['message']}" for error in prepared]
+            problems += [f"{document_id}: {error['message']}" for error in prepared]
     if problems:
         raise BadManifest("\n".join([f"{file} has documents that cannot be run.", *problems]))
     return documents

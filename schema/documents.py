@@ -13,19 +13,25 @@ from graphql import (
     GraphQLSyntaxError,
     OperationDefinitionNode,
     OperationType,
+    ValidationContext,
+    ValidationRule,
     default_field_resolver,
     default_type_resolver,
     get_operation_ast,
     parse,
+    specified_rules,
     validate,
 )
 from graphql.execution.collect_fields import FragmentDetails
 from graphql.execution.values import VariableValues
+from graphql.validation import ASTValidationRule
+from graphql.validation.validate import ValidationAbortedError
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers.context import Context
 from resolvers.errors import Forbidden
 from resolvers.observation import current
+from schema import faults
 from schema.executor import ROOT, Executor, Mutation, Plans
 from schema.limits import DEFAULT, NOT_INTROSPECTED, Cost, Limits, check_document, exceeded
 from schema.resolving import Outcome
@@ -38,8 +44,9 @@ KEPT_DOCUMENTS = 256
 #: The longest document that is kept, in characters: parsed, it takes a hundred times its text.
 LONGEST_KEPT = 16 * 1024
 
-#: How many errors of one document are told.
-MOST_ERRORS = 20
+#: The maximum number of errors of one document, and of the characters of their messages, which may repeat literals.
+MAX_ERRORS = 20
+MAX_ERRORS_LENGTH = 5_000
 
 #: How the parser's error begins when a document has too many tokens or comments.
 _TOO_LONG = "Document contains more than"
@@ -179,26 +186,55 @@ def digest_of(text: str) -> str:
     return sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def document_of(text: str, limits: Limits = DEFAULT) -> Document | list[GraphQLError]:
+class _Errors(ValidationRule):
+    """Reports each error once, however often it is repeated, and ends the validation where there are too many.
+
+    It is the first of the rules, and what it puts into the context is what the others report to.
+    """
+
+    def __init__(self, context: ValidationContext) -> None:
+        super().__init__(context)
+        self._report = context.on_error
+        self._seen: set[str] = set()
+        self._length = 0
+        context.on_error = self._report_once  # type: ignore[method-assign]  # graphql-core sets it just so.
+
+    def _report_once(self, error: GraphQLError) -> None:
+        # A scalar's error is of one argument, which its message does not name.
+        if error.message in self._seen and not faults.is_of_scalar(error):
+            return
+        self._seen.add(error.message)
+        self._report(error)
+        self._length += len(error.message)
+        if self._length > MAX_ERRORS_LENGTH:
+            raise ValidationAbortedError("There may be more errors. Validation aborted.")
+
+
+_RULES: list[type[ASTValidationRule]] = [_Errors, *specified_rules]
+
+
+def document_of(text: str, limits: Limits = DEFAULT) -> Document | list[dict[str, Any]]:
     """Return the document, or what is wrong with it. One that was asked for lately is not parsed again."""
     return _kept(text, limits) if len(text) <= LONGEST_KEPT else prepare(text, limits)
 
 
-def prepare(text: str, limits: Limits = DEFAULT, *, is_trusted: bool = False) -> Document | list[GraphQLError]:
-    """Parse, measure and validate a document, and return it, or what is wrong with it."""
+def prepare(text: str, limits: Limits = DEFAULT, *, is_trusted: bool = False) -> Document | list[dict[str, Any]]:
+    """Parse, measure and validate a document, and return it, or the errors that say what is wrong with it."""
     try:
         node = parse(text, max_lexical_tokens=limits.tokens, max_comments=limits.tokens)
     except GraphQLSyntaxError as error:
         is_too_long = _TOO_LONG in error.message
-        return [exceeded(error.message.removeprefix("Syntax Error: ")) if is_too_long else error]
+        return [faults.of_document(exceeded(error.message.removeprefix("Syntax Error: ")) if is_too_long else error)]
     finally:
         current.get().ended("parse")
     too_much = check_document(node, limits)
     if too_much is not None:
-        return [too_much]
-    errors = validate(_SCHEMA, node, max_errors=MOST_ERRORS, hide_suggestions=True)
+        return [faults.of_document(too_much)]
+    errors = validate(_SCHEMA, node, _RULES, max_errors=MAX_ERRORS, hide_suggestions=True)
     current.get().ended("validate")
-    return errors or Document(node, limits, digest=digest_of(text), is_trusted=is_trusted)
+    if errors:
+        return [faults.of_document(error, node) for error in errors]
+    return Document(node, limits, digest=digest_of(text), is_trusted=is_trusted)
 
 
 _kept = lru_cache(maxsize=KEPT_DOCUMENTS)(prepare)

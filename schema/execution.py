@@ -7,7 +7,7 @@ that each kind of error is told by the step it comes from.
 from dataclasses import dataclass
 from typing import Any
 
-from graphql import ExecutionResult, GraphQLError, OperationType
+from graphql import ExecutionResult, OperationType
 
 from resolvers.context import Context
 from resolvers.observation import current
@@ -18,6 +18,9 @@ from storage.turns import next_turn
 
 #: The longest document, in characters, that is prepared without waiting for a turn.
 LONGEST_AT_ONCE = 1_000
+
+#: The maximum number of errors of one execution that are answered: a list may have one for each of its records.
+MAX_FIELD_ERRORS = 100
 
 
 class OperationNotAllowed(Exception):
@@ -54,7 +57,7 @@ async def answer(operation: Operation, context: Context, *, only_queries: bool =
         prepared = await _prepared(document, operation.limits)
         if not isinstance(prepared, Document):
             observation.document = digest_of(document)
-            return _not_executed([faults.of_document(error) for error in prepared])
+            return _not_executed(prepared)
         document = prepared
     observation.document = document.digest
     chosen = document.operation(operation.operation_name)
@@ -71,14 +74,17 @@ async def answer(operation: Operation, context: Context, *, only_queries: bool =
     if result.errors:
         is_mutation = chosen.kind is OperationType.MUTATION
         body["errors"] = [
-            faults.of_field(error, request_id=context.request_id, is_mutation=is_mutation) for error in result.errors
+            faults.of_field(error, request_id=context.request_id, is_mutation=is_mutation)
+            for error in result.errors[:MAX_FIELD_ERRORS]
         ]
+        if (left := len(result.errors) - MAX_FIELD_ERRORS) > 0:
+            body["errors"].append(faults.of_rest(left, code=body["errors"][-1]["extensions"]["code"]))
     if operation.tells_cost:
         body["extensions"] = result.extensions
     return Answer(body, is_executed=True)
 
 
-async def _prepared(text: str, limits: Limits) -> Document | list[GraphQLError]:
+async def _prepared(text: str, limits: Limits) -> Document | list[dict[str, Any]]:
     """Return the document, or what is wrong with it. Of long ones one is prepared at a time, and others get a turn."""
     if len(text) <= LONGEST_AT_ONCE:
         return document_of(text, limits)

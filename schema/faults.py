@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from graphql import ArgumentNode, GraphQLError, GraphQLSyntaxError, ObjectFieldNode, Visitor, parse, visit
+from graphql import ArgumentNode, DocumentNode, GraphQLError, GraphQLSyntaxError, ObjectFieldNode, Visitor, visit
 
 from resolvers.errors import Fault, InvalidInput, Unavailable
 from storage.database import DatabaseUnavailable, Outcome
@@ -11,16 +11,27 @@ from storage.failures import description
 
 _log = logging.getLogger(__name__)
 
+#: The longest message, in characters: requests bring names and values of any length, which messages repeat.
+MAX_MESSAGE_LENGTH = 300
 
-def of_document(error: GraphQLError) -> dict[str, Any]:
-    """Return what is wrong with a document: its syntax, a limit, a literal that a scalar refused, or a rule of it."""
+
+def of_document(error: GraphQLError, document: DocumentNode | None = None) -> dict[str, Any]:
+    """Return what is wrong with a document: its syntax, a limit, a literal that a scalar refused, or a rule of it.
+
+    `document`: the document, if it could be parsed.
+    """
     if isinstance(error, GraphQLSyntaxError):
         return _shown(error, error.message, code="GRAPHQL_PARSE_FAILED")
-    if error.extensions and error.extensions.get("code") == "BAD_USER_INPUT":
+    if document is not None and is_of_scalar(error):
         # The scalar's error tells the rule; which argument breaks it is told here.
-        return _shown(error, f"{_argument_of(error)}: {error.message}", code="BAD_USER_INPUT")
+        return _shown(error, f"{_argument_of(error, document)}: {error.message}", code="BAD_USER_INPUT")
     code = "GRAPHQL_VALIDATION_FAILED"
     return _shown(error, error.message, code=_code_of(error, code))
+
+
+def is_of_scalar(error: GraphQLError) -> bool:
+    """Whether a scalar has refused a literal. The message does not name the argument."""
+    return error.extensions is not None and error.extensions.get("code") == "BAD_USER_INPUT"
 
 
 def of_choice(operation_name: str | None) -> dict[str, Any]:
@@ -30,7 +41,7 @@ def of_choice(operation_name: str | None) -> dict[str, Any]:
         if operation_name is None
         else f"The document has no operation {operation_name!r}."
     )
-    return {"message": message, "extensions": {"code": "BAD_USER_INPUT"}}
+    return {"message": shortened(message), "extensions": {"code": "BAD_USER_INPUT"}}
 
 
 def of_variables(error: GraphQLError) -> dict[str, Any]:
@@ -50,6 +61,11 @@ def of_field(error: GraphQLError, *, request_id: str, is_mutation: bool) -> dict
         if raised is not None:
             raised.with_traceback(None)
     return told
+
+
+def of_rest(count: int, *, code: str) -> dict[str, Any]:
+    """Return that there are as many errors more of fields, which are not listed; the code is the last one's."""
+    return {"message": f"There are {count} more errors, which are not listed.", "extensions": {"code": code}}
 
 
 def _of_field(error: GraphQLError, request_id: str, *, is_mutation: bool) -> dict[str, Any]:
@@ -81,7 +97,7 @@ def _code_of(error: GraphQLError, usual: str) -> str:
 
 
 def _shown(error: GraphQLError, message: str, **extensions: str) -> dict[str, Any]:
-    shown: dict[str, Any] = {"message": message}
+    shown: dict[str, Any] = {"message": shortened(message)}
     if error.locations is not None:
         shown["locations"] = [location.formatted for location in error.locations]
     if error.path is not None:
@@ -90,11 +106,18 @@ def _shown(error: GraphQLError, message: str, **extensions: str) -> dict[str, An
     return shown
 
 
-def _argument_of(error: GraphQLError) -> str:
+def shortened(message: str) -> str:
+    """Return the message on one line, or the beginning of one that is too long."""
+    if len(message) <= MAX_MESSAGE_LENGTH and "\n" not in message:
+        return message
+    message = " ".join(message[: 2 * MAX_MESSAGE_LENGTH].split())
+    return message if len(message) <= MAX_MESSAGE_LENGTH else f"{message[: MAX_MESSAGE_LENGTH - 1]}…"
+
+
+def _argument_of(error: GraphQLError, document: DocumentNode) -> str:
     """Return the dotted name of the argument in which the error lies, like `input.amount`."""
     names: list[str] = []
     assert error.nodes is not None  # noqa: S101  # The scalars raise it with the literal's node.
-    assert error.source is not None  # noqa: S101
     node = error.nodes[0]
 
     class Enclosing(Visitor):
@@ -104,5 +127,5 @@ def _argument_of(error: GraphQLError) -> str:
             if outer.loc.start <= node.loc.start and node.loc.end <= outer.loc.end:
                 names.append(outer.name.value)
 
-    visit(parse(error.source), Enclosing())
+    visit(document, Enclosing())
     return ".".join(names)

@@ -14,6 +14,8 @@ from gateway.documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
 from resolvers.bounds import Bounds
 from resolvers.errors import Unavailable
+from schema.execution import MAX_FIELD_ERRORS
+from schema.faults import MAX_MESSAGE_LENGTH
 from schema.limits import NOT_INTROSPECTED, Limits
 from storage.database import Outcome
 from storage.tables import Environment
@@ -215,6 +217,98 @@ class TestDocuments:
                 body = (await own.post(query, variables)).json()
                 assert body["errors"]
                 assert "Did you mean" not in json.dumps(body)
+
+
+#: How many times each fault is repeated, and the one error that it is.
+REPEATED = (
+    ("{ viewer { orgId " + "@nope " * 10 + "} }", "Unknown directive '@nope'."),
+    ("{ viewer { " + "nope " * 10 + "} }", "Cannot query field 'nope' on type 'Viewer'."),
+    (
+        "{ " + " ".join(f"a{n}: viewer(nope: 1) {{ orgId }}" for n in range(10)) + " }",
+        "Unknown argument 'nope' on field 'Query.viewer'.",
+    ),
+    ("{ " + "...Nope " * 10 + "}", "Unknown fragment 'Nope'."),
+    ("{ viewer { orgId } " + "... on Nope { id } " * 10 + "}", "Unknown type 'Nope'."),
+    (
+        "{ " + " ".join(f"a{n}: customers(first: $nope) {{ nodes {{ id }} }}" for n in range(10)) + " }",
+        "Variable '$nope' is not defined.",
+    ),
+    (
+        "{ " + " ".join(f"a{n}: customers(filter: {{nope: 1}}) {{ nodes {{ id }} }}" for n in range(10)) + " }",
+        "Expected value of type 'CustomerFilter' not to include unknown field 'nope', found: { nope: 1 }.",
+    ),
+)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(("query", "message"), REPEATED)
+    async def test_a_fault_that_is_repeated_is_one_error(self, on_sqlite: Gateway, query: str, message: str) -> None:
+        error = await on_sqlite.error(query)
+        assert (error["message"], error["extensions"]) == (message, {"code": "GRAPHQL_VALIDATION_FAILED"})
+
+    async def test_what_is_beside_many_repetitions_is_reported_too(self, on_sqlite: Gateway) -> None:
+        body = await on_sqlite.run("{ viewer { orgId " + "@nope " * 99 + "missing } }")
+        assert [error["message"] for error in body["errors"]] == [
+            "Unknown directive '@nope'.",
+            "Cannot query field 'missing' on type 'Viewer'.",
+        ]
+
+    async def test_the_same_fault_of_two_arguments_is_two_errors(self, on_sqlite: Gateway) -> None:
+        day = "A date is a day of the calendar, written YYYY-MM-DD."
+        body = await on_sqlite.run('{ usage(billingId: "x", from: "y", to: "y") { day } }')
+        assert [error["message"] for error in body["errors"]] == [f"from: {day}", f"to: {day}"]
+
+    async def test_errors_are_few_and_short_whatever_is_sent(
+        self, on_sqlite: Gateway, subtests: pytest.Subtests
+    ) -> None:
+        unknown = " ".join(f"f{number}: 1" for number in range(1_000))
+        long = "x" * 100_000
+        for what, query, variables, count in (
+            ("unknown input fields", f"{{ customers(filter: {{{unknown}}}) {{ nodes {{ id }} }} }}", None, 2),
+            ("long literals", f'{{ customers(first: "{long}", last: "{long}") {{ nodes {{ id }} }} }}', None, 2),
+            ("unknown fields", "{ " + " ".join(f"a{number}" for number in range(900)) + " }", None, 21),
+            ("a long field", f"{{ {long} }}", None, 2),
+            ("a long name where none may be", f"{{ viewer }} {long}", None, 1),
+            ("a long argument", f"{{ viewer({long}: 1) {{ orgId }} }}", None, 2),
+            ("a long directive", f"{{ viewer {{ orgId @{long} }} }}", None, 2),
+            ("a long fragment", f"{{ ...{long} }}", None, 2),
+            ("a long variable", f"query (${long}: Int!) {{ customers(first: ${long}) {{ nodes {{ id }} }} }}", {}, 1),
+            (
+                "unknown fields of a variable",
+                "query ($f: CustomerFilter) { customers(filter: $f) { nodes { id } } }",
+                {"f": {f"{long}{number}": 1 for number in range(5)}},
+                5,
+            ),
+        ):
+            with subtests.test(what=what):
+                response = await on_sqlite.post(query, variables)
+                errors = response.json()["errors"]
+                assert len(errors) == count
+                assert max(len(error["message"]) for error in errors) <= MAX_MESSAGE_LENGTH
+                assert len(response.content) < 10_000
+        response = await on_sqlite.post("query A { __typename }", operationName=long)
+        assert len(response.content) < 1_000
+        assert response.json()["errors"][0]["message"].startswith("The document has no operation 'xxx")
+        response = await on_sqlite.client.post(
+            "/graphql", json={"documentId": long}, headers={"authorization": f"Bearer {on_sqlite.key}"}
+        )
+        assert len(response.content) < 1_000
+
+    async def test_a_query_that_fails_everywhere_reports_some_of_its_errors(self, on_sqlite: Gateway) -> None:
+        made = await on_sqlite.mutate(
+            "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com"
+        )
+        for number in range(30):
+            await make_meter(on_sqlite, f"m{number}", customerId=made["customer"]["id"])
+        # Each of them is null alone: the customer is what may be null above it.
+        aliases = " ".join(f"a{n}: customer {{ billingMeters(first: 0) {{ nodes {{ id }} }} }}" for n in range(9))
+        body = await on_sqlite.run(f"{{ billingMeters(first: 30) {{ nodes {{ {aliases} }} }} }}")
+        assert len(body["errors"]) == MAX_FIELD_ERRORS + 1
+        assert body["errors"][0]["message"] == "first must be 1 to 100; it is 0."
+        assert body["errors"][-1] == {
+            "message": f"There are {30 * 9 - MAX_FIELD_ERRORS} more errors, which are not listed.",
+            "extensions": {"code": "BAD_USER_INPUT"},
+        }
 
 
 class TestCost:
