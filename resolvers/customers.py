@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from resolvers import idempotency
 from resolvers.actor import Actor, Scope
 from resolvers.context import Context
-from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
+from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput, Refusal
 from resolvers.values import KEY_LENGTH, NAME_LENGTH, check_email, check_metadata, check_text
 from storage import customers, ids
 from storage.customers import CustomerFilter, CustomerRow
@@ -64,7 +64,10 @@ async def create_customer(
 ) -> CustomerOutcome:
     """Make a customer. A replay answers the customer as it is now.
 
-    Raises `InvalidInput`, `Forbidden`, `IdempotencyConflict` and `AlreadyExists`, in this order.
+    Only a key that sees the customer or has made it gets the replay; to any other, the request's key is a conflict.
+
+    Raises `InvalidInput`, `Forbidden`, `IdempotencyConflict` and `AlreadyExists`, in this order; for an external id of
+    a customer that the key may not see, `InvalidInput` in the place of `AlreadyExists`.
     """
     values = {
         "email": email,
@@ -87,11 +90,10 @@ async def create_customer(
         taken = await _taken_by(writer, actor, external_id)
         earlier = await idempotency.earlier(writer, actor, operation=_CREATE, key=idempotency_key)
         if earlier is not None:
-            if earlier.request_digest != idempotency.digest(values):
+            made = await _within_reach(writer, actor, earlier.result_id)
+            if made is None or earlier.request_digest != idempotency.digest(values):
                 raise IdempotencyConflict(earlier.key)
-            # Without its workspaces: a limited key may repeat its create before the customer has a meter.
-            found = await _of_tenant(writer, actor, earlier.result_id)
-            return CustomerOutcome(found[earlier.result_id], replayed=earlier.result_id != customer_id)
+            return CustomerOutcome(made, replayed=made.id != customer_id)
         if taken is not None:
             raise taken
         row = CustomerRow(
@@ -102,7 +104,7 @@ async def create_customer(
             created_at=now,
             updated_at=now,
         )
-        await customers.insert_customer(writer, row)
+        await customers.insert_customer(writer, row, created_by=actor.key_id)
         await idempotency.remember(
             writer, actor, operation=_CREATE, key=idempotency_key, request=values, result_id=row.id, now=now
         )
@@ -118,7 +120,8 @@ async def update_customer(context: Context, *, customer_id: str, changes: Mappin
 
     None clears `name` and `external_id`; `metadata` is replaced whole.
 
-    Raises `InvalidInput`, `Forbidden`, `CustomerNotFound` and `AlreadyExists`, in this order.
+    Raises `InvalidInput`, `Forbidden`, `CustomerNotFound` and `AlreadyExists`, in this order; for an external id of a
+    customer that the key may not see, `InvalidInput` in the place of `AlreadyExists`.
     """
     for field in ("email", "metadata"):
         if field in changes and changes[field] is None:
@@ -158,38 +161,39 @@ async def update_customer(context: Context, *, customer_id: str, changes: Mappin
 async def require_attachable(reader: Reader, actor: Actor, customer_id: str) -> None:
     """Raise `CustomerNotFound` unless the actor may give one of its meters to the customer.
 
-    A key limited to workspaces may name the customers that it sees, and those that have no meter yet: it is by its
-    first meter that a customer comes into a workspace.
+    A key limited to workspaces may name the customers that it sees, and those that it has made: it is by its first
+    meter that a customer comes into a workspace.
     """
-    if not ids.is_id(customer_id, ids.CUSTOMER) or customer_id not in await _of_tenant(reader, actor, customer_id):
+    if not ids.is_id(customer_id, ids.CUSTOMER) or await _within_reach(reader, actor, customer_id) is None:
         raise CustomerNotFound
-    if actor.workspace_ids is None or not await customers.has_meters(reader, customer_id):
-        return
-    seen = await customers.by_ids(
+
+
+async def _within_reach(reader: Reader, actor: Actor, customer_id: str) -> CustomerRow | None:
+    """Return the customer, if the actor sees it or has made it."""
+    return await customers.within_reach(
         reader,
-        [customer_id],
+        customer_id,
         org_id=actor.org_id,
         environment=actor.environment,
         workspace_ids=actor.workspace_ids,
+        key_id=actor.key_id,
     )
-    if not seen:
-        raise CustomerNotFound
 
 
-async def _of_tenant(reader: Reader, actor: Actor, customer_id: str) -> dict[str, CustomerRow]:
-    return await customers.by_ids(reader, [customer_id], org_id=actor.org_id, environment=actor.environment)
+async def _taken_by(reader: Reader, actor: Actor, external_id: str | None) -> Refusal | None:
+    """Return the refusal to give the external id once more, if a customer has it.
 
-
-async def _taken_by(reader: Reader, actor: Actor, external_id: str | None) -> AlreadyExists | None:
-    """Return the refusal to give the external id once more, if a customer has it."""
+    A customer that is out of the actor's reach is not named.
+    """
     if external_id is None:
         return None
     found = await customers.by_external_ids(reader, [external_id], org_id=actor.org_id, environment=actor.environment)
     if external_id not in found:
         return None
-    return AlreadyExists(
-        f"There is already a customer of external id {external_id!r}.", existing_id=found[external_id].id
-    )
+    customer_id = found[external_id].id
+    if actor.workspace_ids is not None and await _within_reach(reader, actor, customer_id) is None:
+        return InvalidInput("externalId", "is taken by a customer that the key may not see; choose another.")
+    return AlreadyExists(f"There is already a customer of external id {external_id!r}.", existing_id=customer_id)
 
 
 def _check(values: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Text, bindparam, exists, insert, select, update
+from sqlalchemy import ColumnElement, Select, Text, bindparam, exists, insert, or_, select, update
 
 from storage.database import Reader, Writer
 from storage.pages import Page, page_statement, unindexed
@@ -114,10 +114,12 @@ def _tenant(
 
 
 def _in_workspaces(statement: Select[Any], workspace_ids: Sequence[str]) -> Select[Any]:
-    return statement.where(
-        exists().where(
-            billing_meters.c.customer_id == customers.c.id, billing_meters.c.workspace_id.in_(workspace_ids)
-        ),
+    return statement.where(_has_meter_in(workspace_ids))
+
+
+def _has_meter_in(workspace_ids: Sequence[str]) -> ColumnElement[bool]:
+    return exists().where(
+        billing_meters.c.customer_id == customers.c.id, billing_meters.c.workspace_id.in_(workspace_ids)
     )
 
 
@@ -165,6 +167,26 @@ async def by_ids(
     """Return the tenant's customers of these ids, by id."""
     rows = await _found(reader, "id", ids, org_id=org_id, environment=environment, workspace_ids=workspace_ids)
     return {row.id: row for row in rows}
+
+
+async def within_reach(
+    reader: Reader,
+    customer_id: str,
+    *,
+    org_id: str,
+    environment: Environment,
+    workspace_ids: Sequence[str] | None,
+    key_id: str,
+) -> CustomerRow | None:
+    """Return the tenant's customer of this id; where workspaces are given, if it has a meter in one or the key made it.
+
+    It is one statement whether there is such a customer or not, so the time that it takes does not show which.
+    """
+    statement = _tenant(select(*_COLUMNS).where(customers.c.id == customer_id), org_id, environment, None)
+    if workspace_ids is not None:
+        statement = statement.where(or_(customers.c.created_by == key_id, _has_meter_in(workspace_ids)))
+    row = await reader.fetch_one(statement)
+    return CustomerRow._make(row) if row is not None else None
 
 
 async def lock(
@@ -217,15 +239,10 @@ def _page(dialect: str, page: Page) -> Prepared:
     return Prepared(dialect, page_statement(select(*_COLUMNS).where(*tenant), customers.c.id, page))
 
 
-async def has_meters(reader: Reader, customer_id: str) -> bool:
-    """Whether any meter, in any workspace, bills the customer."""
-    statement = select(billing_meters.c.id).where(billing_meters.c.customer_id == customer_id).limit(1)
-    return await reader.fetch_one(statement) is not None
-
-
-async def insert_customer(writer: Writer, row: CustomerRow) -> None:
-    """Write a new customer."""
-    await writer.execute(insert(customers), row._asdict() | found_by(row.email, row.name))
+async def insert_customer(writer: Writer, row: CustomerRow, *, created_by: str | None = None) -> None:
+    """Write a new customer, and the id of the key that made it."""
+    values = row._asdict() | found_by(row.email, row.name) | {"created_by": created_by}
+    await writer.execute(insert(customers), values)
 
 
 async def mend_found_by(writer: Writer, ids: Sequence[str]) -> int:

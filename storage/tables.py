@@ -207,6 +207,9 @@ customers = Table(
     # itself. Null in rows that a release before 2026_11_21_filters has written since.
     Column("email_folded", Name),
     Column("name_folded", Name),
+    # The id of the key that made the customer. Null in rows that a release before 2026_11_26_makers_of_customers has
+    # written.
+    Column("created_by", Name),
     # Serves the lookup by external id, and the list by its beginning; where it is null, rows do not collide.
     UniqueConstraint("org_id", "environment", "external_id"),
     # Serves the list of customers, newest first.

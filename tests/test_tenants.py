@@ -542,29 +542,148 @@ async def test_a_customer_comes_and_goes_with_its_meters_in_the_workspace(gatewa
     assert not await is_visible()
 
 
-async def test_a_meter_may_be_given_to_a_visible_customer_or_one_without_meters(gateway: Gateway, house: House) -> None:
-    for customer_id in (house.inside, house.both, house.meterless):
+async def test_a_meter_may_be_given_to_a_customer_that_the_key_sees_or_has_made(gateway: Gateway, house: House) -> None:
+    own = await new_customer(house.limited, email="own@example.com")
+    for customer_id in (house.inside, house.both, own):
         assert await attach(house.limited, "3", customer_id) == "UpdateBillingMeterSuccess"
         await new_meter(house.limited, "w", f"of {customer_id}", customerId=customer_id)
     query = "query ($id: ID!) { customer(id: $id) { billingMeters { nodes { externalMeterId } } } }"
-    data = await house.limited.data(query, {"id": house.meterless})
+    data = await house.limited.data(query, {"id": own})
     names = [meter["externalMeterId"] for meter in data["customer"]["billingMeters"]["nodes"]]
-    assert names == [f"of {house.meterless}", "3"]
-    assert await gateway.data(query, {"id": house.meterless}) == data
+    assert names == [f"of {own}", "3"]
+    assert await gateway.data(query, {"id": own}) == data
 
 
-async def test_a_meter_is_not_given_to_a_customer_that_is_not_visible(gateway: Gateway, house: House) -> None:
+async def test_a_meter_is_not_given_to_a_customer_that_is_not_visible(
+    gateway: Gateway, house: House, subtests: pytest.Subtests
+) -> None:
+    # One that has lost its last meter, and one that another key of the same workspace has made.
+    bereft = await new_customer(gateway, email="bereft@example.com")
+    assert await attach(gateway, "3", bereft) == "UpdateBillingMeterSuccess"
+    assert await attach(house.limited, "3", None) == "UpdateBillingMeterSuccess"
+    sibling = await gateway.caller(workspaces=["w"])
+    of_sibling = await new_customer(sibling, email="sibling@example.com")
     before = await gateway.data(EVERYTHING)
     create = {"workspaceId": "w", "externalMeterId": "new", "idempotencyKey": "k"}
     update = {"workspaceId": "w", "externalMeterId": "3", "spendCap": "7"}
-    for field, values in (("createBillingMeter", create), ("updateBillingMeter", update)):
-        answer = await house.limited.mutate(field, "", **values, customerId=house.outside)
-        assert answer["__typename"] == "CustomerNotFound"
-        assert answer == await house.limited.mutate(field, "", **values, customerId=MADE_UP.customer)
+    for customer_id in (house.outside, house.meterless, bereft, of_sibling):
+        for field, values in (("createBillingMeter", create), ("updateBillingMeter", update)):
+            with subtests.test(customer_id=customer_id, field=field):
+                answer = await house.limited.mutate(field, "", **values, customerId=customer_id)
+                assert answer["__typename"] == "CustomerNotFound"
+                assert answer == await house.limited.mutate(field, "", **values, customerId=MADE_UP.customer)
+        for field, values in (
+            ("updateCustomer", {"id": customer_id, "name": "Mallory"}),
+            ("createCustomerSession", {"customerId": customer_id}),
+        ):
+            with subtests.test(customer_id=customer_id, field=field):
+                assert (await house.limited.mutate(field, "", **values))["__typename"] == "CustomerNotFound"
     assert await gateway.data(EVERYTHING) == before
-    # A customer that has lost its last meter has none, and may come in.
-    assert await attach(gateway, "2", None, workspace_id="v") == "UpdateBillingMeterSuccess"
-    assert await attach(house.limited, "3", house.outside) == "UpdateBillingMeterSuccess"
+
+
+async def test_a_customer_that_is_not_there_is_looked_up_as_one_that_is_not_visible(
+    gateway: Gateway, house: House
+) -> None:
+    await house.limited.data("{ viewer { orgId } }")  # Its key is looked up.
+    counts = set()
+    for customer_id in (house.outside, house.meterless, MADE_UP.customer):
+        with gateway.statements() as statements:
+            await house.limited.mutate(
+                "createBillingMeter", "", workspaceId="w", externalMeterId="new", customerId=customer_id
+            )
+        counts.add(len(statements))
+    assert len(counts) == 1
+
+
+async def test_a_key_gives_back_a_meter_that_it_took_from_a_customer_that_it_made(house: House) -> None:
+    own = await new_customer(house.limited, email="own@example.com")
+    for customer_id in (own, None, own):
+        assert await attach(house.limited, "3", customer_id) == "UpdateBillingMeterSuccess"
+    assert await attach(house.limited, "2", None) == "UpdateBillingMeterSuccess"
+    assert await attach(house.limited, "2", house.inside) == "CustomerNotFound"
+
+
+async def test_a_taken_external_id_names_a_customer_only_to_a_key_that_sees_or_has_made_it(
+    gateway: Gateway, house: House
+) -> None:
+    own = await new_customer(house.limited, email="own@example.com", externalId="own")
+    before = await gateway.data(EVERYTHING)
+    selection = "... on AlreadyExists { existingId }"
+    create = {"email": "new@example.com"}
+    for name, customer_id in (("both", house.both), ("inside", house.inside), ("own", own)):
+        answer = await house.limited.mutate("createCustomer", selection, **create, externalId=name)
+        assert (answer["__typename"], answer["existingId"]) == ("AlreadyExists", customer_id)
+    taken = {
+        "__typename": "InvalidInput",
+        "code": "INVALID_INPUT",
+        "message": "externalId is taken by a customer that the key may not see; choose another.",
+        "field": ["input", "externalId"],
+    }
+    for name in ("outside", "meterless"):
+        assert await house.limited.mutate("createCustomer", selection, **create, externalId=name) == taken
+        values = {**create, "externalId": name, "idempotencyKey": "k"}
+        assert await house.limited.mutate("createCustomer", selection, **values) == taken
+        assert await house.limited.mutate("updateCustomer", selection, id=house.inside, externalId=name) == taken
+        answer = await gateway.mutate("createCustomer", selection, **create, externalId=name)
+        assert answer["existingId"] == getattr(house, name)
+    response = await house.limited.client.post(
+        "/v1/customers",
+        json={"email": "new@example.com", "external_id": "outside"},
+        headers={"authorization": f"Bearer {house.limited.key}"},
+    )
+    assert (response.status_code, response.json()["error"]["message"]) == (
+        400,
+        "external_id is taken by a customer that the key may not see; choose another.",
+    )
+    assert await gateway.data(EVERYTHING) == before
+
+
+async def test_a_create_is_replayed_to_the_key_that_made_it_or_sees_the_customer_alone(
+    gateway: Gateway, house: House, subtests: pytest.Subtests
+) -> None:
+    selection = """... on CreateCustomerSuccess { customer { id email metadata } replayed }
+      ... on IdempotencyConflict { entry { id } }"""
+    sibling = await gateway.caller(workspaces=["w"])
+    for key, maker in (("unlimited", gateway), ("limited", sibling)):
+        with subtests.test(maker=key):
+            values = {"email": "old@example.com", "idempotencyKey": key}
+            made = await maker.mutate("createCustomer", selection, **values)
+            id_ = made["customer"]["id"]
+            new = {"id": id_, "email": "new@example.com", "metadata": {"secret": 1}}
+            await gateway.mutate("updateCustomer", "", **new)
+            before = await gateway.data(EVERYTHING)
+            conflict = await house.limited.mutate("createCustomer", selection, **values)
+            assert conflict == {
+                "__typename": "IdempotencyConflict",
+                "code": "IDEMPOTENCY_CONFLICT",
+                "message": f"{key!r} was used before with other values.",
+                "entry": None,
+            }
+            # Whether the values were the same is not told.
+            assert await house.limited.mutate("createCustomer", selection, **values | {"name": "x"}) == conflict
+            response = await house.limited.client.post(
+                "/v1/customers",
+                json={"email": "old@example.com"},
+                headers={"authorization": f"Bearer {house.limited.key}", "idempotency-key": key},
+            )
+            assert response.status_code == 400
+            assert "new@example.com" not in response.text
+            replay = {"__typename": "CreateCustomerSuccess", "customer": new, "replayed": True}
+            for caller in (maker, gateway):
+                assert await caller.mutate("createCustomer", selection, **values) == replay
+            assert await gateway.data(EVERYTHING) == before
+            # From its first meter in the workspace on, the other key sees it.
+            await new_meter(gateway, "w", key, customerId=id_)
+            assert await house.limited.mutate("createCustomer", selection, **values) == replay
+
+
+async def test_a_limited_key_makes_no_session_of_a_customer_that_it_made_and_does_not_see(house: House) -> None:
+    own = await new_customer(house.limited, email="own@example.com")
+    refused = await house.limited.mutate("createCustomerSession", "", customerId=own)
+    assert refused["__typename"] == "CustomerNotFound"
+    await new_meter(house.limited, "w", "own", customerId=own)
+    made = await house.limited.mutate("createCustomerSession", "", customerId=own)
+    assert made["__typename"] == "CreateCustomerSessionSuccess"
 
 
 async def test_a_meter_may_be_taken_from_its_customer(gateway: Gateway, house: House) -> None:
