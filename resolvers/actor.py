@@ -35,6 +35,13 @@ class Actor:
         if scope not in self.scopes:
             raise Forbidden(f"The key lacks the scope {scope}.")
 
+    def may_read_entry_of(self, key_id: str) -> bool:
+        """Whether the actor may read an entry, in an answer, that the key of this id has recorded.
+
+        It may read those that it has recorded itself; any other needs `billing:read`.
+        """
+        return key_id == self.key_id or Scope.BILLING_READ in self.scopes
+
     def require_workspace(self, workspace_id: str) -> None:
         """Raise `Forbidden` unless the actor may work in the workspace."""
         if not self.may_enter(workspace_id):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import strawberry
 
 from resolvers import billing_meters
+from resolvers.actor import Actor
 from resolvers.billing_meters import MeterOutcome, check_names
 from resolvers.context import Context
 from resolvers.limits import available_credits, overage_credits
@@ -306,17 +307,21 @@ class RefillBillingMeterSuccess:
     billing_meter: BillingMeter = strawberry.field(
         description="The meter, as it is now; the entry tells the totals right after this refill."
     )
-    entry: LedgerEntry | None = strawberry.field(description="The ledger entry; null: no refill was asked for.")
+    entry: LedgerEntry | None = strawberry.field(
+        description=(
+            "The ledger entry; null: no refill was asked for, or another key made it and this one lacks `billing:read`."
+        )
+    )
     replayed: bool = strawberry.field(
         description="Whether an earlier request under the same key had made the refill, so that nothing changed."
     )
 
     @classmethod
-    def of(cls, outcome: MeterOutcome) -> "RefillBillingMeterSuccess":
-        """Return the outcome as clients see it."""
+    def of(cls, outcome: MeterOutcome, actor: Actor) -> "RefillBillingMeterSuccess":
+        """Return the outcome as the actor sees it."""
         return cls(
             billing_meter=BillingMeter.of(outcome.billing_meter),
-            entry=LedgerEntry.of(outcome.entry) if outcome.entry is not None else None,
+            entry=LedgerEntry.of_answer(outcome.entry, actor),
             replayed=outcome.replayed,
         )
 
@@ -403,4 +408,4 @@ class BillingMeterMutation:
             refill=given(input.refill),
             idempotency_key=given(input.idempotency_key),
         )
-        return RefillBillingMeterSuccess.of(outcome)
+        return RefillBillingMeterSuccess.of(outcome, info.context.actor)

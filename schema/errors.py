@@ -66,7 +66,10 @@ class IdempotencyConflict(UserError):
     """See `resolvers.errors.IdempotencyConflict`."""
 
     entry: _EntryType | None = strawberry.field(
-        description="The ledger entry that the first use made; null: it made none, or one that the key may not see."
+        description=(
+            "The ledger entry that the first use made; null: it made none, or one that the key may not see, which "
+            "needs `billing:read`."
+        )
     )
 
 

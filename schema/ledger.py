@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import strawberry
 from strawberry.scalars import JSON
 
+from resolvers.actor import Actor
 from resolvers.context import Context
 from resolvers.errors import BadUserInput, Forbidden
 from resolvers.loaders import EntriesOfMeter
@@ -115,6 +116,11 @@ class LedgerEntry(Node):
             reason=row.reason,
             metadata=row.metadata,
         )
+
+    @classmethod
+    def of_answer(cls, row: LedgerEntryRow | None, actor: Actor) -> "LedgerEntry | None":
+        """Return the entry of a mutation's answer; None where there is none, or none that the actor may read."""
+        return cls.of(row) if row is not None and actor.may_read_entry_of(row.recorded_by) else None
 
     @strawberry.field(description="The meter whose ledger it is in.", metadata=together(_meters_of))
     async def billing_meter(self, info: Info) -> _MeterType:

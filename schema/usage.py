@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import strawberry
 from strawberry.scalars import JSON
 
+from resolvers.actor import Actor
 from resolvers.bounds import Bounds
 from resolvers.context import Context
 from resolvers.errors import Refusal
@@ -231,20 +232,25 @@ class RecordUsageSuccess:
         description="The credits that the policy `PARTIAL` did not accept; 0 under the others."
     )
     over_limit: bool = strawberry.field(description="Whether more is used than the meter's limit, after this event.")
-    entry: LedgerEntry | None = strawberry.field(description="The ledger entry; null: the amount was 0.")
+    entry: LedgerEntry | None = strawberry.field(
+        description=(
+            "The ledger entry; null: the amount was 0, or another key recorded the event and this one lacks "
+            "`billing:read`."
+        )
+    )
     replayed: bool = strawberry.field(
         description="Whether the event had been recorded before, so that this is its first result and nothing changed."
     )
 
     @classmethod
-    def of(cls, outcome: UsageOutcome) -> "RecordUsageSuccess":
-        """Return the outcome as clients see it."""
+    def of(cls, outcome: UsageOutcome, actor: Actor) -> "RecordUsageSuccess":
+        """Return the outcome as the actor sees it."""
         return cls(
             billing_meter=_billing_meter().of(outcome.billing_meter),
             accepted=BigInt(outcome.accepted),
             refused=BigInt(outcome.refused),
             over_limit=outcome.over_limit,
-            entry=LedgerEntry.of(outcome.entry) if outcome.entry is not None else None,
+            entry=LedgerEntry.of_answer(outcome.entry, actor),
             replayed=outcome.replayed,
         )
 
@@ -321,7 +327,7 @@ class UsageMutation:
         self, info: Info, input: Annotated[RecordUsageInput, strawberry.argument(description="The usage event.")]
     ) -> RecordUsageResult | None:
         """Record the event."""
-        return RecordUsageSuccess.of(await record_usage(info.context, **input.values()))
+        return RecordUsageSuccess.of(await record_usage(info.context, **input.values()), info.context.actor)
 
     @strawberry.mutation(
         description=(
@@ -340,8 +346,9 @@ class UsageMutation:
         from schema.refusals import user_error  # noqa: PLC0415  # Its table names the types of this module's unions.
 
         results = await record_usage_batch(info.context, [item.values() for item in input])
+        actor = info.context.actor
         return [
-            user_error(result) if isinstance(result, Refusal) else RecordUsageSuccess.of(result)  # type: ignore[misc]  # The union's own refusals.
+            user_error(result, actor) if isinstance(result, Refusal) else RecordUsageSuccess.of(result, actor)  # type: ignore[misc]  # The union's own refusals.
             for result in results
         ]
 

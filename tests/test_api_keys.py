@@ -492,6 +492,8 @@ class TestScopes:
     ) -> None:
         for name, (mutation, selection) in EDGES.items():
             arguments, scope, success = MUTATIONS[mutation]
+            # Each is made anew: the entry of another key's would not be shown.
+            arguments = arguments.replace('"new"', f'"{name}"')
             caller = await gateway.caller(scope, *besides)
             with subtests.test(edge=name):
                 answer = f"{{ __typename ... on {success} {{ {selection} }} }}"
@@ -600,6 +602,43 @@ class TestUsageWriteAlone:
             )
             assert answer == {"__typename": "RecordUsageSuccess", "accepted": "10", "replayed": True}
 
+    @pytest.mark.parametrize("batch", [False, True], ids=["alone", "in a batch"])
+    async def test_a_conflict_does_not_show_what_was_recorded(self, gateway: Gateway, *, batch: bool) -> None:
+        secret = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "metadata": {"secret": 1}}
+        await gateway.mutate("recordUsage", "", **secret, amount="7")
+        name, type_ = ("recordUsageBatch", "[RecordUsageInput!]!") if batch else ("recordUsage", "RecordUsageInput!")
+        query = f"""mutation ($input: {type_}) {{ {name}(input: $input) {{
+          __typename ... on UserError {{ code message }}
+          ... on IdempotencyConflict {{ entry {{ amount metadata recordedBy totalCreditsAfter usedCreditsAfter }} }}
+        }} }}"""
+        caller = await gateway.caller(Scope.USAGE_WRITE)
+        # Also of what the key itself has recorded: whoever has got hold of it learns nothing by it.
+        own = secret | {"eventId": "own"}
+        await caller.mutate("recordUsage", "", **own, amount="7")
+        before = await gateway.data(STATE)
+        for event in (secret, own):
+            sent = event | {"amount": "8"}
+            conflict = conflict_of(str(event["eventId"]))
+            (answer,) = (await caller.data(query, {"input": [sent] if batch else sent})).values()
+            assert answer == ([conflict] if batch else conflict)
+            (answer,) = (await gateway.data(query, {"input": [sent] if batch else sent})).values()
+            entry = (answer[0] if batch else answer)["entry"]
+            assert (entry["amount"], entry["metadata"]) == ("7", {"secret": 1})
+        assert await gateway.data(STATE) == before
+
+    async def test_a_replay_shows_the_entry_to_the_key_that_recorded_it(self, gateway: Gateway) -> None:
+        values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "7", "policy": "PARTIAL"}
+        selection = """... on RecordUsageSuccess {
+          accepted refused overLimit replayed billingMeter { usedCredits } entry { amount usedCreditsAfter }
+        }"""
+        caller, other = await gateway.caller(Scope.USAGE_WRITE), await gateway.caller(Scope.USAGE_WRITE)
+        reader = await gateway.caller(Scope.USAGE_WRITE, Scope.BILLING_READ)
+        first = await caller.mutate("recordUsage", selection, **values)
+        assert first["entry"] == {"amount": "7", "usedCreditsAfter": "37"}
+        for replayer, entry in ((caller, first["entry"]), (other, None), (reader, first["entry"])):
+            again = await replayer.mutate("recordUsage", selection, **values)
+            assert again == first | {"replayed": True, "entry": entry}
+
     async def test_force_is_forbidden_and_nothing_is_recorded(self, gateway: Gateway) -> None:
         caller = await gateway.caller(Scope.USAGE_WRITE)
         before = await gateway.data(STATE)
@@ -634,6 +673,63 @@ class TestUsageWriteAlone:
         assert answer == {"__typename": "RecordUsageSuccess"}
         answer = await caller.mutate("recordUsage", "", **values | {"eventId": "f"}, occurredAt="2026-02-09T12:00:00Z")
         assert answer == {"__typename": "RecordUsageSuccess"}
+
+
+def conflict_of(key: str) -> dict[str, Any]:
+    """Return what a conflict of this event id or idempotency key is to a key that may not read."""
+    return {
+        "__typename": "IdempotencyConflict",
+        "code": "IDEMPOTENCY_CONFLICT",
+        "message": f"{key!r} was used before with other values.",
+        "entry": None,
+    }
+
+
+@pytest.mark.usefixtures("tenant")
+class TestWritingAlone:
+    """Keys that may write and not read: each answer holds what the request did, and nothing of others."""
+
+    async def test_a_conflict_of_a_refill_or_meter_does_not_show_what_was_recorded(
+        self, gateway: Gateway, subtests: pytest.Subtests
+    ) -> None:
+        caller = await gateway.caller(Scope.BILLING_WRITE)
+        selection = "... on IdempotencyConflict { entry { amount recordedBy totalCreditsAfter } }"
+        new = {"workspaceId": "w", "externalMeterId": "new"}
+        for field, first, second in (
+            ("refillBillingMeter", {"externalMeterId": "m", "refill": "7"}, {"refill": "8"}),
+            ("createBillingMeter", new | {"totalCredits": "7"}, {"totalCredits": "8"}),
+        ):
+            with subtests.test(field=field):
+                values = {"workspaceId": "w", "idempotencyKey": "k"} | first
+                await gateway.mutate(field, "", **values)
+                before = await gateway.data(STATE)
+                assert await caller.mutate(field, selection, **values | second) == conflict_of("k")
+                shown = await gateway.mutate(field, selection, **values | second)
+                assert shown["entry"]["amount"] == "7"
+                assert await gateway.data(STATE) == before
+
+    async def test_a_conflict_of_a_void_does_not_show_what_was_voided(self, gateway: Gateway) -> None:
+        caller = await gateway.caller(Scope.USAGE_CORRECT)
+        selection = "... on IdempotencyConflict { entry { amount reason recordedBy } }"
+        values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "first", "idempotencyKey": "k"}
+        await gateway.mutate("voidUsage", "", **values, amount="7", reason="secret")
+        before = await gateway.data(STATE)
+        assert await caller.mutate("voidUsage", selection, **values, amount="8", reason="r") == conflict_of("k")
+        shown = await gateway.mutate("voidUsage", selection, **values, amount="8", reason="r")
+        assert (shown["entry"]["amount"], shown["entry"]["reason"]) == ("7", "secret")
+        assert await gateway.data(STATE) == before
+
+    async def test_a_replayed_refill_shows_the_entry_to_the_key_that_made_it(self, gateway: Gateway) -> None:
+        values = {"workspaceId": "w", "externalMeterId": "m", "refill": "7", "idempotencyKey": "k"}
+        selection = """... on RefillBillingMeterSuccess {
+          replayed billingMeter { totalCredits } entry { amount totalCreditsAfter }
+        }"""
+        caller, other = await gateway.caller(Scope.BILLING_WRITE), await gateway.caller(Scope.BILLING_WRITE)
+        first = await caller.mutate("refillBillingMeter", selection, **values)
+        assert first["entry"] == {"amount": "7", "totalCreditsAfter": "107"}
+        for replayer, entry in ((caller, first["entry"]), (other, None), (gateway, first["entry"])):
+            again = await replayer.mutate("refillBillingMeter", selection, **values)
+            assert again == first | {"replayed": True, "entry": entry}
 
 
 def named(type_: dict[str, Any]) -> dict[str, Any]:
