@@ -13,11 +13,12 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -31,6 +32,10 @@ from resolvers.actor import Scope
 from resolvers.errors import BillingError
 from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
+
+if TYPE_CHECKING:
+    from gateway.lines import Lines
+    from gateway.rejects import Rejects
 
 app = typer.Typer(
     name="tollgate",
@@ -475,7 +480,8 @@ def keys_revoke(
 @app.command("import", epilog="Example: tollgate import usage.jsonl.gz --org acme --environment live --create-meters")
 def import_(
     file: Annotated[
-        str, typer.Argument(help="JSON Lines of RecordUsageInput, plain or .gz; - for standard input.", metavar="FILE")
+        str,
+        typer.Argument(help="JSON Lines of RecordUsageInput, plain or gzip; - for standard input.", metavar="FILE"),
     ],
     org: Org,
     environment: EnvironmentOption,
@@ -486,37 +492,36 @@ def import_(
     ] = False,
     rejects: Annotated[
         Path | None,
-        typer.Option(help="Where to write what was not accepted; FILE.rejects.jsonl in this folder by default."),
+        typer.Option(
+            help="A new file for what was not accepted; FILE.rejects.jsonl in this folder by default, or with a number."
+        ),
     ] = None,
+    new_org: Annotated[
+        bool, typer.Option("--new-org", help="Record also for an organization that has no key yet.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Record a file of usage events. Run it again to resume: what was recorded is replayed and changes nothing.
 
     Exit code 1 if any line was refused, conflicting or invalid: the rejects file has it, with the reason.
     """
-    from gateway.usage_import import Import, open_lines
+    from gateway.usage_import import Import
 
-    name = "standard-input" if file == "-" else Path(file).name
-    rejects = rejects or Path(f"{name}.rejects.jsonl")
-    if rejects.exists() and Path(file).exists() and rejects.samefile(file):
-        fail(f"--rejects must name another file than {file}.", code=2)
-    try:
-        lines = open_lines(file)
-    except OSError as error:
-        fail(f"{file} cannot be read: {error.strerror}")
-    usage_import = Import(
-        org_id=org,
-        environment=environment,
-        policy=OverLimitPolicy(policy.value),
-        backfill=backfill,
-        create_meters=create_meters,
-        rejects=rejects,
-    )
-    with lines:
-        try:
-            counts = run(lambda services: usage_import.run(services, lines, err))
-        except OSError as error:
-            fail(f"{rejects} cannot be written: {error.strerror}")
+    with _opened_rejects(rejects, file) as opened, _opened_lines(file) as lines:
+        usage_import = Import(
+            org_id=org,
+            environment=environment,
+            policy=OverLimitPolicy(policy.value),
+            backfill=backfill,
+            create_meters=create_meters,
+            rejects=opened,
+        )
+
+        async def record(services: Services) -> Any:
+            await _require_key(services, org, environment, is_new=new_org)
+            return await usage_import.run(services, lines, err)
+
+        counts = run(record)
     if as_json:
         _print_json(counts.as_json())
     else:
@@ -524,13 +529,60 @@ def import_(
         table.add_row(*[f"{count:,}" for count in counts.as_json().values()])
         out.print(table)
     if counts.rejected:
-        err.print(f"Not accepted: {counts.rejected:,}. Which and why is in {escape(str(rejects))}.", highlight=False)
+        err.print(
+            f"Not accepted: {counts.rejected:,}. Which and why is in {escape(str(opened.path))}.", highlight=False
+        )
     if usage_import.met_old_events:
         err.print("Events older than 35 days are accepted with --backfill.", highlight=False)
     if usage_import.failure is not None:
         _tell_error(usage_import.failure)
     if counts.rejected or usage_import.failure is not None:
         raise typer.Exit(1)
+
+
+def _opened_rejects(path: Path | None, file: str) -> "Rejects":
+    from gateway.rejects import new_rejects, rejects_at
+
+    try:
+        if path is None:
+            return new_rejects("standard-input" if file == "-" else Path(file).name)
+        return rejects_at(path, source=file)
+    except FileExistsError:
+        fail(f"--rejects {path} is there already, and nothing is written over: name a file that is not there.", code=2)
+    except OSError as error:
+        fail(f"{path or 'The file of rejects'} cannot be written: {error.strerror}")
+
+
+def _opened_lines(file: str) -> "Lines":
+    from gateway.lines import NotLines, open_lines
+
+    try:
+        return open_lines(file)
+    except NotLines as error:
+        fail(f"{file} {error}")
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}")
+
+
+async def _require_key(services: Services, org: str, environment: Environment, *, is_new: bool) -> None:
+    """End the command if no key can see what it records, which cannot be undone: a name may be misspelt."""
+    from resolvers.api_keys import organizations
+    from resolvers.values import check_org
+
+    check_org("org", org)
+    known = await organizations(services.database, now=services.clock())
+    if (org, environment) in known:
+        return
+    unseen = f"No key can see the {environment} environment of the organization {org!r}"
+    # A database without any key is new itself: there is nothing that the name could be mistaken for.
+    if known and not is_new:
+        near = get_close_matches(org, [name for name, of in known if of is environment], n=1)
+        fail(
+            f"{unseen}{f'; did you mean {near[0]!r}?' if near else '.'} Make a key for it first, or name it with"
+            " --new-org. Nothing was recorded.",
+            code=2,
+        )
+    err.print(f"{escape(unseen)} yet: make one with `tollgate keys create`.", highlight=False)
 
 
 @app.command(epilog="Example: tollgate verify --json")

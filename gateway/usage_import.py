@@ -4,21 +4,19 @@ Lines are recorded in file order, a group at a time, by the same writer and rule
 stops the rest. Nothing of the progress is kept but the events themselves, so an import is resumed by running it again.
 """
 
-import gzip
-import io
-import sys
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from gateway.lines import MAX_LINE_BYTES, READ_ERRORS, Lines
+from gateway.rejects import Rejects
 from gateway.services import Services
 from resolvers.actor import Actor, Scope
 from resolvers.billing_meters import create_billing_meter
@@ -32,58 +30,21 @@ from resolvers.errors import (
     Unavailable,
 )
 from resolvers.usage import DEFAULT_USAGE_NAME, UsageEvent, UsageOutcome, usage_event
-from resolvers.values import ORG_LENGTH, check_text, parse_amount, parse_instant, parse_json
+from resolvers.values import parse_amount, parse_instant, parse_json
 from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
 
 T = TypeVar("T")
 
-#: How many lines are recorded by one transaction.
+#: How many lines are recorded by one transaction, and about how many bytes of them are held at once.
 GROUP = 1_000
+GROUP_BYTES = 8 * 1024 * 1024
 
-#: The longest line that can hold an event, in bytes: 16 KiB of metadata and the names, escaped.
-LONGEST_LINE = 256 * 1024
+#: A byte order mark, which says nothing in UTF-8 and is passed over (RFC 8259, section 8.1).
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 #: What the ledger names as the author of what an import records.
 RECORDED_BY = "tollgate-import"
-
-
-class Lines(AbstractContextManager["Lines"]):
-    """The lines of a file, plain or compressed, and how far into it they are."""
-
-    def __init__(self, raw: IO[bytes], *, compressed: bool, size: int | None) -> None:
-        self._raw = raw
-        self._stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if compressed else raw  # type: ignore[assignment]
-        #: The file's size in bytes, or None for a stream.
-        self.size = size
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Return each line without its end; of one too long, its beginning, one byte longer than allowed."""
-        while line := self._stream.readline(LONGEST_LINE + 1):
-            yield line.rstrip(b"\r\n")
-            while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
-                line = self._stream.readline(LONGEST_LINE + 1)
-
-    @property
-    def position(self) -> int:
-        """How many bytes of the file are read."""
-        return self._raw.tell() if self.size is not None else 0
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stream.close()
-        self._raw.close()
-
-
-def open_lines(file: str) -> Lines:
-    """Open a file, or `-` for standard input. Raises `OSError`."""
-    if file == "-":
-        stream = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
-        return Lines(stream, compressed=stream.peek(2)[:2] == b"\x1f\x8b", size=None)
-    path = Path(file)
-    raw = path.open("rb")
-    return Lines(raw, compressed=file.endswith(".gz"), size=path.stat().st_size)
 
 
 @dataclass(slots=True)
@@ -126,15 +87,16 @@ class _Group:
     lines: list[_Line] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     rejected: list[tuple[int, bytes]] = field(default_factory=list)
+    size: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is to be recorded before another line is read."""
+        return self.counts.read == GROUP or self.size > GROUP_BYTES
 
     def reject(self, number: int, text: bytes, refusal: Refusal) -> None:
-        """Note a line that was not accepted: its number, the reason, and the line itself, so that it can be mended."""
-        rejected = {
-            "line": number,
-            "code": refusal.code,
-            "message": refusal.message,
-            "input": text[:LONGEST_LINE].decode(errors="replace"),
-        }
+        """Note a line that was not accepted: its number, the reason, and the line itself, to be corrected."""
+        rejected = {"line": number, "code": refusal.code, "message": refusal.message} | _as_it_was(text)
         self.rejected.append((number, orjson.dumps(rejected, option=orjson.OPT_APPEND_NEWLINE)))
 
 
@@ -147,20 +109,14 @@ class Import:
     policy: OverLimitPolicy
     backfill: bool
     create_meters: bool
-    rejects: Path
+    rejects: Rejects
     failure: str | None = None
     #: Whether an event was refused for its age, which `backfill` would have let pass.
     met_old_events: bool = False
     counts: Counts = field(default_factory=Counts)
 
     async def run(self, services: Services, lines: Lines, console: Console) -> Counts:
-        """Record all lines and return what became of them.
-
-        Raises `InvalidInput` for the organization's name, and `OSError` when the rejects cannot be written: before
-        anything is recorded.
-        """
-        check_text("org", self.org_id, length=ORG_LENGTH)
-        self._clear_rejects()
+        """Record all lines and return what became of them."""
         actor = Actor(RECORDED_BY, self.org_id, self.environment, frozenset(Scope))
         context = services.context(actor)
         try:
@@ -174,6 +130,8 @@ class Import:
                 error.message if isinstance(error, Unavailable) else f"The database is unavailable: {error.__cause__}."
             )
             self.failure = f"{reason} Run the import again to resume it."
+        except _RejectsLost as error:
+            self.failure = f"{error} Run the import again, with other --rejects, to resume it."
         return self.counts
 
     def _groups(self, actor: Actor, lines: Lines) -> Iterator[_Group]:
@@ -182,15 +140,16 @@ class Import:
         read = 0
         try:
             for number, text in enumerate(lines, start=1):
-                if not text.strip() and len(text) <= LONGEST_LINE:
+                if not text.removeprefix(BYTE_ORDER_MARK).strip() and len(text) <= MAX_LINE_BYTES:
                     continue
                 read += 1
                 group.counts.read += 1
+                group.size += len(text)
                 self._add(group, actor, number, text)
-                if group.counts.read == GROUP:
+                if group.is_full:
                     yield group
                     group = _Group()
-        except (OSError, EOFError, zlib.error) as error:
+        except READ_ERRORS as error:
             self.failure = f"The file cannot be read beyond its first {read:,} lines: {error}"
         if group.counts.read:
             yield group
@@ -219,8 +178,13 @@ class Import:
             self._count(group, line, result)
         self.counts.add(group.counts)
         if group.rejected:
-            with self.rejects.open("ab") as file:
-                file.writelines(text for _, text in sorted(group.rejected))
+            self._write(text for _, text in sorted(group.rejected))
+
+    def _write(self, rejected: Iterable[bytes]) -> None:
+        try:
+            self.rejects.write(rejected)
+        except OSError as error:
+            raise _RejectsLost(f"{self.rejects.path} cannot be written: {error.strerror}.") from None
 
     async def _create_meters(self, context: Context, lines: Sequence[_Line]) -> None:
         for meter in dict.fromkeys(line.event.meter for line in lines):
@@ -251,26 +215,32 @@ class Import:
             counts.refused += 1
         group.reject(line.number, line.text, result)
 
-    def _clear_rejects(self) -> None:
-        """Remove the rejects of an earlier run, and make sure that new ones can be written."""
-        is_device = self.rejects.exists() and not self.rejects.is_file()
-        if not is_device:
-            self.rejects.unlink(missing_ok=True)
-        self.rejects.open("ab").close()
-        if not is_device:
-            self.rejects.unlink()
+
+class _RejectsLost(Exception):
+    """Lines that were not accepted cannot be written down."""
+
+
+def _as_it_was(text: bytes) -> dict[str, str | None]:
+    """Return the line, byte for byte: as text, or in base64 where it is none. One too long is not known to its end."""
+    if len(text) > MAX_LINE_BYTES:
+        return {"input": None}
+    try:
+        return {"input": text.decode()}
+    except UnicodeDecodeError:
+        return {"input": None, "inputBase64": base64.b64encode(text).decode()}
 
 
 def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageEvent:
     """Return the event of one line. Raises `InvalidInput`, whose field is `line` when the line is no object at all."""
-    if len(text) > LONGEST_LINE:
-        raise InvalidInput("line", f"must have at most {LONGEST_LINE} bytes.")
+    if len(text) > MAX_LINE_BYTES:
+        raise InvalidInput("line", f"must have at most {MAX_LINE_BYTES} bytes; it is longer, and is not repeated here.")
     try:
-        fields = parse_json(text)
+        fields = parse_json(text.removeprefix(BYTE_ORDER_MARK))
     except ValueError as error:
-        raise InvalidInput("line", f"must be JSON in UTF-8: {error}") from None
+        raise InvalidInput("line", f"must be JSON in UTF-8: {_not_utf_8(text) or error}") from None
     if not isinstance(fields, dict):
         raise InvalidInput("line", "must be a JSON object.")
+    _require_names_once(text, fields)
     for name in fields:
         if name not in _FIELDS:
             raise InvalidInput(name, "is not a field of RecordUsageInput.")
@@ -285,6 +255,40 @@ def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageE
         policy=_read(fields, "policy", _policy) if fields.get("policy") is not None else default_policy,
         metadata=fields.get("metadata"),
     )
+
+
+def _not_utf_8(text: bytes) -> str | None:
+    """Return where the line stops being UTF-8, if it does."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start + 1} of it, 0x{text[error.start]:02X}, is not."
+    return None
+
+
+def _require_names_once(text: bytes, fields: dict[str, Any]) -> None:
+    """Refuse a line that names something twice in one object: which of the two is meant is not known."""
+    # A name that was dropped leaves its quotes; quotes within a string have a backslash.
+    if b"\\" in text or text.count(b'"') != 2 * _strings_in(fields):
+        json.loads(text.removeprefix(BYTE_ORDER_MARK), object_pairs_hook=_unique)
+
+
+def _strings_in(value: object) -> int:
+    """Return how many strings there are in a JSON value, names among them."""
+    if isinstance(value, str):
+        return 1
+    if isinstance(value, dict):
+        return len(value) + sum(map(_strings_in, value.values()))
+    return sum(map(_strings_in, value)) if isinstance(value, list) else 0
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidInput("line", f"must not name {twice!r} twice in one object.")
+    return fields
 
 
 def _text(fields: dict[str, Any], name: str, default: str | None = None) -> str:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from resolvers.actor import Actor, Scope
 from resolvers.errors import InvalidInput, Unauthenticated
-from resolvers.values import NAME_LENGTH, ORG_LENGTH, check_text
+from resolvers.values import NAME_LENGTH, check_org, check_text
 from storage import api_keys, ids
 from storage.api_keys import ApiKeyRow
 from storage.database import Database
@@ -41,7 +41,7 @@ async def create_api_key(
 
     Raises `InvalidInput`.
     """
-    check_text("org", org_id, length=ORG_LENGTH)
+    check_org("org", org_id)
     for workspace_id in workspace_ids or ():
         check_text("workspace", workspace_id, length=NAME_LENGTH)
     if name is not None:
@@ -70,6 +70,17 @@ async def revoke_api_key(database: Database, key_id: str, *, now: datetime) -> A
     await database.write(lambda writer: api_keys.revoke(writer, key_id, revoked_at=now))
     async with database.read() as reader:
         return await api_keys.by_id(reader, key_id)
+
+
+async def organizations(database: Database, *, now: datetime) -> set[tuple[str, Environment]]:
+    """Return the organizations that have a key which works now, each with the environment that it is for."""
+    async with database.read() as reader:
+        keys = await api_keys.all_keys(reader)
+    return {
+        (key.org_id, Environment(key.environment))
+        for key in keys
+        if key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+    }
 
 
 def new_session_token(environment: Environment) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any
+from unicodedata import is_normalized
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -114,6 +115,21 @@ def check_text(field: str, value: str, *, length: int) -> None:
     # Most names are ASCII, and a look at the whole of such a text is quicker than a pattern.
     if (not value.isascii() or "\x00" in value) and _REFUSED_CHARACTERS.search(value):
         raise InvalidInput(field, "must not contain NUL or lone surrogates.")
+
+
+def check_org(field: str, value: str) -> None:
+    """Hold an organization's name against its rule, which lets no two names look the same for what cannot be seen.
+
+    Raises `InvalidInput`.
+    """
+    check_text(field, value, length=ORG_LENGTH)
+    if value != value.strip():
+        raise InvalidInput(field, "must not have white space around it.")
+    # Printable is what has a shape of its own, and the ordinary space.
+    if not value.isprintable():
+        raise InvalidInput(field, "must not contain control characters, or others that cannot be seen.")
+    if not is_normalized("NFC", value):
+        raise InvalidInput(field, "must be normalized (Unicode NFC): it looks like another name.")
 
 
 def check_email(field: str, value: str) -> None:

@@ -1,11 +1,16 @@
 """Importing usage from JSON Lines: what it records, what it refuses, and how it is resumed."""
 
 import asyncio
+import base64
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
+import re
 import sys
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,11 +20,16 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
-from gateway.usage_import import LONGEST_LINE, Import, open_lines
+from gateway.lines import MAX_LINE_BYTES, NotLines, open_lines
+from gateway.rejects import rejects_at
+from gateway.usage_import import Import
 from resolvers.actor import Scope
+from resolvers.api_keys import create_api_key, revoke_api_key
+from resolvers.errors import InvalidInput
+from resolvers.values import check_org
 from storage import billing_meters
 from storage.tables import Environment, OverLimitPolicy
-from tests.conftest import Gateway
+from tests.conftest import NOW, Gateway
 from tests.test_usage import books_of, make_meter, settle, unchanged
 
 #: The command, as it is installed beside the interpreter.
@@ -57,18 +67,20 @@ async def import_(
     rejects: Path | None = None,
 ) -> Imported:
     """Import a file into the gateway's database, for its organization unless another one is named."""
-    rejects = rejects or file.with_name(f"{file.name}.rejects.jsonl")
-    usage_import = Import(
-        org_id=org_id or gateway.org_id,
-        environment=environment,
-        policy=policy,
-        backfill=backfill,
-        create_meters=create_meters,
-        rejects=rejects,
-    )
-    with open_lines(str(file)) as lines:
+    path = rejects or file.with_name(f"{file.name}.rejects.jsonl")
+    # Those of the run before were the test's own.
+    path.unlink(missing_ok=True)
+    with rejects_at(path, source=str(file)) as opened, open_lines(str(file)) as lines:
+        usage_import = Import(
+            org_id=org_id or gateway.org_id,
+            environment=environment,
+            policy=policy,
+            backfill=backfill,
+            create_meters=create_meters,
+            rejects=opened,
+        )
         counts = await usage_import.run(gateway.services, lines, Console(file=io.StringIO()))
-    written = rejects.read_text("utf-8").splitlines() if rejects.exists() else []
+    written = path.read_bytes().splitlines() if path.exists() else []
     assert sum(counts.as_json().values()) == 2 * counts.read
     assert counts.rejected == len(written)
     return Imported(counts.as_json(), [json.loads(line) for line in written], usage_import.failure)
@@ -117,6 +129,11 @@ async def tollgate_import(
     stdout, stderr = await process.communicate(stdin)
     assert process.returncode is not None
     return Ran(process.returncode, stdout.decode(), stderr.decode())
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of all that is in the folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def rejects_files(folder: Path) -> list[str]:
@@ -302,6 +319,7 @@ IS_TIME = (
 )
 IS_POLICY = "policy is refused: It must be one of REJECT, PARTIAL, FORCE."
 IS_JSON = "line must be JSON in UTF-8: "
+TOO_LONG = "line must have at most 262144 bytes; it is longer, and is not repeated here."
 
 #: Lines with the code and the beginning of the reason that they are rejected for.
 REJECTED: list[tuple[bytes, str, str]] = [
@@ -382,9 +400,9 @@ REJECTED: list[tuple[bytes, str, str]] = [
     (line(metadata={"a": "\0"}), INVALID, "metadata must not contain NUL or lone surrogates."),
     (line(metadata={"a": "x" * 16_384}), INVALID, "metadata must take at most 16384 bytes as compact JSON;"),
     # Lines that are too long, up to where they are read.
-    (line().ljust(LONGEST_LINE + 1), INVALID, "line must have at most 262144 bytes."),
-    (b"x" * (3 * LONGEST_LINE), INVALID, "line must have at most 262144 bytes."),
-    (b"x" * (2 * LONGEST_LINE + 2), INVALID, "line must have at most 262144 bytes."),
+    (line().ljust(MAX_LINE_BYTES + 1), INVALID, TOO_LONG),
+    (b"x" * (3 * MAX_LINE_BYTES), INVALID, TOO_LONG),
+    (b"x" * (2 * MAX_LINE_BYTES + 2), INVALID, TOO_LONG),
     # Events that are not accepted.
     (line("first", "2"), "IDEMPOTENCY_CONFLICT", "'first' was used before with other values."),
     (line("first", usageName="a"), "IDEMPOTENCY_CONFLICT", "'first' was used before with other values."),
@@ -396,14 +414,23 @@ REJECTED: list[tuple[bytes, str, str]] = [
 BLANK = [b"", b" ", b"\t \r", b"  " * 100]
 
 
+def kept(text: bytes) -> dict[str, Any]:
+    """Return what the rejects hold of a line."""
+    if len(text) > MAX_LINE_BYTES:
+        return {"input": None}
+    try:
+        return {"input": text.decode()}
+    except UnicodeDecodeError:
+        return {"input": None, "inputBase64": base64.b64encode(text).decode()}
+
+
 async def test_a_bad_line_never_stops_the_rest(gateway: Gateway, tmp_path: Path) -> None:
     await make_meter(gateway, totalCredits="1000")
     lines: list[bytes] = [line("first")]
     expected: list[dict[str, Any]] = []
     for number, (text, code, message) in enumerate(REJECTED):
         lines += [BLANK[number % 4], text]
-        shown = text[:LONGEST_LINE].decode(errors="replace")
-        expected.append({"line": len(lines), "code": code, "message": message, "input": shown})
+        expected.append({"line": len(lines), "code": code, "message": message} | kept(text))
         # Between them all, events are recorded as ever; some lines end as on Windows.
         lines.append(line(f"good {number}", "2", usageName="good") + b"\r" * (number % 2))
     lines.append(line("check", 0))
@@ -457,7 +484,7 @@ async def test_rejects_are_told_in_the_order_of_the_file(gateway: Gateway, tmp_p
 async def test_the_longest_line_is_read(gateway: Gateway, tmp_path: Path, end: bytes) -> None:
     await make_meter(gateway, totalCredits="10")
     file = tmp_path / "usage.jsonl"
-    file.write_bytes(line("first") + b"\n" + line("long").ljust(LONGEST_LINE) + end)
+    file.write_bytes(line("first") + b"\n" + line("long").ljust(MAX_LINE_BYTES) + end)
     counts, rejects, _ = await import_(gateway, file)
     assert counts == NOTHING | {"read": 2, "accepted": 2}
     assert rejects == []
@@ -466,10 +493,10 @@ async def test_the_longest_line_is_read(gateway: Gateway, tmp_path: Path, end: b
 
 async def test_a_line_that_is_too_long_is_rejected_also_when_it_begins_blank(gateway: Gateway, tmp_path: Path) -> None:
     await make_meter(gateway, totalCredits="10")
-    lines = [line("first"), b" " * (LONGEST_LINE + 1) + line("long"), line("last")]
+    lines = [line("first"), b" " * (MAX_LINE_BYTES + 1) + line("long"), line("last")]
     counts, rejects, _ = await import_(gateway, file_of(tmp_path, lines))
     assert counts == NOTHING | {"read": 3, "accepted": 2, "invalid": 1}
-    assert [(each["line"], each["message"]) for each in rejects] == [(2, "line must have at most 262144 bytes.")]
+    assert [(each["line"], each["message"]) for each in rejects] == [(2, TOO_LONG)]
     assert [entry.key for entry in (await books_of(gateway)).entries] == [None, "first", "last"]
 
 
@@ -617,22 +644,88 @@ async def test_a_compressed_file_that_is_cut_off_is_imported_up_to_there(
     assert (rejects, failure) == ([], None)
 
 
-async def test_a_file_that_is_damaged_or_not_compressed_is_told(gateway: Gateway, tmp_path: Path) -> None:
+async def test_a_compressed_file_that_is_damaged_is_imported_up_to_there(gateway: Gateway, tmp_path: Path) -> None:
     await make_meter(gateway, totalCredits="10")
     whole = gzip.compress(line("e") + b"\n")
-    plain = tmp_path / "plain.jsonl.gz"
-    plain.write_bytes(line("e"))
-    async with unchanged(gateway):
-        counts, rejects, failure = await import_(gateway, plain)
-    assert (counts, rejects) == (NOTHING, [])
-    assert failure == "The file cannot be read beyond its first 0 lines: Not a gzipped file (b'{\"')"
-    damaged = tmp_path / "damaged.jsonl.gz"
-    # The last 8 bytes are the sum of the contents and their length.
-    damaged.write_bytes(whole[:-8] + b"\0" * 8)
-    counts, rejects, failure = await import_(gateway, damaged)
-    assert failure is not None
-    assert failure.startswith("The file cannot be read beyond its first ")
-    assert counts["read"] == counts["accepted"] + counts["invalid"]
+    # The last 8 bytes are the sum of the contents and their length; then follows what is no gzip, or no header of it.
+    damaged = [whole[:-8] + b"\0" * 8, whole + b"garbage", whole + b"\x1f\x8b", b"\x1f\x8b", b"\x1f\x8b\x09\x09\x09"]
+    for number, text in enumerate(damaged):
+        file = tmp_path / f"damaged-{number}.jsonl"
+        file.write_bytes(text)
+        counts, rejects, failure = await import_(gateway, file)
+        assert failure is not None
+        assert failure.startswith(f"The file cannot be read beyond its first {counts['read']:,} lines: ")
+        assert counts["read"] == counts["accepted"] + counts["replayed"]
+        assert rejects == []
+
+
+async def test_what_is_compressed_is_recognized_by_its_first_bytes(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="100")
+    text = line("a") + b"\r\n" + line("b")
+    for name, contents in {
+        "compressed.jsonl": gzip.compress(text),
+        "two members": gzip.compress(text[:50]) + gzip.compress(text[50:]),
+        "padded.gz": gzip.compress(text) + b"\0" * 1_000,
+        "plain.jsonl.gz": text,
+        "marked.jsonl": b"\xef\xbb\xbf" + text,
+        "marked and compressed": gzip.compress(b"\xef\xbb\xbf" + text),
+        # As `cat` makes of marked files.
+        "marked twice": b"\xef\xbb\xbf" + text.replace(b"\n", b"\n\xef\xbb\xbf"),
+    }.items():
+        file = tmp_path / name
+        file.write_bytes(contents)
+        counts, rejects, failure = await import_(gateway, file)
+        assert (counts["read"], counts["accepted"] + counts["replayed"]) == (2, 2), name
+        assert (rejects, failure) == ([], None)
+    for name, contents in {"one byte": b"\x1f", "mark": b"\xef\xbb\xbf", "nothing.gz": b""}.items():
+        (tmp_path / name).write_bytes(contents)
+    assert (await import_(gateway, tmp_path / "mark")).counts == NOTHING
+    assert (await import_(gateway, tmp_path / "nothing.gz")).counts == NOTHING
+    assert (await import_(gateway, tmp_path / "one byte")).counts == NOTHING | {"read": 1, "invalid": 1}
+    assert [entry.key for entry in (await books_of(gateway)).entries[1:]] == ["a", "b"]
+
+
+TEXT = line().decode()
+
+
+@pytest.mark.parametrize(
+    ("contents", "what"),
+    [
+        (TEXT.encode("utf-16"), "is text in UTF-16"),
+        (TEXT.encode("utf-16-le"), "is text in UTF-16"),
+        (TEXT.encode("utf-16-be"), "is text in UTF-16"),
+        (b"\xfe\xff" + TEXT.encode("utf-16-be"), "is text in UTF-16"),
+        (TEXT.encode("utf-32"), "is text in UTF-32"),
+        (gzip.compress(TEXT.encode("utf-16")), "is text in UTF-16"),
+        (gzip.compress(gzip.compress(TEXT.encode())), "is compressed by gzip twice"),
+        (bz2.compress(TEXT.encode()), "is compressed by bzip2"),
+        (lzma.compress(TEXT.encode()), "is compressed by xz"),
+        (b"\x28\xb5\x2f\xfd\x04\x58", "is compressed by zstd"),
+        (b"PK\x03\x04\x14\x00", "is a zip archive"),
+    ],
+)
+def test_another_format_is_refused_by_its_name(tmp_path: Path, contents: bytes, what: str) -> None:
+    file = tmp_path / "usage.jsonl"
+    file.write_bytes(contents)
+    with pytest.raises(NotLines, match=f"^{what}, and lines of JSON in UTF-8 are wanted: "):
+        open_lines(str(file))
+
+
+def test_the_first_bytes_may_come_one_at_a_time(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    text = gzip.compress(b"\xef\xbb\xbf{}\n" + b"[]")
+
+    def feed() -> None:
+        with fifo.open("wb", buffering=0) as stream:
+            for byte in text:
+                stream.write(bytes([byte]))
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    with open_lines(str(fifo)) as lines:
+        assert (list(lines), lines.size, lines.position) == ([b"\xef\xbb\xbf{}", b"[]"], None, len(text))
+    feeding.join()
 
 
 # The command.
@@ -678,7 +771,9 @@ async def test_the_command_reads_standard_input_plain_and_compressed(on_sqlite: 
     inputs = {"plain": text, "compressed": gzip.compress(text)}
     rans = await asyncio.gather(
         *[
-            tollgate_import(gateway, tmp_path, "-", "--create-meters", "--json", stdin=stdin, org_id=org_id)
+            tollgate_import(
+                gateway, tmp_path, "-", "--create-meters", "--new-org", "--json", stdin=stdin, org_id=org_id
+            )
             for org_id, stdin in inputs.items()
         ]
     )
@@ -757,9 +852,300 @@ async def test_rejects_that_cannot_be_written_are_told_before_anything_is_record
     assert "Traceback" not in ran.stderr
 
 
-async def test_a_file_is_not_lost_by_naming_it_as_its_own_rejects(on_sqlite: Gateway, tmp_path: Path) -> None:
+async def test_rejects_are_written_over_nothing(on_sqlite: Gateway, tmp_path: Path) -> None:
     gateway = on_sqlite
     await make_meter(gateway, totalCredits="10")
+    file = file_of(tmp_path, [line("good"), b"bad"])
+    notes = tmp_path / "notes.txt"
+    notes.write_text("precious")
+    empty = tmp_path / "empty"
+    empty.touch()
+    link, lost = tmp_path / "link", tmp_path / "lost"
+    link.symlink_to(notes)
+    lost.symlink_to("nowhere")
+    (tmp_path / "same").hardlink_to(file)
+    before = names_in(tmp_path)
+    async with unchanged(gateway):
+        for name in ("notes.txt", "empty", "link", "lost", "same", "usage.jsonl", "."):
+            ran = await tollgate_import(gateway, tmp_path, file, "--json", "--rejects", name)
+            assert (ran.status, ran.stdout) == (2, "")
+            message = f"--rejects {name} is there already, and nothing is written over: name a file that is not there."
+            assert ran.stderr == f"Error: {message}\n"
+    assert names_in(tmp_path) == before
+    assert (notes.read_text(), file.read_bytes()) == ("precious", line("good") + b"\nbad\n")
+
+
+async def test_each_import_in_a_folder_has_rejects_of_its_own(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    await make_meter(gateway, totalCredits="10")
+    files = []
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        files.append(file_of(folder, [f"bad {number}".encode()]))
+    rans = [await tollgate_import(gateway, tmp_path, files[0])]
+    rans += await asyncio.gather(*[tollgate_import(gateway, tmp_path, file) for file in files[1:]])
+    named = [ran.stderr.removeprefix("Not accepted: 1. Which and why is in ").removesuffix(".\n") for ran in rans]
+    assert sorted(named) == [
+        "usage.jsonl.2.rejects.jsonl",
+        "usage.jsonl.3.rejects.jsonl",
+        "usage.jsonl.rejects.jsonl",
+    ]
+    assert named[0] == "usage.jsonl.rejects.jsonl"
+    for number, name in enumerate(named):
+        assert json.loads((tmp_path / name).read_bytes())["input"] == f"bad {number}"
+    # One that rejects nothing leaves nothing, and what there was.
+    good = file_of(tmp_path / "0", [line("good")])
+    assert (await tollgate_import(gateway, tmp_path, good)).status == 0
+    assert rejects_files(tmp_path) == sorted(named)
+
+
+async def test_rejects_may_go_where_output_goes(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    await make_meter(gateway, totalCredits="10")
+    file = file_of(tmp_path, [line("good"), b"bad"])
+    nowhere = await tollgate_import(gateway, tmp_path, file, "--json", "--rejects", os.devnull)
+    assert (nowhere.status, nowhere.counts()["invalid"]) == (1, 1)
+    to_output = await tollgate_import(gateway, tmp_path, file, "--json", "--rejects", "/dev/stdout")
+    rejected, counts = map(json.loads, to_output.stdout.splitlines())
+    assert (rejected["input"], counts["invalid"], to_output.status) == ("bad", 1, 1)
+    # Also where output is a file, whose beginning is not lost.
+    script = f'{{ echo begin; "$0" "$@" --json --rejects /dev/stdout; }} > {tmp_path}/output'
+    options = (TOLLGATE, "import", file, "--org", gateway.org_id, "--environment", "sandbox")
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", script, *options), env=environment_of(gateway), stderr=asyncio.subprocess.DEVNULL
+    )
+    assert await process.wait() == 1
+    begin, first, second = (tmp_path / "output").read_text().splitlines()
+    assert (begin, json.loads(first)["input"], json.loads(second)["invalid"]) == ("begin", "bad", 1)
+
+
+async def test_a_pipe_or_a_device_is_read_as_standard_input_is(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    await make_meter(gateway, totalCredits="100")
+    file = file_of(tmp_path, [*numbered(3), b"bad"])
+    for number, source in enumerate((file.read_bytes(), gzip.compress(file.read_bytes()))):
+        ran = await tollgate_import(gateway, tmp_path, "/dev/stdin", "--json", stdin=source)
+        assert (ran.status, ran.counts()["invalid"]) == (1, 1), ran.stderr
+        assert ran.counts()["replayed" if number else "accepted"] == 3
+    script = f'"$0" import <(cat {file}) "$@"'
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/bash", "-c", script, TOLLGATE, "--org", gateway.org_id, "--environment", "sandbox", "--json"),
+        env=environment_of(gateway),
+        cwd=tmp_path,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    assert Ran(1, stdout.decode(), "").counts() == NOTHING | {"read": 4, "replayed": 3, "invalid": 1}, stderr
+    nothing, folder = await asyncio.gather(
+        tollgate_import(gateway, tmp_path, os.devnull, "--json"), tollgate_import(gateway, tmp_path, ".", "--json")
+    )
+    assert (nothing.status, nothing.counts()) == (0, NOTHING)
+    assert folder == (1, "", "Error: . cannot be read: Is a directory\n")
+
+
+async def test_a_pipe_is_not_its_own_rejects(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(FileExistsError):
+        rejects_at(fifo, source=str(fifo))
+
+
+async def test_rejects_that_cannot_be_written_any_more_end_the_import(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    await make_meter(gateway, totalCredits="10")
+    file = file_of(tmp_path, [line("good"), b"bad"])
+    ran = await tollgate_import(gateway, tmp_path, file, "--json", "--rejects", "/dev/full")
+    # What is recorded is counted, and none of it is lost by running it again.
+    assert (ran.status, ran.counts()) == (1, NOTHING | {"read": 2, "accepted": 1, "invalid": 1})
+    assert (
+        "Error: /dev/full cannot be written: No space left on device. "
+        "Run the import again, with other --rejects, to resume it.\n"
+    ) in ran.stderr
+
+
+async def test_an_organization_that_no_key_can_see_is_filled_only_when_it_is_said_to_be_new(
+    on_sqlite: Gateway, tmp_path: Path
+) -> None:
+    gateway = on_sqlite
+    await gateway.caller(org_id="acme")
+    gone, _ = await create_api_key(gateway.database, org_id="gone", environment=Environment.SANDBOX, now=NOW)
+    await revoke_api_key(gateway.database, gone.id, now=NOW)
     file = file_of(tmp_path, [line("good")])
-    await tollgate_import(gateway, tmp_path, file, "--rejects", str(file))
-    assert file.read_bytes() == line("good") + b"\n"
+    for org_id, meant in (("acmee", "; did you mean 'acme'?"), ("something else", "."), ("gone", ".")):
+        ran = await tollgate_import(gateway, tmp_path, file, "--create-meters", "--json", org_id=org_id)
+        assert (ran.status, ran.stdout) == (2, "")
+        assert ran.stderr == (
+            f"Error: No key can see the sandbox environment of the organization {org_id!r}{meant} Make a key for it"
+            " first, or name it with --new-org. Nothing was recorded.\n"
+        )
+    ran = await tollgate_import(gateway, tmp_path, file, "--create-meters", "--new-org", "--json", org_id="acmee")
+    assert (ran.status, ran.counts()) == (0, NOTHING | {"read": 1, "accepted": 1})
+    assert ran.stderr == (
+        "No key can see the sandbox environment of the organization 'acmee' yet: "
+        "make one with `tollgate keys create`.\n"
+    )
+    # A key of the other environment sees nothing of it.
+    await gateway.caller(org_id="other", environment=Environment.LIVE)
+    ran = await tollgate_import(gateway, tmp_path, file, "--create-meters", "--json", org_id="other")
+    assert (ran.status, ran.stdout) == (2, "")
+    assert rejects_files(tmp_path) == []
+
+
+async def test_a_database_without_keys_is_filled_and_the_missing_key_is_reported(tmp_path: Path) -> None:
+    file = file_of(tmp_path, [line("good")])
+    options = ("--org", "acme", "--environment", "live", "--create-meters", "--json")
+    process = await asyncio.create_subprocess_exec(
+        *(TOLLGATE, "import", file, *options),
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    assert json.loads(stdout) == NOTHING | {"read": 1, "accepted": 1}
+    assert stderr.decode() == (
+        "No key can see the live environment of the organization 'acme' yet: make one with `tollgate keys create`.\n"
+    )
+
+
+AROUND = "org must not have white space around it."
+UNSEEN = "org must not contain control characters, or others that cannot be seen."
+
+
+@pytest.mark.parametrize(
+    ("org_id", "rule"),
+    [
+        (" acme", AROUND),
+        ("acme ", AROUND),
+        ("acme\n", AROUND),
+        ("\u00a0acme", AROUND),
+        (" ", AROUND),
+        ("\u3000", AROUND),
+        ("ac\tme", UNSEEN),
+        ("ac\u200bme", UNSEEN),
+        ("\ufeffacme", UNSEEN),
+        ("ac\u202eme", UNSEEN),
+        ("ac\u00a0me", UNSEEN),
+        ("ac\u00adme", UNSEEN),
+        ("acme\x1b[0m", UNSEEN),
+        ("cafe\u0301", "org must be normalized (Unicode NFC): it looks like another name."),
+        ("", "org must have 1 to 64 characters; it has 0."),
+    ],
+)
+async def test_no_two_names_of_organizations_look_the_same(org_id: str, rule: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{re.escape(rule)}$"):
+        check_org("org", org_id)
+
+
+async def test_an_organization_is_named_by_the_same_rule_everywhere(on_sqlite: Gateway, tmp_path: Path) -> None:
+    gateway = on_sqlite
+    file = file_of(tmp_path, [line("good")])
+    imported = await tollgate_import(gateway, tmp_path, file, "--new-org", "--create-meters", org_id="acme ")
+    assert imported == (1, "", f"Error: {AROUND}\n")
+    with pytest.raises(InvalidInput, match=f"^{AROUND}$"):
+        await gateway.caller(org_id="acme ")
+    assert (await gateway.caller(org_id="Café & Söhne")).key
+
+
+# What is rejected is kept as it was.
+
+
+def again_from(rejects: Sequence[dict[str, Any]]) -> list[bytes]:
+    """Return what the guide's `jq` makes of the rejects: their lines, and of one that is not there, a note."""
+    return [(each["input"] or f"line {each['line']} is not here: correct it in the file").encode() for each in rejects]
+
+
+async def test_a_line_that_is_not_utf_8_is_kept_byte_for_byte_and_becomes_no_other_event(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    await make_meter(gateway, totalCredits="10")
+    latin_1 = [line(name).decode("unicode-escape").encode("latin-1") for name in ("café", "cafè")]
+    file = file_of(tmp_path, [latin_1[0], line("good"), latin_1[1]])
+    counts, rejects, _ = await import_(gateway, file)
+    assert counts == NOTHING | {"read": 3, "accepted": 1, "invalid": 2}
+    assert [each["input"] for each in rejects] == [None, None]
+    assert [base64.b64decode(each["inputBase64"]) for each in rejects] == latin_1
+    place = latin_1[0].index(0xE9)
+    assert rejects[0]["message"] == f"line must be JSON in UTF-8: byte {place + 1} of it, 0xE9, is not."
+    # Whoever takes the text of each, by whatever means, never gets another event.
+    async with unchanged(gateway):
+        again = await import_(gateway, file_of(tmp_path, again_from(rejects), "again.jsonl"))
+        nulls = await import_(gateway, file_of(tmp_path, [b"null", b"null"], "nulls.jsonl"))
+    # And what is not recorded is not passed over.
+    assert again.counts == NOTHING | {"read": 2, "invalid": 2}
+    assert nulls.counts == NOTHING | {"read": 2, "invalid": 2}
+    # Brought to UTF-8, the whole file adds what was missing.
+    utf_8 = tmp_path / "utf-8.jsonl"
+    utf_8.write_bytes(file.read_bytes().decode("latin-1").encode())
+    counts, rejects, _ = await import_(gateway, utf_8)
+    assert counts == NOTHING | {"read": 3, "accepted": 2, "replayed": 1}
+    assert [entry.key for entry in (await books_of(gateway)).entries[1:]] == ["good", "café", "cafè"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        "\ufeff\ufeff{}",
+        '{"eventId": "\\ud800"}',
+        "nul \0 and unit separator \x1f and delete \x7f",
+        "\0" * 1_000,
+        "line\u2028separator\u2029and\x85next line",
+        "carriage return\rin the middle",
+        "  blanks around \t",
+        "\U0010ffff\ufffe",
+        '"quotes" and \\ backslashes \\u0041',
+    ],
+)
+async def test_a_rejected_line_of_text_is_kept_as_it_was(gateway: Gateway, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "usage.jsonl"
+    for end in (b"\n", b"\r\n", b""):
+        file.write_bytes(text.encode() + end)
+        # Without an end of its own, what ends the line is what ended it before.
+        (reject,) = (await import_(gateway, file)).rejects
+        assert (reject["line"], reject["input"], reject.get("inputBase64")) == (1, text, None)
+
+
+async def test_a_line_that_is_too_long_is_not_kept_and_its_beginning_becomes_no_event(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    await make_meter(gateway, totalCredits="10")
+    lines = [line("cut").ljust(MAX_LINE_BYTES) + b"and more that is no JSON", line("last")]
+    counts, rejects, _ = await import_(gateway, file_of(tmp_path, lines))
+    assert counts == NOTHING | {"read": 2, "accepted": 1, "invalid": 1}
+    assert rejects == [{"line": 1, "code": INVALID, "message": TOO_LONG, "input": None}]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (line()[:-1] + b', "eventId": "f"}', "eventId"),
+        (line()[:-1] + b', "event\\u0049d": "f"}', "eventId"),
+        (line("a\\b")[:-1] + b',"amount":"2"}', "amount"),
+        (line(metadata={"a": 1}).replace(b'"a": 1', b'"a": 1, "a": 2'), "a"),
+        (line(metadata={"a": [{"b": 1}]}).replace(b'"b": 1', b'"b": 1, "b": 1'), "b"),
+    ],
+)
+async def test_a_line_that_names_a_field_twice_is_rejected(
+    gateway: Gateway, tmp_path: Path, text: bytes, name: str
+) -> None:
+    await make_meter(gateway, totalCredits="10")
+    async with unchanged(gateway):
+        counts, rejects, _ = await import_(gateway, file_of(tmp_path, [text]))
+    assert counts == NOTHING | {"read": 1, "invalid": 1}
+    assert [(each["message"], each["input"]) for each in rejects] == [
+        (f"line must not name {name!r} twice in one object.", text.decode())
+    ]
+
+
+async def test_what_looks_like_a_name_in_a_value_is_no_name(gateway: Gateway, tmp_path: Path) -> None:
+    await make_meter(gateway, totalCredits="10")
+    lines = [
+        line('"eventId": "e", "eventId": "f"', metadata={"a": 'a\\"', "b": {"a": ["a", "a"]}}),
+        line("e", metadata={"eventId": "e", "amount": {"amount": 1}}),
+        line("é \\ f", usageName="{}:,"),
+    ]
+    counts, rejects, _ = await import_(gateway, file_of(tmp_path, lines))
+    assert (counts, rejects) == (NOTHING | {"read": 3, "accepted": 3}, [])
