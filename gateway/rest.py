@@ -23,7 +23,7 @@ from resolvers.customers import create_customer
 from resolvers.errors import AlreadyExists, BillingError, Forbidden, InvalidInput, Unauthenticated, Unavailable
 from resolvers.loaders import UsageOfMeter
 from resolvers.usage import usage_days
-from resolvers.values import MAX_AMOUNT, day_of, parse_amount, parse_day
+from resolvers.values import MAX_AMOUNT, MAX_EXACT, day_of, parse_amount, parse_day
 from schema.scalars import write_instant
 from storage.billing_meters import BillingMeterRow
 from storage.customers import CustomerRow
@@ -31,9 +31,6 @@ from storage.database import Outcome
 
 if TYPE_CHECKING:
     from gateway.services import Services
-
-#: Below it each whole number has a double of its own, so that one written as 1.0 is certainly what was meant.
-_LEAST_ROUNDED = 2**53
 
 #: What the rules name as the GraphQL API spells it, and these operations otherwise.
 _SPELLED = {"externalId": "external_id", "idempotencyKey": "Idempotency-Key"}
@@ -252,12 +249,14 @@ def _amount(value: object) -> int:
 
 
 def _refill_amount(value: object) -> int:
-    if isinstance(value, float) and value.is_integer() and abs(value) < _LEAST_ROUNDED:
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
-    try:
-        return parse_amount(value if isinstance(value, int) else None)
-    except ValueError:
-        raise ValueError(f"A refill is a JSON integer, from 1 to {MAX_AMOUNT}.") from None
+    if type(value) is not int or not 0 <= value <= MAX_EXACT:
+        raise ValueError(
+            f"A refill is a JSON integer, from 1 to {MAX_EXACT}, as many clients round greater ones: "
+            "GraphQL takes those as strings."
+        )
+    return value
 
 
 _NAMES: _Readers = {"workspaceId": ("workspace_id", _text), "externalMeterId": ("external_meter_id", _text)}

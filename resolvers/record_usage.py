@@ -20,10 +20,13 @@ async def record_usage(context: Context, **values: Any) -> UsageOutcome:
     return result
 
 
-async def record_usage_batch(context: Context, items: Sequence[Mapping[str, Any]]) -> list[UsageOutcome | Refusal]:
+async def record_usage_batch(
+    context: Context, items: Sequence[Mapping[str, Any] | InvalidInput]
+) -> list[UsageOutcome | Refusal]:
     """Record events in one transaction, in their order, and return the result of each: a refused one leaves the others.
 
-    The values of each item are those of `usage_event`; the field of an `InvalidInput` begins with the item's number.
+    The values of each item are those of `usage_event`, or it is what was wrong with them before; the field of an
+    `InvalidInput` begins with the item's number.
 
     Raises `BadUserInput` for an empty batch, `LimitExceeded` for more items than the context's bounds, `Forbidden` when
     any item is not permitted, and `Unavailable`; then nothing is written.
@@ -44,7 +47,9 @@ async def record_usage_batch(context: Context, items: Sequence[Mapping[str, Any]
     return results
 
 
-def _checked(context: Context, values: Mapping[str, Any]) -> UsageEvent | InvalidInput:
+def _checked(context: Context, values: Mapping[str, Any] | InvalidInput) -> UsageEvent | InvalidInput:
+    if isinstance(values, InvalidInput):
+        return values
     try:
         return usage_event(context.actor, **values)
     except InvalidInput as refusal:

@@ -22,6 +22,10 @@ from resolvers.errors import InvalidInput
 #: The greatest amount of credits: what a signed 64-bit integer holds.
 MAX_AMOUNT = 2**63 - 1
 
+#: The greatest integer up to which a JSON number means the same to every client: many read numbers as doubles and round
+#: what is beyond (RFC 8259, section 6).
+MAX_EXACT = 2**53 - 1
+
 #: An organization's name and a meter's two stand in one index, whose rows PostgreSQL bounds to 2,704 bytes.
 ORG_LENGTH = 64
 NAME_LENGTH = 256

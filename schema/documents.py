@@ -34,6 +34,7 @@ from resolvers.observation import current
 from schema import faults
 from schema.executor import ROOT, Executor, Mutation, Plans
 from schema.limits import DEFAULT, NOT_INTROSPECTED, Cost, Limits, check_document, exceeded
+from schema.malformed import MalformedLiterals
 from schema.resolving import Outcome
 from schema.root import schema
 from schema.variables import Variables
@@ -210,7 +211,7 @@ class _Errors(ValidationRule):
             raise ValidationAbortedError("There may be more errors. Validation aborted.")
 
 
-_RULES: list[type[ASTValidationRule]] = [_Errors, *specified_rules]
+_RULES: list[type[ASTValidationRule]] = [_Errors, *specified_rules, MalformedLiterals]
 
 
 def document_of(text: str, limits: Limits = DEFAULT) -> Document | list[dict[str, Any]]:

@@ -45,8 +45,13 @@ def of_choice(operation_name: str | None) -> dict[str, Any]:
 
 
 def of_variables(error: GraphQLError) -> dict[str, Any]:
-    """Return why an operation is not run: a variable's value, which the message names, a limit, or the key."""
-    return _shown(error, error.message, code=_code_of(error, "BAD_USER_INPUT"))
+    """Return why an operation is not run: a variable's value, which the message names, a limit, or the key.
+
+    Of a value in a list, such as a batch, the path to it is an extension.
+    """
+    extensions = error.extensions or {}
+    place = {"path": extensions["path"]} if "path" in extensions else {}
+    return _shown(error, error.message, code=_code_of(error, "BAD_USER_INPUT"), **place)
 
 
 def of_field(error: GraphQLError, *, request_id: str, is_mutation: bool) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def _code_of(error: GraphQLError, usual: str) -> str:
     return str((error.extensions or {}).get("code", usual))
 
 
-def _shown(error: GraphQLError, message: str, **extensions: str) -> dict[str, Any]:
+def _shown(error: GraphQLError, message: str, **extensions: Any) -> dict[str, Any]:
     shown: dict[str, Any] = {"message": shortened(message)}
     if error.locations is not None:
         shown["locations"] = [location.formatted for location in error.locations]

@@ -2,24 +2,32 @@
 
 from collections.abc import Callable
 from datetime import date, datetime
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 import strawberry
 from graphql import GraphQLError, IntValueNode, StringValueNode, ValueNode
 from strawberry.scalars import JSON
 from strawberry.types.scalar import ScalarDefinition
 
-from resolvers.values import parse_amount, parse_day, parse_instant
+from resolvers.values import MAX_EXACT, parse_amount, parse_day, parse_instant
 from storage.usage import MOST_DAYS_KEPT
 
 BigInt = NewType("BigInt", int)
 """An amount of credits, 0 to 2**63 - 1."""
 
 
+class Malformed(NamedTuple):
+    """What stands for a value that a scalar refused, where that is not the fault of the whole request."""
+
+    rule: str
+
+
 def _value_reader(parse: Callable[[object], Any]) -> Callable[[object], Any]:
     """Return the parser for the values of variables, with its `ValueError` told as the caller's fault."""
 
     def read(value: object) -> Any:
+        if type(value) is Malformed:
+            return value
         try:
             return parse(value)
         except ValueError as error:
@@ -28,14 +36,28 @@ def _value_reader(parse: Callable[[object], Any]) -> Callable[[object], Any]:
     return read
 
 
+def _parse_sent_amount(value: object) -> int:
+    """Return the amount of a variable, where a number may have been another one before a client wrote it."""
+    amount = parse_amount(value)
+    if amount > MAX_EXACT and not isinstance(value, str):
+        raise ValueError(
+            f"An amount greater than {MAX_EXACT} must be a string of digits, "
+            "as many clients round a JSON number so great."
+        )
+    return amount
+
+
 def _literal_reader(parse: Callable[[object], Any], *kinds: type[ValueNode]) -> Callable[..., Any]:
-    """Return the parser for literals of these kinds, whose text is checked before it becomes anything else."""
+    """Return the parser for literals of these kinds, whose text is checked before it becomes anything else.
+
+    One that is refused is `Malformed`; `schema.malformed` reports it where it is the fault of the document.
+    """
 
     def read(node: ValueNode, _variables: object = None) -> Any:
         try:
             return parse(node.value if isinstance(node, kinds) else None)  # type: ignore[attr-defined]  # Their text.
         except ValueError as error:
-            raise GraphQLError(str(error), node, extensions={"code": "BAD_USER_INPUT"}) from None
+            return Malformed(str(error))
 
     return read
 
@@ -60,10 +82,11 @@ SCALARS: dict[object, ScalarDefinition] = {
         name="BigInt",
         description=(
             "A whole number from 0 to 9223372036854775807, exact in every client. In answers it is a string of decimal "
-            "digits; in requests a string of ASCII digits, or an integer."
+            "digits; in requests a string of ASCII digits, or an integer, which in variables is at most "
+            "9007199254740991: clients may have rounded a greater one."
         ),
         serialize=str,
-        parse_value=_value_reader(parse_amount),
+        parse_value=_value_reader(_parse_sent_amount),
         parse_literal=_literal_reader(parse_amount, IntValueNode, StringValueNode),
     ),
     date: strawberry.scalar(

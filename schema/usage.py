@@ -11,6 +11,7 @@ from strawberry.scalars import JSON
 from resolvers.actor import Actor
 from resolvers.bounds import Bounds
 from resolvers.context import Context
+from resolvers.errors import InvalidInput as Refused
 from resolvers.errors import Refusal
 from resolvers.loaders import UsageOfMeter
 from resolvers.record_usage import record_usage, record_usage_batch
@@ -31,7 +32,7 @@ from schema.errors import (
 )
 from schema.info import Info, given
 from schema.ledger import LedgerEntry
-from schema.scalars import BigInt
+from schema.scalars import BigInt, Malformed
 from storage.billing_meters import BillingMeterRow
 from storage.tables import OverLimitPolicy as Policy
 from storage.usage import UsageDayRow
@@ -203,6 +204,14 @@ class RecordUsageInput:
         default=strawberry.UNSET, description="A JSON object of at most 16 KiB, kept on the ledger entry."
     )
 
+    def malformed(self) -> Refused | None:
+        """Return what is wrong with the first value of a batch's item that its scalar refused."""
+        values: tuple[tuple[str, object], ...] = (("amount", self.amount), ("occurredAt", self.occurred_at))
+        for name, value in values:
+            if type(value) is Malformed:
+                return Refused(name, f"is refused: {value.rule}")
+        return None
+
     def values(self) -> dict[str, Any]:
         """Return the values as `resolvers.usage.usage_event` takes them."""
         return {
@@ -332,7 +341,8 @@ class UsageMutation:
     @strawberry.mutation(
         description=(
             "Records 1 to 1,000 usage events, or fewer where the operator says so, in one transaction, in their order, "
-            "and answers a result for each, in the same order: a refused event leaves the others alone. Needs "
+            "and answers a result for each, in the same order: a refused event, also one whose amount or time is "
+            "malformed, leaves the others alone. Needs "
             "`usage:write`; when any event is not permitted, nothing is written."
         ),
         metadata=ALONE,
@@ -345,7 +355,7 @@ class UsageMutation:
         """Record the events."""
         from schema.refusals import user_error  # noqa: PLC0415  # Its table names the types of this module's unions.
 
-        results = await record_usage_batch(info.context, [item.values() for item in input])
+        results = await record_usage_batch(info.context, [item.malformed() or item.values() for item in input])
         actor = info.context.actor
         return [
             user_error(result, actor) if isinstance(result, Refusal) else RecordUsageSuccess.of(result, actor)  # type: ignore[misc]  # The union's own refusals.

@@ -24,10 +24,13 @@ from graphql import (
     is_list_type,
     is_non_null_type,
     is_required_input_field,
+    validate_input_value,
 )
 from graphql.execution.get_variable_signature import GraphQLVariableSignature, get_variable_signature
 from graphql.execution.values import VariableValues, VariableValueSource
 from graphql.utilities.coerce_input_value import coerce_default_value
+
+from schema.malformed import is_batch, with_malformed
 
 #: How many errors of one request's variables are told.
 MOST_ERRORS = 20
@@ -65,10 +68,44 @@ class Variables:
                 elif not may_be_absent:
                     raise Surprise  # noqa: TRY301  # A default is graphql-core's matter as well.
         except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
-            return get_variable_values(
-                self._schema, self._definitions, dict(given), max_errors=MOST_ERRORS, hide_suggestions=True
-            )
+            return self._read_by_core(given)
         return VariableValues(sources, coerced)
+
+    def _read_by_core(self, given: Mapping[str, Any]) -> VariableValues | list[GraphQLError]:
+        values = self._core_values(given)
+        batches = [signature for signature, *_ in self._readers if is_batch(signature.type)]
+        if isinstance(values, list) and batches:
+            # What a scalar refuses in a batch is the fault of its item alone; if that is all, there is nothing else.
+            tolerant = self._core_values(
+                {**given}
+                | {each.name: with_malformed(given[each.name], each.type) for each in batches if each.name in given}
+            )
+            if not isinstance(tolerant, list):
+                return tolerant
+        return self._placed(values, given) if isinstance(values, list) else values
+
+    def _placed(self, errors: list[GraphQLError], given: Mapping[str, Any]) -> list[GraphQLError]:
+        """Return the errors, each of an item of a list with the path to it, for programs: the message is for people."""
+        paths: list[list[str | int]] = []
+        for signature, *_ in self._readers:
+            value = given.get(signature.name, Undefined)
+            if value is Undefined and signature.default is not None:
+                continue
+
+            def note(_: GraphQLError, path: list[str | int], name: str = signature.name) -> None:
+                paths.append([name, *path])
+
+            # graphql-core validates them in this order, and keeps no path.
+            validate_input_value(value, signature.type, note, hide_suggestions=True)
+        for error, path in zip(errors, paths, strict=False):
+            if any(isinstance(step, int) for step in path):
+                error.extensions = {**(error.extensions or {}), "path": path}
+        return errors
+
+    def _core_values(self, given: Mapping[str, Any]) -> VariableValues | list[GraphQLError]:
+        return get_variable_values(
+            self._schema, self._definitions, dict(given), max_errors=MOST_ERRORS, hide_suggestions=True
+        )
 
 
 @cache

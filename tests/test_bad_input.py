@@ -365,6 +365,21 @@ class TestAmounts:
                     assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
+    async def test_a_number_that_a_client_may_have_rounded_is_refused(
+        self, tenant: Tenant, subtests: pytest.Subtests
+    ) -> None:
+        before = await tenant.state()
+        for mutation, field in AMOUNTS:
+            for value in (2**53, 2**53 + 1, MAX_AMOUNT):
+                with subtests.test(mutation=mutation, field=field, value=value):
+                    error = await tenant.error(mutation, **{field: value})
+                    assert error["message"] == (
+                        f"Variable '$input' has invalid value at .{field}: An amount greater than 9007199254740991 must"
+                        " be a string of digits, as many clients round a JSON number so great."
+                    )
+                    assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+        assert await tenant.state() == before
+
     async def test_a_bad_literal_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
         for mutation, field in AMOUNTS:
@@ -414,13 +429,17 @@ class TestAmounts:
 
     async def test_the_least_and_the_greatest_amounts_are_accepted(self, gateway: Gateway) -> None:
         selection = "... on CreateBillingMeterSuccess { billingMeter { totalCredits } }"
-        for literal in (str(MAX_AMOUNT), f'"{MAX_AMOUNT}"', "0", '"0"', '"007"'):
+        for literal in (str(MAX_AMOUNT), str(2**53 - 1), f'"{MAX_AMOUNT}"', "0", '"0"', '"007"'):
             expected = {"totalCredits": str(int(literal.strip('"')))}
-            name = f"variable {literal}"
-            answer = await gateway.mutate(
-                "createBillingMeter", selection, workspaceId="w", externalMeterId=name, totalCredits=json.loads(literal)
-            )
-            assert answer["billingMeter"] == expected
+            # As a number, the greatest is exact in a literal alone.
+            if literal != str(MAX_AMOUNT):
+                values = {
+                    "workspaceId": "w",
+                    "externalMeterId": f"variable {literal}",
+                    "totalCredits": json.loads(literal),
+                }
+                answer = await gateway.mutate("createBillingMeter", selection, **values)
+                assert answer["billingMeter"] == expected
             name = f"literal {int(literal.strip(chr(34)))} {len(literal)}"
             data = await gateway.data(
                 f'mutation {{ createBillingMeter(input: {{workspaceId: "w", externalMeterId: "{name}", '

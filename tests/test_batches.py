@@ -1,5 +1,6 @@
 """Batches of usage: results in order, one transaction, and one item's refusal is that item's alone."""
 
+import json
 from typing import Any
 
 import pytest
@@ -378,27 +379,135 @@ async def test_a_batch_needs_its_scope(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "place"),
     [
-        {"amount": "-1"},
-        {"amount": "1.5"},
-        {"amount": "9223372036854775808"},
-        {"amount": True},
-        {"amount": None},
-        {"occurredAt": "2026-03-16"},
-        {"policy": "MAYBE"},
-        {"eventId": None},
-        {"unknown": 1},
+        ({"amount": None}, ["amount"]),
+        ({"policy": "MAYBE"}, ["policy"]),
+        ({"eventId": None}, ["eventId"]),
+        ({"eventId": 7}, ["eventId"]),
+        ({"unknown": 1}, []),
     ],
 )
-async def test_one_malformed_value_refuses_the_whole_batch(gateway: Gateway, values: dict[str, Any]) -> None:
+async def test_one_value_of_another_shape_refuses_the_whole_batch_and_has_its_place(
+    gateway: Gateway, values: dict[str, Any], place: list[str]
+) -> None:
     await make_meter(gateway, totalCredits="10")
     async with unchanged(gateway):
-        body = await gateway.run(BATCH, {"input": [item("a"), item("b"), item("c") | values]})
-    assert "data" not in body
-    assert {error["extensions"]["code"] for error in body["errors"]} == {"BAD_USER_INPUT"}
-    # The message names the item.
-    assert body["errors"][0]["message"].startswith("Variable '$input' has invalid value at [2]")
+        error = await gateway.error(BATCH, {"input": [item("a"), item("b"), item("c") | values]})
+    assert error["extensions"] == {"code": "BAD_USER_INPUT", "path": ["input", 2, *place]}
+    assert error["message"].startswith(
+        f"Variable '$input' has invalid value at [2]{''.join(f'.{name}' for name in place)}: "
+    )
+
+
+# What is malformed.
+
+IS_AMOUNT = (
+    "amount is refused: An amount is a whole number from 0 to 9223372036854775807, as an integer or a string of ASCII"
+    " digits."
+)
+IS_ROUNDED = (
+    "amount is refused: An amount greater than 9007199254740991 must be a string of digits, as many clients round a"
+    " JSON number so great."
+)
+
+MALFORMED: list[tuple[str, Any, str]] = [
+    ("amount", "1.5", IS_AMOUNT),
+    ("amount", "-1", IS_AMOUNT),
+    ("amount", "", IS_AMOUNT),
+    ("amount", "9223372036854775808", IS_AMOUNT),
+    ("amount", -1, IS_AMOUNT),
+    ("amount", 1.5, IS_AMOUNT),
+    ("amount", True, IS_AMOUNT),
+    ("amount", [1], IS_AMOUNT),
+    ("amount", {"credits": 1}, IS_AMOUNT),
+    ("amount", 2**53, IS_ROUNDED),
+    ("occurredAt", "2026-03-16", "occurredAt is refused: A time is written as in RFC 3339, "),
+    ("occurredAt", 1773655200, "occurredAt is refused: A time is written as in RFC 3339, "),
+]
+
+
+def literal(value: Any) -> str:
+    """Return the value as it is written in a document."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {literal(each)}" for name, each in value.items()) + "}"
+    return json.dumps(value)
+
+
+async def is_recorded_without_the_third(gateway: Gateway, body: dict[str, Any], field: str, message: str) -> None:
+    """Assert that of five items all but the third are recorded, and that it has a result of its own."""
+    assert "errors" not in body, body
+    results = body["data"]["recordUsageBatch"]
+    kinds = [result["__typename"] for result in results]
+    assert kinds == [*["RecordUsageSuccess"] * 2, "InvalidInput", *["RecordUsageSuccess"] * 2]
+    assert results[2]["code"] == "INVALID_INPUT"
+    assert results[2]["message"].startswith(message)
+    assert results[2]["field"] == ["input", "2", field]
+    meter = await meter_of(gateway)
+    assert [entry["key"] for entry in meter["ledger"]] == [None, "a", "b", "d", "e"]
+    assert meter["usedCredits"] == "4"
+
+
+@pytest.mark.parametrize(("field", "value", "message"), MALFORMED)
+async def test_a_malformed_value_is_the_matter_of_its_item_alone(
+    gateway: Gateway, field: str, value: Any, message: str
+) -> None:
+    await make_meter(gateway, totalCredits="10")
+    items = [item(name) for name in "abcde"]
+    items[2][field] = value
+    first = await gateway.run(BATCH, {"input": items})
+    await is_recorded_without_the_third(gateway, first, field, message)
+    # Compiled, it answers the same; what was recorded is replayed, and the item can be sent again once it is right.
+    again = (await gateway.data(BATCH, {"input": items}))["recordUsageBatch"]
+    assert [result.get("replayed") for result in again] == [True, True, None, True, True]
+    assert again[2] == first["data"]["recordUsageBatch"][2]
+    assert [result["accepted"] for result in await batch(gateway, item("c"))] == ["1"]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [each for each in MALFORMED if each[1] != 2**53])
+async def test_a_malformed_literal_is_the_matter_of_its_item_alone(
+    gateway: Gateway, field: str, value: Any, message: str
+) -> None:
+    await make_meter(gateway, totalCredits="10")
+    items = [item(name) for name in "abcde"]
+    items[2][field] = value
+    written = f"[{', '.join(map(literal, items))}]"
+    first = await gateway.run(f"mutation {{ recordUsageBatch(input: {written}) {{ {ANSWER} }} }}")
+    await is_recorded_without_the_third(gateway, first, field, message)
+    default = (
+        f"mutation ($input: [RecordUsageInput!]! = {written}) {{ recordUsageBatch(input: $input) {{ {ANSWER} }} }}"
+    )
+    for _ in range(2):
+        again = (await gateway.data(default))["recordUsageBatch"]
+        assert [result.get("replayed") for result in again] == [True, True, None, True, True]
+        assert again[2] == first["data"]["recordUsageBatch"][2]
+
+
+async def test_a_malformed_value_is_the_matter_of_its_item_also_beside_a_default(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    query = """mutation ($input: [RecordUsageInput!]!, $all: Boolean = true) {
+      recordUsageBatch(input: $input) { __typename ... on UserError @include(if: $all) { code } }
+    }"""
+    results = (await gateway.data(query, {"input": [item("a"), item("b", amount="x")]}))["recordUsageBatch"]
+    assert results == [
+        {"__typename": "RecordUsageSuccess"},
+        {"__typename": "InvalidInput", "code": "INVALID_INPUT"},
+    ]
+
+
+async def test_a_malformed_value_elsewhere_refuses_the_request(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    single = 'recordUsage(input: { workspaceId: "w", externalMeterId: "m", eventId: "e", amount: "x" }) { __typename }'
+    listed = (
+        'recordUsageBatch(input: [{ workspaceId: "w", externalMeterId: "m", eventId: "e", amount: $a }]) { __typename }'
+    )
+    async with unchanged(gateway):
+        error = await gateway.error(f"mutation {{ {single} }}")
+        assert error["message"].startswith("input.amount: An amount is a whole number")
+        error = await gateway.error(f"mutation ($a: BigInt!) {{ {listed} }}", {"a": "x"})
+        assert error["message"].startswith("Variable '$a' has invalid value: An amount is a whole number")
+        error = await gateway.error(f'mutation ($a: BigInt! = "x") {{ {listed} }}')
+        assert error["extensions"] == {"code": "BAD_USER_INPUT"}
 
 
 # One transaction.

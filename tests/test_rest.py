@@ -231,7 +231,8 @@ MALFORMED: list[tuple[str, str, dict[str, Any], str]] = [
     ("POST", REFILL, {"json": NAMES | {"refill": True}}, "refill is refused: A refill is a JSON integer, from 1 to"),
     ("POST", REFILL, {"json": NAMES | {"refill": None}}, "refill is refused: A refill is a JSON integer, from 1 to"),
     ("POST", REFILL, {"json": NAMES | {"refill": 2**63}}, "refill is refused: A refill is a JSON integer, from 1 to"),
-    # 9007199254740993.0 would have been rounded to another amount on its way.
+    # Where 9007199254740993 was meant, this is what many clients send.
+    ("POST", REFILL, {"json": NAMES | {"refill": 2**53}}, "refill is refused: A refill is a JSON integer, from 1 to"),
     (
         "POST",
         REFILL,
