@@ -328,10 +328,12 @@ def _too_large(limits: Settings) -> tuple[str, str]:
 
 def _answer(reason: str, message: str, id_: str, *, is_rest: bool) -> bytes:
     status, code = REASONS[reason]
+    # Nothing of it was run, and a client that may send it again finds that where the application says it.
+    extensions = {"code": code} | ({"outcome": "NOT_WRITTEN"} if code == "UNAVAILABLE" else {})
     body = orjson.dumps(
         {"error": {"code": status, "message": message}}
         if is_rest
-        else {"errors": [{"message": message, "extensions": {"code": code}}]}
+        else {"errors": [{"message": message, "extensions": extensions}]}
     )
     headers = [
         (b"content-type", b"application/json"),
