@@ -43,6 +43,8 @@ async def create_customer_session(
         raise InvalidInput("expiresInSeconds", f"must be {SHORTEST_SECONDS} to {LONGEST_SECONDS}.")
     actor = context.actor
     actor.require(Scope.BILLING_WRITE)
+    # The token reads, so that its key has to be allowed to.
+    actor.require(Scope.BILLING_READ)
     if not ids.is_id(customer_id, ids.CUSTOMER):
         raise CustomerNotFound
     now = context.clock()

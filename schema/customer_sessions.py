@@ -48,7 +48,7 @@ class CustomerSessionMutation:
     @strawberry.mutation(
         description=(
             "Makes a session for a customer's browser: a token that may read this customer, its billing meters, their "
-            "usage and ledgers, and nothing else. Needs `billing:write`."
+            "usage and ledgers, and nothing else. Needs `billing:write` and `billing:read`."
         ),
         metadata=ALONE,
     )

@@ -27,7 +27,10 @@ class Scope(Enum):
         actor.Scope.BILLING_READ, description="Every query, and every edge of a returned object (`billing:read`)."
     )
     BILLING_WRITE = enum_value(
-        actor.Scope.BILLING_WRITE, description="Creates, updates, refills and customers' sessions (`billing:write`)."
+        actor.Scope.BILLING_WRITE,
+        description=(
+            "Creates, updates and refills; with `billing:read`, customers' sessions, which read (`billing:write`)."
+        ),
     )
     USAGE_WRITE = enum_value(actor.Scope.USAGE_WRITE, description="Recording usage (`usage:write`).")
     USAGE_CORRECT = enum_value(

@@ -34,9 +34,12 @@ _COLUMNS = [api_keys.c[name] for name in ApiKeyRow._fields]
 
 _parent = api_keys.alias("parent")
 
-#: A key, or a session whose parent is there, with what ends the parent.
+#: A key, or a session whose parent is there, with what ends and limits the parent.
 _WITH_PARENT = (
-    select(*_COLUMNS, _parent.c.expires_at.label("parent_expires_at"), _parent.c.revoked_at.label("parent_revoked_at"))
+    select(
+        *_COLUMNS,
+        *[_parent.c[name].label(f"parent_{name}") for name in ("expires_at", "revoked_at", "scopes", "workspace_ids")],
+    )
     .outerjoin(_parent, _parent.c.id == api_keys.c.parent_id)
     .where(or_(api_keys.c.parent_id.is_(None), _parent.c.id.is_not(None)))
 )
@@ -45,15 +48,23 @@ _WITH_PARENT = (
 async def by_digest(reader: Reader, digest: str) -> ApiKeyRow | None:
     """Return the key or session whose SHA-256, in hexadecimal digits, this is.
 
-    A session is as if it had been revoked with its parent, and expires with it at the latest.
+    A session is as if it had been revoked with its parent, expires with it at the latest, and may do what its parent
+    may do at the most.
     """
     row = await reader.fetch_one(_WITH_PARENT.where(api_keys.c.digest == digest))
     if row is None:
         return None
-    *values, parent_expires_at, parent_revoked_at = tuple(row)
+    *values, parent_expires_at, parent_revoked_at, parent_scopes, parent_workspace_ids = tuple(row)
     key = ApiKeyRow._make(values)
+    if key.parent_id is None:
+        return key
     ends = [end for end in (key.expires_at, parent_expires_at) if end is not None]
-    return key._replace(expires_at=min(ends, default=None), revoked_at=key.revoked_at or parent_revoked_at)
+    return key._replace(
+        scopes=[scope for scope in key.scopes if scope in parent_scopes],
+        workspace_ids=parent_workspace_ids,
+        expires_at=min(ends, default=None),
+        revoked_at=key.revoked_at or parent_revoked_at,
+    )
 
 
 async def by_id(reader: Reader, key_id: str) -> ApiKeyRow | None:

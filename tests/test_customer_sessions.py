@@ -159,8 +159,14 @@ class TestMaking:
         error = await reader.error(mutation)
         assert error["message"] == "The key lacks the scope billing:write."
         assert error["extensions"] == {"code": "FORBIDDEN"}
-        writer = await gateway.caller(Scope.BILLING_WRITE)
-        assert await writer.data(mutation) == {"createCustomerSession": {"__typename": "CustomerNotFound"}}
+        # What a session reads, its key has to be allowed to read.
+        writer = await gateway.caller(*set(Scope) - {Scope.BILLING_READ})
+        for customer_id in ("nobody", await make_customer(gateway)):
+            error = await writer.error(mutation.replace("nobody", customer_id))
+            assert error["message"] == "The key lacks the scope billing:read."
+            assert error["extensions"] == {"code": "FORBIDDEN"}
+        both = await gateway.caller(Scope.BILLING_WRITE, Scope.BILLING_READ)
+        assert await both.data(mutation) == {"createCustomerSession": {"__typename": "CustomerNotFound"}}
         assert await sessions(gateway) == []
 
     async def test_a_customer_that_the_key_may_not_see_is_not_found(
@@ -251,6 +257,31 @@ class TestLifetime:
         gateway.clock.forward(seconds=0.000001)
         assert_unauthenticated(await seen.post(VIEWER))
         await of_another_key.data(VIEWER)
+
+    async def test_it_may_never_do_more_than_its_key(self, gateway: Gateway) -> None:
+        """As when the row of the key was changed, or the session was made by a release that asked for less."""
+        key_id, backend = await new_key(gateway, workspace_ids=["v", "w"])
+        customer_id = await make_customer(gateway)
+        meter_ids = {
+            workspace_id: await make_meter(gateway, workspaceId=workspace_id, customerId=customer_id)
+            for workspace_id in ("v", "w")
+        }
+        browser = await session_of(backend, customer_id)
+        query = "{ viewer { scopes workspaceIds } billingMeters { nodes { id } } }"
+        assert await browser.data(query) == {
+            "viewer": {"scopes": ["BILLING_READ"], "workspaceIds": ["v", "w"]},
+            "billingMeters": {"nodes": [{"id": meter_ids["w"]}, {"id": meter_ids["v"]}]},
+        }
+        await execute(gateway, "UPDATE api_keys SET workspace_ids = '[\"w\"]' WHERE id = :id", id=key_id)
+        gateway.clock.forward(seconds=5)
+        assert await browser.data(query) == {
+            "viewer": {"scopes": ["BILLING_READ"], "workspaceIds": ["w"]},
+            "billingMeters": {"nodes": [{"id": meter_ids["w"]}]},
+        }
+        await execute(gateway, "UPDATE api_keys SET scopes = '[\"billing:write\"]' WHERE id = :id", id=key_id)
+        gateway.clock.forward(seconds=5)
+        error = await browser.error("{ viewer { orgId } }")
+        assert error["message"] == "The key lacks the scope billing:read."
 
     async def test_it_does_not_outlive_the_row_of_its_key(self, gateway: Gateway) -> None:
         key_id, backend = await new_key(gateway)
