@@ -21,7 +21,7 @@ from schema.errors import (
     IdempotencyConflict,
     InvalidInput,
 )
-from schema.info import Info, changes_of, given
+from schema.info import Filter, Info, changes_of, given
 from schema.ledger import LedgerEntry, ledgers_of
 from schema.node import Node
 from schema.scalars import BigInt
@@ -155,8 +155,10 @@ class BillingMeter(Node):
         return page
 
 
-@strawberry.input(description="Which billing meters to list; what is left out does not restrict them.")
-class BillingMeterFilter:
+@strawberry.input(
+    description="Which billing meters to list; what is left out does not restrict them, and null is refused."
+)
+class BillingMeterFilter(Filter):
     """The filters of the list of meters."""
 
     workspace_id: str | None = strawberry.field(default=strawberry.UNSET, description="Only meters of this workspace.")
@@ -197,7 +199,8 @@ class BillingMeterQuery:
         last: Last = strawberry.UNSET,
         before: Before = strawberry.UNSET,
         filter: Annotated[
-            BillingMeterFilter | None, strawberry.argument(description="Which meters to list; left out: all.")
+            BillingMeterFilter | None,
+            strawberry.argument(description="Which meters to list; left out: all. Null is refused."),
         ] = strawberry.UNSET,
     ) -> Connection[BillingMeter]:
         """Return a page of the meters."""

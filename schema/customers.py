@@ -16,7 +16,7 @@ from schema.connections import After, Before, Connection, First, Last, connectio
 from schema.edges import ALONE, together
 from schema.enums import Environment
 from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
-from schema.info import Info, changes_of, given
+from schema.info import Filter, Info, changes_of, given
 from schema.node import Node
 from storage import ids
 from storage.customers import CustomerFilter as FilterValues
@@ -91,8 +91,8 @@ class Customer(Node):
         return page
 
 
-@strawberry.input(description="Which customers to list; what is left out does not restrict them.")
-class CustomerFilter:
+@strawberry.input(description="Which customers to list; what is left out does not restrict them, and null is refused.")
+class CustomerFilter(Filter):
     """See `storage.customers.CustomerFilter`."""
 
     email: str | None = strawberry.field(
@@ -156,7 +156,8 @@ class CustomerQuery:
         last: Last = strawberry.UNSET,
         before: Before = strawberry.UNSET,
         filter: Annotated[
-            CustomerFilter | None, strawberry.argument(description="Which customers to list; left out: all.")
+            CustomerFilter | None,
+            strawberry.argument(description="Which customers to list; left out: all. Null is refused."),
         ] = strawberry.UNSET,
     ) -> Connection[Customer]:
         """Return a page of the customers."""

@@ -26,6 +26,7 @@ from graphql.type import get_nullable_type
 from strawberry.types.arguments import convert_arguments
 from strawberry.types.field import StrawberryField
 
+from schema.info import refuse_nulls
 from storage.columns import joined
 from storage.turns import Turn, turn_for
 
@@ -143,6 +144,7 @@ class Arguments:
         values = get_argument_values(
             self._definition, self._details.node, variables, self._details.fragment_variable_values
         )
+        refuse_nulls(values)
         arguments = convert_arguments(
             values, self._field.arguments, self._converter.scalar_registry, self._converter.config
         )

@@ -25,6 +25,8 @@ from strawberry.types.base import (
 from strawberry.types.field import StrawberryField
 from strawberry.types.lazy_type import LazyType
 
+from schema.info import refuse_nulls
+
 _Convert = Callable[[Any], Any]
 
 
@@ -97,6 +99,7 @@ class Resolver:
     async def resolve(self, source: Any, info: Any, values: Mapping[str, Any]) -> Any:
         """Return what the resolver returns, or what shows what it raises where the field has a type for that."""
         try:
+            refuse_nulls(values)
             given = {}
             for name, value in values.items():
                 python_name, convert = self._arguments[name]

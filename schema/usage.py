@@ -52,16 +52,22 @@ def _billing_meter() -> "type[BillingMeter]":
 
 From: TypeAlias = Annotated[
     date | None,
-    strawberry.argument(name="from", description="The first day, inclusive; left out: 29 days before the last."),
+    strawberry.argument(
+        name="from", description="The first day, inclusive; left out: 29 days before the last. Null is refused."
+    ),
 ]
 To: TypeAlias = Annotated[
     date | None,
-    strawberry.argument(name="to", description="The last day, inclusive; left out: today in the meter's time zone."),
+    strawberry.argument(
+        name="to", description="The last day, inclusive; left out: today in the meter's time zone. Null is refused."
+    ),
 ]
 Names: TypeAlias = Annotated[
     list[str] | None,
     strawberry.argument(
-        description="Only these usage names, 1 to 100, or fewer where the operator says so; left out: all."
+        description=(
+            "Only these usage names, 1 to 100, or fewer where the operator says so; left out: all. Null is refused."
+        )
     ),
 ]
 FillZeros: TypeAlias = Annotated[

@@ -3,14 +3,22 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from alembic import command
+from graphql import (
+    GraphQLInputObjectType,
+    GraphQLObjectType,
+    get_named_type,
+    is_non_null_type,
+    is_required_argument,
+)
 from sqlalchemy import Connection, select, text
 
 from resolvers.actor import Scope
 from resolvers.limits import available_bits
+from schema.root import schema
 from storage import migrations
 from storage.customers import folded, past_prefix
 from storage.database import Database, Writer
@@ -198,8 +206,6 @@ async def test_the_filters_of_customers_combine(gateway: Gateway, subtests: pyte
         }
         with subtests.test(wanted=wanted):
             expected = [node["id"] for node in nodes if keeps(node, wanted)]
-            assert await ids_of(gateway, CUSTOMERS, **wanted) == expected
-            # What is null restricts as little as what is left out.
             given = {key: value for key, value in wanted.items() if value is not None}
             assert await ids_of(gateway, CUSTOMERS, **given) == expected
             sizes.add(len(expected))
@@ -409,7 +415,135 @@ async def test_the_filters_of_meters_combine(gateway: Gateway, subtests: pytest.
                 and (customer is None or (node["customer"] or {}).get("id") == customer)
                 and (below is None or int(node["availableCredits"]) < int(below))
             ]
-            assert await ids_of(gateway, METERS, **wanted) == expected
+            given = {key: value for key, value in wanted.items() if value is not None}
+            assert await ids_of(gateway, METERS, **given) == expected
+
+
+# Null
+
+#: What clients send as null for what they leave out: it says where a page lies, and never which rows are in the list.
+PAGE_ARGUMENTS = {"first", "after", "last", "before"}
+
+#: How a query comes to an object of each type whose fields take arguments, and how it ends.
+WAYS = {
+    "Query": ("", ""),
+    "Customer": ("customers { nodes { ", " } }"),
+    "BillingMeter": ("billingMeters { nodes { ", " } }"),
+}
+#: A value of each type of a required argument.
+VALUES = {"ID!": f'"mtr_{0:024x}"', "String!": '"w"', "[ID!]!": "[]"}
+
+
+class Nullable(NamedTuple):
+    """An argument that may be left out, or a field of one that is an input: its place, and how to ask for it."""
+
+    path: str
+    #: Where the value goes, it has `%s`.
+    query: str
+    type_: str
+
+
+def nullable() -> list[Nullable]:
+    """Return every argument of a query's fields that restricts what is answered, and every field of a filter."""
+    found = []
+    for type_name, type_ in schema._schema.type_map.items():
+        if not isinstance(type_, GraphQLObjectType) or type_name.startswith("__") or type_name == "Mutation":
+            continue
+        for name, field in type_.fields.items():
+            required = {
+                argument: VALUES[str(definition.type)]
+                for argument, definition in field.args.items()
+                if is_required_argument(definition)
+            }
+            selection = " { __typename }" if isinstance(get_named_type(field.type), GraphQLObjectType) else ""
+            for argument, definition in field.args.items():
+                if is_non_null_type(definition.type) or argument in PAGE_ARGUMENTS:
+                    continue
+                before, after = WAYS[type_name]
+                arguments = ", ".join(f"{key}: {value}" for key, value in required.items())
+                query = f"{before}{name}({arguments} {argument}: %s){selection}{after}"
+                found.append(Nullable(argument, query, str(definition.type)))
+                if isinstance(definition.type, GraphQLInputObjectType):
+                    found += [
+                        Nullable(f"{argument}.{key}", query.replace("%s", f"{{{key}: %s}}"), str(each.type))
+                        for key, each in definition.type.fields.items()
+                    ]
+    return found
+
+
+def test_every_filter_is_asked_about() -> None:
+    assert {each.path for each in nullable()} == {
+        *("filter", "filter.email", "filter.namePrefix", "filter.externalIdPrefix"),
+        *("filter.createdFrom", "filter.createdBefore"),
+        *("filter.workspaceId", "filter.customerId", "filter.availableBelow"),
+        *("from", "to", "names"),
+    }
+    assert len(nullable()) == 2 + 8 + 2 * 3
+
+
+@pytest.mark.parametrize("asked", nullable(), ids=lambda asked: asked.query.replace("%s", "null"))
+async def test_a_null_in_a_filter_is_refused(on_sqlite: Gateway, asked: Nullable) -> None:
+    """A variable that is lost must not widen what is answered."""
+    await make_meter(on_sqlite, customerId=await new_customer(on_sqlite))
+    told = f"{asked.path} must not be null; leave it out where it is not to restrict the answer."
+    literal = f"{{ {asked.query % 'null'} }}"
+    variable = f"query ($value: {asked.type_}) {{ {asked.query % '$value'} }}"
+    by_default = f"query ($value: {asked.type_} = null) {{ {asked.query % '$value'} }}"
+    for query, variables in ((literal, None), (variable, {"value": None}), (by_default, {})):
+        # At first by graphql-core, then compiled.
+        for _ in range(4):
+            error = await on_sqlite.error(query, variables)
+            assert (error["message"], error["extensions"]) == (told, {"code": "BAD_USER_INPUT"})
+    # What is not sent is left out.
+    for _ in range(4):
+        await on_sqlite.data(variable, {})
+
+
+async def test_a_null_in_a_filter_that_is_a_variable_as_a_whole_is_refused(on_sqlite: Gateway) -> None:
+    for query, wanted, path in (
+        (METERS, {"workspaceId": "w", "customerId": None}, "filter.customerId"),
+        (CUSTOMERS, {"email": None, "namePrefix": "a"}, "filter.email"),
+        (METERS, None, "filter"),
+        (CUSTOMERS, None, "filter"),
+    ):
+        for _ in range(4):
+            error = await on_sqlite.error(query, {"filter": wanted})
+            assert error["message"].startswith(f"{path} must not be null;")
+
+
+async def test_a_null_of_a_page_is_left_out(on_sqlite: Gateway) -> None:
+    await make_meter(on_sqlite, customerId=await new_customer(on_sqlite))
+    query = """query ($first: Int, $after: String, $last: Int, $before: String) {
+      customers(first: $first, after: $after, last: $last, before: $before) { nodes {
+        billingMeters(first: $first, after: $after, last: $last, before: $before) { nodes {
+          ledger(first: $first, after: $after, last: $last, before: $before) { nodes { kind } }
+        } }
+      } }
+      billingMeters(first: $first, after: $after, last: $last, before: $before) { nodes { workspaceId } }
+    }"""
+    for _ in range(4):
+        assert await on_sqlite.data(query, dict.fromkeys(PAGE_ARGUMENTS)) == {
+            "customers": {"nodes": [{"billingMeters": {"nodes": [{"ledger": {"nodes": [{"kind": "OPENING"}]}}]}}]},
+            "billingMeters": {"nodes": [{"workspaceId": "w"}]},
+        }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/customer-billing?workspaceId=&externalMeterId=m",
+        "/api/v1/customer-billing?workspaceId=w&externalMeterId=",
+        "/api/v1/usage/METER?from=",
+        "/api/v1/usage/METER?to=",
+        "/api/v1/usage/METER?from=2026-03-01&to=",
+    ],
+)
+async def test_an_empty_parameter_is_refused(on_sqlite: Gateway, path: str) -> None:
+    meter_id = await make_meter(on_sqlite)
+    headers = {"authorization": f"Bearer {on_sqlite.key}"}
+    response = await on_sqlite.client.get(path.replace("METER", meter_id), headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].split()[0] in {"workspaceId", "externalMeterId", "from", "to"}
 
 
 # Pages of filtered lists
