@@ -5,6 +5,7 @@ again, so that what is told of it is its own.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -95,8 +96,9 @@ class Variables:
             def note(_: GraphQLError, path: list[str | int], name: str = signature.name) -> None:
                 paths.append([name, *path])
 
-            # graphql-core validates them in this order, and keeps no path.
-            validate_input_value(value, signature.type, note, hide_suggestions=True)
+            # graphql-core validates them in this order, and keeps no path. What is nested too deeply has one error.
+            with suppress(RecursionError):
+                validate_input_value(value, signature.type, note, hide_suggestions=True)
         for error, path in zip(errors, paths, strict=False):
             if any(isinstance(step, int) for step in path):
                 error.extensions = {**(error.extensions or {}), "path": path}
