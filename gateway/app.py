@@ -33,7 +33,7 @@ from schema.limits import NOT_INTROSPECTED, Limits
 from schema.root import schema
 from storage import migrations
 from storage.database import Database, DatabaseUnavailable
-from storage.failures import description
+from storage.failures import outages
 
 if TYPE_CHECKING:
     from gateway.metrics import Metrics
@@ -200,7 +200,7 @@ async def healthz(_request: HTTPRequest) -> Response:
 
 
 class Readiness:
-    """Whether requests can be served: the database answers, and has this code's schema or a later release's.
+    """Whether requests can be served: the database can be written to, and has this code's schema or a later release's.
 
     Anybody may ask. So the database is asked once for all who wait, and an answer takes no longer than
     `READY_SECONDS`, also where the database holds it up for longer.
@@ -225,9 +225,17 @@ async def _reason_to_wait(database: Database) -> str | None:
     """Return why no request can be served now; None: they can."""
     try:
         may_serve = await migrations.may_serve(database)
-    except DatabaseUnavailable:
+    except DatabaseUnavailable as error:
+        outages.log(error)
         return "The database cannot be reached."
-    return None if may_serve else "The database has another schema: run `tollgate migrate`."
+    if not may_serve:
+        return "The database has another schema: run `tollgate migrate`."
+    try:
+        await database.require_writable()
+    except DatabaseUnavailable as error:
+        outages.log(error)
+        return "The database cannot be written to."
+    return None
 
 
 async def schema_graphql(request: HTTPRequest) -> Response:
@@ -254,7 +262,7 @@ def _problem_of(error: Exception) -> HTTPProblem:
         case BillingError():
             return rest.problem_of(error)
         case DatabaseUnavailable():
-            _log.warning("The database is unavailable: %s", description(error))
+            outages.log(error)
             return rest.problem_of(Unavailable(error.outcome))
     request_id = current.get().request_id
     _log.error("Request %s failed", request_id, exc_info=error)

@@ -1,22 +1,28 @@
 """API keys: making, revoking and recognizing them, and the tokens of the sessions that are made with them."""
 
+import asyncio
 import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 
 from resolvers.actor import Actor, Scope
-from resolvers.errors import InvalidInput, Unauthenticated
+from resolvers.errors import InvalidInput, Unauthenticated, Unavailable
 from resolvers.values import NAME_LENGTH, check_org, check_text
 from storage import api_keys, ids
 from storage.api_keys import ApiKeyRow
-from storage.database import Database
+from storage.database import Database, Outcome, Writer
 from storage.tables import Environment
 
 #: How long a key that was looked up is believed: a revocation holds within this time on every process.
 REMEMBERED = timedelta(seconds=5)
+
+#: How many keys that are not remembered are looked up at once: unknown ones, sent again and again, must not take the
+#: connections of the requests that are let in.
+MAX_LOOK_UPS = 2
 
 #: The most keys that are remembered at once.
 MOST_REMEMBERED = 10_000
@@ -61,13 +67,19 @@ async def create_api_key(
         revoked_at=None,
         created_at=now,
     )
-    await database.write(lambda writer: api_keys.insert_key(writer, row))
+
+    async def create(writer: Writer) -> None:
+        # An attempt whose commit was not answered may have written it.
+        if await api_keys.by_id(writer, row.id) is None:
+            await api_keys.insert_key(writer, row)
+
+    await database.write(create, is_repeatable=True)
     return row, key
 
 
 async def revoke_api_key(database: Database, key_id: str, *, now: datetime) -> ApiKeyRow | None:
     """Revoke a key and return it, or None if there is none of this id. It stays revoked since the first time."""
-    await database.write(lambda writer: api_keys.revoke(writer, key_id, revoked_at=now))
+    await database.write(lambda writer: api_keys.revoke(writer, key_id, revoked_at=now), is_repeatable=True)
     async with database.read() as reader:
         return await api_keys.by_id(reader, key_id)
 
@@ -95,11 +107,13 @@ class ApiKeys:
         self._database = database
         self._clock = clock
         self._remembered: dict[str, tuple[datetime, ApiKeyRow, Actor]] = {}
+        self._look_ups = asyncio.Semaphore(MAX_LOOK_UPS)
 
     async def actor_of(self, key: str) -> Actor:
         """Return who holds the key, or the token of a session.
 
-        Raises `Unauthenticated` for one that is malformed, unknown, expired or revoked, or whose parent is.
+        Raises `Unauthenticated` for one that is malformed, unknown, expired or revoked, or whose parent is, and
+        `Unavailable` where too many others are looked up.
         """
         if _KEY.fullmatch(key) is None:
             raise _unknown()
@@ -115,11 +129,12 @@ class ApiKeys:
         return actor
 
     async def _look_up(self, digest: str, now: datetime) -> tuple[datetime, ApiKeyRow, Actor]:
-        self._remembered.pop(digest, None)
-        async with self._database.read() as reader:
+        # One that was let in a moment ago waits for no others.
+        async with nullcontext() if digest in self._remembered else self._turn(), self._database.read() as reader:
             row = await api_keys.by_digest(reader, digest)
         # An index compares in its own way and time; whether it has found this very key is decided here.
         if row is None or not hmac.compare_digest(row.digest, digest) or row.revoked_at is not None:
+            self._remembered.pop(digest, None)
             raise _unknown()
         actor = Actor(
             key_id=row.id,
@@ -134,6 +149,19 @@ class ApiKeys:
         # From before the look-up on: what it found is at least as old.
         remembered = self._remembered[digest] = (now, row, actor)
         return remembered
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for one of the few turns of keys that are not known. Raises `Unavailable`."""
+        try:
+            async with asyncio.timeout(self._database.wait_seconds):
+                await self._look_ups.acquire()
+        except TimeoutError as error:
+            raise Unavailable(Outcome.NOT_WRITTEN) from error
+        try:
+            yield
+        finally:
+            self._look_ups.release()
 
 
 def _new_secret(prefix: str) -> str:

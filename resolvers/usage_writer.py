@@ -9,7 +9,7 @@ the commit.
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from resolvers.usage import Balance, UsageEvent, UsageOutcome, decide
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.database import Database, DatabaseUnavailable, Outcome, Writer
-from storage.failures import description
+from storage.failures import outages
 from storage.ledger import LedgerEntryRow
 from storage.tables import LedgerEntryKind
 
@@ -119,8 +119,9 @@ class UsageWriter:
         self._clock = clock
         self._observer = observer
         self._most_waiting = most_waiting
-        self._queue: deque[_Submission] = deque()
-        self._waiting = 0
+        # By organization, each in the order of arrival; those with nothing to do are left out.
+        self._queue: dict[str, deque[_Submission]] = {}
+        self._waiting: Counter[str] = Counter()
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         # A meter's names and id never change, so what is remembered of them cannot become wrong.
@@ -129,22 +130,29 @@ class UsageWriter:
     @property
     def waiting(self) -> int:
         """How many events wait for a group."""
-        return self._waiting
+        return self._waiting.total()
 
     async def record(self, events: Sequence[UsageEvent]) -> list[Result]:
-        """Record the events in one transaction, in their order, and return the result of each once it is committed.
+        """Record the events, at least one, in one transaction, in their order, and return their results once committed.
 
         A refused event is a `Refusal` among the results, and leaves the others alone.
 
-        Raises `Unavailable`: `NOT_WRITTEN` when the queue is full or closed or the database is out of reach; `UNKNOWN`
-        when the answer to COMMIT was lost.
+        The events are one organization's, whose several submissions may have half of the queue: there is room for
+        others.
+
+        Raises `Unavailable`: `NOT_WRITTEN` when the queue or the organization's part of it is full, when it is closed
+        or the database is out of reach; `UNKNOWN` when the answer to COMMIT was lost.
         """
-        if self._closed or self._waiting + len(events) > self._most_waiting:
+        org_id = events[0].meter.org_id
+        before = self._waiting[org_id]
+        own = before + len(events)
+        is_greedy = before > 0 and own > self._most_waiting // 2
+        if self._closed or is_greedy or self.waiting + len(events) > self._most_waiting:
             self._tell_failed(len(events))
             raise Unavailable(Outcome.NOT_WRITTEN)
         submission = _Submission(events, asyncio.get_running_loop().create_future(), current.get(), perf_counter_ns())
-        self._queue.append(submission)
-        self._waiting += len(events)
+        self._queue.setdefault(org_id, deque()).append(submission)
+        self._waiting[org_id] = own
         if self._running is None:
             # In a context of its own: groups belong to no request, also not to the one that wakes the writer.
             self._running = asyncio.create_task(self._run(), context=Context())
@@ -156,9 +164,10 @@ class UsageWriter:
         if self._running is not None:
             await asyncio.wait({self._running}, timeout=CLOSE_SECONDS)
         while self._queue:
-            submission = self._queue.popleft()
-            self._tell_failed(len(submission.events))
-            _fail(submission, Unavailable(Outcome.NOT_WRITTEN))
+            _, submissions = self._queue.popitem()
+            for submission in submissions:
+                self._tell_failed(len(submission.events))
+                _fail(submission, Unavailable(Outcome.NOT_WRITTEN))
 
     async def _run(self) -> None:
         try:
@@ -168,12 +177,23 @@ class UsageWriter:
             self._running = None
 
     def _next_group(self) -> list[_Submission]:
-        group = [self._queue.popleft()]
-        size = len(group[0].events)
-        while self._queue and size + len(self._queue[0].events) <= MOST_IN_GROUP:
-            group.append(self._queue.popleft())
-            size += len(group[-1].events)
-        self._waiting -= size
+        """Take submissions off the queue, of each organization one in turn, until no more of the next one's fit."""
+        group: list[_Submission] = []
+        size = 0
+        while self._queue:
+            org_id, submissions = next(iter(self._queue.items()))
+            count = len(submissions[0].events)
+            if group and size + count > MOST_IN_GROUP:
+                break
+            group.append(submissions.popleft())
+            size += count
+            self._waiting[org_id] -= count
+            # The next turn is another's.
+            del self._queue[org_id]
+            if submissions:
+                self._queue[org_id] = submissions
+            else:
+                del self._waiting[org_id]
         return group
 
     async def _answer(self, group: Sequence[_Submission]) -> None:
@@ -183,7 +203,7 @@ class UsageWriter:
         try:
             recorded = await self._record(events)
         except DatabaseUnavailable as error:
-            _log.warning("A group of usage events was not recorded: %s", description(error))
+            outages.log(error)
             self._tell_failed(len(events))
             for submission in group:
                 _fail(submission, Unavailable(error.outcome))

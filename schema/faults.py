@@ -7,7 +7,7 @@ from graphql import ArgumentNode, DocumentNode, GraphQLError, GraphQLSyntaxError
 
 from resolvers.errors import Fault, InvalidInput, Unavailable
 from storage.database import DatabaseUnavailable, Outcome
-from storage.failures import description
+from storage.failures import outages
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def of_rest(count: int, *, code: str) -> dict[str, Any]:
 def _of_field(error: GraphQLError, request_id: str, *, is_mutation: bool) -> dict[str, Any]:
     cause = error.original_error
     if isinstance(cause, DatabaseUnavailable):
-        _log.warning("Request %s met an unavailable database: %s", request_id, description(cause))
+        outages.log(cause)
         is_of_answer = is_mutation and len(error.path or ()) > 1
         cause = Unavailable(Outcome.UNKNOWN if is_of_answer else cause.outcome)
     if isinstance(cause, Unavailable):

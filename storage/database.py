@@ -6,6 +6,7 @@ transaction in a task of its own: it is committed or rolled back as a whole, wha
 
 import asyncio
 import itertools
+import os
 import sqlite3
 import time
 from collections import deque
@@ -25,11 +26,25 @@ from sqlalchemy import (
     Table,
     event,
     make_url,
+    text,
 )
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
-from storage.failures import UNAVAILABLE, is_disconnected, is_refused, is_unavailable, lost_race
+from storage.failures import (
+    UNAVAILABLE,
+    CommitWarned,
+    FileReplaced,
+    Meaning,
+    RolledBack,
+    SharedSession,
+    is_refused,
+    is_unavailable,
+    meaning_of,
+)
 from storage.statements import Prepared, insertion_of_records, insertion_of_values, keys
+from storage.tables import metadata
 
 #: How often a transaction is tried that lost a race, or its connection before COMMIT was sent.
 ATTEMPTS = 4
@@ -52,13 +67,26 @@ PRAGMAS = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
 
 #: How the connection is set that writes to SQLite: the inner pages of large indexes fit into its cache, what a
 #: statement needs to undo itself stays in memory, and the log is copied into the file when it has 16 MiB.
-WRITER_PRAGMAS = ("cache_size = -16384", "temp_store = MEMORY", "wal_autocheckpoint = 4096")
+#: When a long reader has let it grow, it is cut back to that size as soon as it is written from its start again.
+WRITER_PRAGMAS = (
+    "cache_size = -16384",
+    "temp_store = MEMORY",
+    "wal_autocheckpoint = 4096",
+    "journal_size_limit = 16777216",
+)
 
 #: How many connections read from SQLite.
 SQLITE_READERS = 4
 
+#: How often two connections are compared that come through a pooler.
+POOLER_ROUNDS = 5
+
 #: How long a connection is kept for the next read, in seconds.
 KEPT_SECONDS = 1
+
+#: Under which name a connection's pool keeps when it was opened, and SQLite's the file that it has opened.
+_OPENED_AT = "opened at"
+_FILE = "file"
 
 T = TypeVar("T")
 
@@ -146,10 +174,10 @@ class _QuickReader(Reader):
         super().__init__(connections.dialect)
         self._connections = connections
 
-    async def close(self, *, is_sound: bool) -> None:
-        """Give the connection back, if one was taken; what failed on it is not kept."""
+    async def close(self, error: BaseException | None) -> None:
+        """Give the connection back, if one was taken, with what failed on it."""
         if self._connection is not None:
-            await self._connections.give_back(self._connection, is_sound=is_sound)
+            await self._connections.give_back(self._connection, error)
 
     async def _connected(self) -> AsyncConnection:
         if self._connection is None:
@@ -188,6 +216,9 @@ class _Connections:
         self._waiting: deque[asyncio.Future[AsyncConnection | None]] = deque()
         self._is_closing = False
         self._here: sqlite3.Connection | None = None
+        self._renewed_at = 0.0
+        event.listen(engine.sync_engine, "connect", _note_opening)
+        event.listen(engine.sync_engine, "checkout", self._require_new)
 
     @property
     def state(self) -> "PoolState":
@@ -198,12 +229,12 @@ class _Connections:
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """Open a connection, or take one that is open."""
         connection = await self.take()
-        is_sound = False
         try:
             yield connection
-            is_sound = True
-        finally:
-            await self.give_back(connection, is_sound=is_sound)
+        except BaseException as error:
+            await self.give_back(connection, error)
+            raise
+        await self.give_back(connection)
 
     async def take(self) -> AsyncConnection:
         """Return an open connection. Raises `TimeoutError` where none is given back in time."""
@@ -223,14 +254,38 @@ class _Connections:
             self._free_one()
             raise
 
-    async def give_back(self, connection: AsyncConnection, *, is_sound: bool) -> None:
-        """Hand the connection to whoever waits for one, or keep it for the next use."""
-        if connection.invalidated:
+    async def give_back(self, connection: AsyncConnection, error: BaseException | None = None) -> None:
+        """Hand the connection to the next that waits for one, or keep it for the next use, unless something failed."""
+        if isinstance(error, UNAVAILABLE) and meaning_of(error) is Meaning.LOST_SESSION:
+            if not connection.invalidated:
+                await connection.invalidate()
+            await self._renew()
+        elif connection.invalidated:
             await self.release()  # Those that are kept may be as broken.
-        if not is_sound or connection.invalidated or self._is_closing:
+        if error is not None or connection.invalidated or self._is_closing or self._is_old(connection):
             await self._let_go(connection)
         elif not self._hand_over(connection):
             self._kept.append((connection, time.monotonic()))
+
+    async def _renew(self) -> None:
+        """Use no connection again that was opened before now: what has ended one session may have changed them all."""
+        self._renewed_at = time.monotonic()
+        self._close_here()
+        while self._kept:
+            connection, _ = self._kept.pop()
+            await connection.invalidate()
+            await self._let_go(connection)
+
+    def _is_old(self, connection: AsyncConnection) -> bool:
+        if not self._renewed_at or connection.sync_connection is None:
+            return False
+        opened_at: float = connection.sync_connection.connection.info[_OPENED_AT]
+        return opened_at < self._renewed_at
+
+    def _require_new(self, _connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        """Have the engine's pool open a connection anew that is from before `_renew`."""
+        if record.info[_OPENED_AT] < self._renewed_at:
+            raise DisconnectionError
 
     async def _wait(self) -> AsyncConnection | None:
         waiter: asyncio.Future[AsyncConnection | None] = asyncio.get_running_loop().create_future()
@@ -247,7 +302,7 @@ class _Connections:
                 if given is None:
                     self._free_one()
                 else:
-                    await self.give_back(given, is_sound=True)
+                    await self.give_back(given)
             raise
 
     def _hand_over(self, given: AsyncConnection | None) -> bool:
@@ -293,6 +348,9 @@ class _Connections:
         """Close what is kept, and keep nothing any more: a write that ends later gives its connection back."""
         self._is_closing = True
         await self.release()
+        self._close_here()
+
+    def _close_here(self) -> None:
         if self._here is not None:
             self._here.close()
             self._here = None
@@ -300,6 +358,10 @@ class _Connections:
     async def _is_closed(self, connection: AsyncConnection) -> bool:
         driver: Any = (await connection.get_raw_connection()).driver_connection
         return self.dialect == "postgresql" and bool(driver.is_closed())
+
+
+def _note_opening(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_OPENED_AT] = time.monotonic()
 
 
 def _is_short(values: Iterable[Any]) -> bool:
@@ -327,6 +389,16 @@ class Writer(Reader):
 
     def __init__(self, connection: AsyncConnection) -> None:
         super().__init__(connection.dialect.name, connection)
+        #: Whether a row is locked, and so the transaction written to PostgreSQL's log, which COMMIT waits for.
+        self._has_locked = False
+
+    async def run(
+        self, statement: Prepared, parameters: Mapping[str, Any], *, is_long: bool = False
+    ) -> list[Sequence[Any]]:
+        """Run a prepared statement and return its rows."""
+        rows = await super().run(statement, parameters, is_long=is_long)
+        self._has_locked = self._has_locked or (statement.is_locking and bool(rows))
+        return rows
 
     async def execute(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> None:
         """Run the statement."""
@@ -374,26 +446,100 @@ class Writer(Reader):
         return rows
 
     async def begin(self) -> None:
-        """Open the transaction."""
-        # SQLite's write lock is taken at once: a transaction that takes it later fails when another wrote meanwhile.
-        await self._end("BEGIN" if self.dialect == "postgresql" else "BEGIN IMMEDIATE")
+        """Open the transaction. Raises `FileReplaced`."""
+        try:
+            if self.dialect == "sqlite":
+                self._require_same_file()
+                # The write lock is taken at once: a transaction that takes it later fails when another wrote meanwhile.
+                await self._run("BEGIN IMMEDIATE")
+            else:
+                await self._run("BEGIN ISOLATION LEVEL READ COMMITTED")
+        except BaseException:
+            await self._connection.invalidate()
+            raise
 
     async def commit(self) -> None:
-        """Commit. Whatever it raises, the connection is not used again."""
-        await self._end("COMMIT")
+        """Commit, so that what the transaction has read is as durable as what it wrote.
+
+        A replay answers from rows that may be from a COMMIT which was cancelled while it waited for a standby: they
+        are there, and may be lost with the server. PostgreSQL waits at COMMIT for all that was logged before, but only
+        where the transaction has itself written to the log. A row's lock does; where none is certain, an empty message
+        does. SQLite shows nobody a commit before it is written through, and `_sqlite_engine` sees to what a process
+        left that was killed.
+
+        Whatever it raises, the connection is not used again. Raises `CommitWarned` where PostgreSQL has committed, but
+        not as durably as it is set to, and `RolledBack` where it has not committed.
+        """
+        await self._end("COMMIT", first="" if self._has_locked else _WRITE_TO_LOG)
 
     async def roll_back(self) -> None:
         """Undo everything, if need be by giving up the connection."""
         if not self._connection.invalidated:
-            with suppress(*UNAVAILABLE):
+            with suppress(CommitWarned, *UNAVAILABLE):
                 await self._end("ROLLBACK")
 
-    async def _end(self, command: str) -> None:
+    async def refuse(self) -> None:
+        """Undo everything, and wait until what the transaction has read is durable: a refusal answers from it, too."""
+        await self._end("ROLLBACK", then=_WRITE_TO_LOG)
+
+    async def _end(self, command: str, *, first: str = "", then: str = "") -> None:
+        """End the transaction, on PostgreSQL between these statements, and in one round trip with them."""
         try:
-            await self._run(command)
+            if self.dialect == "postgresql":
+                await self._end_on_postgresql(command, f"{first}{command};{then}")
+            else:
+                await self._run(command)
         except BaseException:
             await self._connection.invalidate()
             raise
+
+    async def _end_on_postgresql(self, command: str, text: str) -> None:
+        connection = self._connection.sync_connection
+        assert connection is not None  # noqa: S101  # It is open.
+        driver: Any = connection.connection.driver_connection
+        warnings: list[asyncpg.PostgresLogMessage] = []
+
+        def note(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
+            # Its severity in the language of the server is another word.
+            if isinstance(message, asyncpg.PostgresWarning):
+                warnings.append(message)
+
+        _tell(connection.dispatch.before_cursor_execute, connection, command, ())
+        driver.add_log_listener(note)
+        try:
+            status = await driver.execute(text)
+        finally:
+            driver.remove_log_listener(note)
+        _tell(connection.dispatch.after_cursor_execute, connection, command, ())
+        if command == "COMMIT" and status != "COMMIT":
+            raise RolledBack
+        if warnings:
+            raise CommitWarned(str(warnings[0]))
+
+    def _require_same_file(self) -> None:
+        """Raise `FileReplaced` where the database's file is another one than was opened, which nobody will read."""
+        connection = self._connection.sync_connection
+        assert connection is not None  # noqa: S101  # It is open.
+        path, opened = connection.connection.info[_FILE]
+        try:
+            found = _identity(path)
+        except FileNotFoundError as error:
+            # Another connection would make an empty one; this one is good again when the file is back.
+            raise sqlite3.OperationalError("the database's file is missing") from error
+        if found != opened:
+            raise FileReplaced
+
+
+async def _worked(writer: Writer, work: Callable[[Writer], Awaitable[T]]) -> T:
+    """Return what the work returns, or undo it and raise what it raises, a refusal once it may be answered."""
+    try:
+        return await work(writer)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, UNAVAILABLE):
+            await writer.refuse()
+        else:
+            await writer.roll_back()
+        raise
 
 
 class Failed:
@@ -418,6 +564,7 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 8, wait_seconds: float = 10) -> None:
         self.url = make_url(url)
         self.dialect = self.url.get_backend_name()
+        self.wait_seconds = wait_seconds
         if self.dialect == "sqlite":
             pool_size = SQLITE_READERS
             self._readers = _sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
@@ -461,12 +608,12 @@ class Database:
         """
         try:
             reader = _QuickReader(self._read_connections)
-            is_sound = False
             try:
                 yield reader
-                is_sound = True
-            finally:
-                await reader.close(is_sound=is_sound)
+            except BaseException as error:
+                await reader.close(error)
+                raise
+            await reader.close(None)
         except UNAVAILABLE as error:
             if is_unavailable(error):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
@@ -518,6 +665,20 @@ class Database:
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
             raise
 
+    async def require_writable(self) -> None:
+        """Raise `DatabaseUnavailable` where reads are answered and writes would be refused."""
+        if self.dialect == "sqlite":
+            if not os.access(self.url.database or "", os.W_OK):
+                raise DatabaseUnavailable(Outcome.NOT_WRITTEN)
+            return
+        async with self.read() as reader:
+            row = await reader.fetch_one(_IS_WRITABLE, {"tables": [table.name for table in metadata.sorted_tables]})
+            if row is None or not row.may_write:
+                raise asyncpg.InsufficientPrivilegeError
+            if row.is_read_only:
+                # The session may be read-only by how it was begun; the next one is asked on another.
+                raise asyncpg.ReadOnlySQLTransactionError
+
     async def write(self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool = False) -> T:
         """Run `work` in one transaction and return what it returns, once that is committed.
 
@@ -550,17 +711,19 @@ class Database:
                 async with self._write_connections.connect() as connection:
                     writer = Writer(connection)
                     await writer.begin()
-                    try:
-                        result = await work(writer)
-                    except BaseException:
-                        await writer.roll_back()
-                        raise
+                    result = await _worked(writer, work)
                     committing = True
                     await writer.commit()
                     return result
+            except CommitWarned as error:
+                # A refusal has written nothing.
+                outcome = Outcome.UNKNOWN if committing or is_unknown else Outcome.NOT_WRITTEN
+                raise DatabaseUnavailable(outcome) from error
             except UNAVAILABLE as error:
                 is_unknown = is_unknown or (committing and not is_refused(error))
-                may_repeat = is_repeatable if is_unknown else lost_race(error) or is_disconnected(error)
+                # A COMMIT that has waited for a standby for as long as it may is not run again, to wait again.
+                is_lost = not (committing and isinstance(error, TimeoutError))
+                may_repeat = is_repeatable and is_lost if is_unknown else meaning_of(error) in _RUN_AGAIN
                 if may_repeat and attempt < ATTEMPTS:
                     continue
                 if is_unknown:
@@ -586,6 +749,8 @@ class Database:
                     await writer.roll_back()
                     raise
                 await writer.commit()
+        except CommitWarned as error:
+            raise DatabaseUnavailable(Outcome.UNKNOWN) from error
         except UNAVAILABLE as error:
             if is_unavailable(error):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
@@ -616,35 +781,49 @@ def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float, pragmas: Se
         skip_autocommit_rollback=True,
     )
 
+    path = engine.url.database or ""
+
     @event.listens_for(engine.sync_engine, "connect")
-    def set_pragmas(connection: Any, _record: object) -> None:
+    def set_up(connection: Any, record: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
         for pragma in (*PRAGMAS, *pragmas):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+        record.info[_FILE] = (path, _identity(path))
+        # A process that was killed between writing a commit and writing it through has left it to be read, and
+        # replayed, by this one.
+        with suppress(FileNotFoundError):
+            _write_through(f"{path}-wal")
 
     return engine
 
 
+def _identity(path: str) -> tuple[int, int]:
+    """Return what tells a file from another one of the same path."""
+    found = os.stat(path)  # noqa: PTH116  # Before every write, where a `Path` would take longer than the question.
+    return found.st_dev, found.st_ino
+
+
+def _write_through(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) -> AsyncEngine:
     """Return an engine whose waits are bounded; without `wait_seconds`, a statement may take as long as it needs."""
-    milliseconds = str(int((wait_seconds or 0) * 1000))
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         # The message of an error would tell them, and with them what callers sent.
         hide_parameters=True,
         connect_args={
             "timeout": wait_seconds or 10,
-            # The server's own timeouts come first; this one is for a server that no longer answers.
+            # The server's own timeouts come first; this one is for a server that no longer answers, and for COMMIT,
+            # which the server waits for without a bound.
             "command_timeout": wait_seconds + 5 if wait_seconds is not None else None,
-            "server_settings": {
-                "application_name": "tollgate",
-                "statement_timeout": milliseconds,
-                "lock_timeout": milliseconds,
-                "idle_in_transaction_session_timeout": milliseconds,
-                # Compiling a plan costs more than any statement here takes.
-                "jit": "off",
-            },
+            "server_settings": {"application_name": "tollgate"},
         },
         pool_size=pool_size,
         max_overflow=0,
@@ -655,7 +834,79 @@ def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) 
         pool_reset_on_return=None,
         skip_autocommit_rollback=True,
     )
+    milliseconds = int((wait_seconds or 0) * 1000)
+    set_up = _SESSION.format(milliseconds=milliseconds)
+    _, arguments = engine.dialect.create_connect_args(url)
 
+    async def start(session: asyncpg.Connection) -> None:
+        try:
+            row = await session.fetchrow(set_up)
+            if row is not None and row["pid"] != session.get_server_pid():
+                another = await asyncpg.connect(**arguments, timeout=wait_seconds or 10)
+                try:
+                    await _require_own_sessions(session, another)
+                finally:
+                    await another.close()
+        except BaseException as error:
+            session.terminate()  # Nobody else knows of it yet.
+            if isinstance(error, asyncpg.DuplicatePreparedStatementError | asyncpg.InvalidSQLStatementNameError):
+                raise SharedSession from error
+            raise
+
+    # Before SQLAlchemy's own questions, which the role's timeouts may be too short for.
+    @event.listens_for(engine.sync_engine, "connect", insert=True)
+    def set_session(connection: Any, _record: object) -> None:
+        connection.run_async(start)
+
+    return engine
+
+
+async def _require_own_sessions(one: asyncpg.Connection, other: asyncpg.Connection) -> None:
+    """Raise `SharedSession` where a pooler gives each transaction any of the server's sessions.
+
+    A connection whose server process is another than it was told is a pooler's. While both are open, each has a
+    process of its own, and keeps it, unless the pooler shares them out.
+    """
+    first = None
+    for _ in range(POOLER_ROUNDS):
+        processes = [await each.fetchval("SELECT pg_backend_pid()") for each in (one, other)]
+        first = first or processes
+        if processes != first or processes[0] == processes[1]:
+            raise SharedSession
+
+
+#: Whether a session of PostgreSQL writes nothing, as on a standby, and whether its role may write.
+_IS_WRITABLE = text("""SELECT current_setting('transaction_read_only') = 'on' AS is_read_only,
+  (SELECT bool_and(has_table_privilege(name, privilege))
+   FROM unnest(CAST(:tables AS text[])) AS name, unnest(ARRAY['SELECT', 'INSERT']) AS privilege) AS may_write""")
+
+#: What the gateway relies on for its own sessions, whatever is set for the role, the database or the server.
+#: `default_transaction_read_only` is left alone: who sets it wants nothing to be written, and is obeyed.
+_SESSION = """SELECT
+  set_config('statement_timeout', '{milliseconds}', false),
+  set_config('lock_timeout', '{milliseconds}', false),
+  set_config('idle_in_transaction_session_timeout', '{milliseconds}', false),
+  -- Reads outside of `Writer.begin` must not fail to serialize.
+  set_config('default_transaction_isolation', 'read committed', false),
+  set_config('default_transaction_deferrable', 'off', false),
+  -- At least as durable as the server's disk and its standbys; `remote_apply` is as durable, and makes them current.
+  set_config('synchronous_commit',
+    CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false),
+  -- That a COMMIT did not wait for its standby is a warning.
+  set_config('client_min_messages', 'warning', false),
+  set_config('standard_conforming_strings', 'on', false),
+  set_config('transform_null_equals', 'off', false),
+  set_config('timezone', 'UTC', false),
+  set_config('datestyle', 'ISO', false),
+  -- Compiling a plan costs more than any statement here takes.
+  set_config('jit', 'off', false),
+  pg_backend_pid() AS pid"""
+
+#: What says that a transaction which was not committed may be run again.
+_RUN_AGAIN = frozenset({Meaning.LOST_RACE, Meaning.LOST_SESSION})
+
+#: Writes to PostgreSQL's log what stands in no table: with it, COMMIT waits for what is in the log before.
+_WRITE_TO_LOG = "SELECT pg_logical_emit_message(true, 'tollgate', '');"
 
 #: How a snapshot begins.
 _SNAPSHOT = {

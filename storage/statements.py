@@ -47,6 +47,8 @@ class Prepared:
     def __init__(self, dialect: str, statement: Select[Any] | Insert | Update) -> None:
         compiled = statement.compile(dialect=_DIALECTS[dialect])
         self.text = compiled.string
+        #: Whether its rows are locked until the transaction ends.
+        self.is_locking = isinstance(statement, Select) and statement._for_update_arg is not None  # noqa: SLF001
         self._parameters: Sequence[str] = compiled.positiontup or ()
         # What SQLAlchemy adds by itself, like SQLite's OFFSET.
         self._own = {name: value for name, value in compiled.params.items() if value is not None}

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
+#: How the message of a COMMIT looks; "READ COMMITTED" is another one's.
+_COMMIT = b"COMMIT;"
+
 
 class Cut(StrEnum):
     """The moments at which a connection is cut."""
@@ -33,6 +36,8 @@ class Proxy:
         self._listener: asyncio.Server | None = None
         self.message_rate = 0.0
         self.commit_rate = 0.0
+        #: How the next COMMIT is cut, and no other one.
+        self.next_commit: Cut | None = None
         #: How many connections were cut, by the moment.
         self.cuts: Counter[Cut] = Counter()
 
@@ -95,7 +100,9 @@ class Proxy:
     ) -> None:
         while data := await reader.read(65_536):
             cut = None
-            if b"COMMIT" in data and self._random.random() < self.commit_rate:
+            if _COMMIT in data and self.next_commit is not None:
+                cut, self.next_commit = self.next_commit, None
+            elif _COMMIT in data and self._random.random() < self.commit_rate:
                 cut = self._random.choice([Cut.BEFORE_COMMIT, Cut.AFTER_COMMIT, Cut.BEFORE_ANSWER])
             elif self._random.random() < self.message_rate:
                 cut = Cut.SOMEWHERE

@@ -1,5 +1,6 @@
 """Keys: who is let in, for how long, and what each scope allows."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -14,8 +15,9 @@ import pytest
 from sqlalchemy import make_url, select, text
 
 from resolvers.actor import Scope
-from resolvers.api_keys import create_api_key, revoke_api_key
+from resolvers.api_keys import MAX_LOOK_UPS, create_api_key, revoke_api_key
 from resolvers.errors import InvalidInput
+from storage.database import Writer
 from storage.tables import Environment, api_keys, metadata
 from tests.conftest import NOW, Caller, Gateway
 
@@ -741,3 +743,31 @@ def named(type_: dict[str, Any]) -> dict[str, Any]:
     while type_.get("ofType"):
         type_ = type_["ofType"]
     return type_
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], scope="session")
+async def test_unknown_keys_take_no_connections_from_the_requests_that_are_let_in(gateway: Gateway) -> None:
+    query = "{ customers(first: 1) { nodes { id } } }"
+    assert await gateway.data(query) == {"customers": {"nodes": []}}
+    is_held, may_end = asyncio.Event(), asyncio.Event()
+
+    async def hold(writer: Writer) -> None:
+        # No key is found until this ends.
+        await writer.execute(text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"))
+        is_held.set()
+        await may_end.wait()
+
+    holding = asyncio.create_task(gateway.database.write(hold))
+    await is_held.wait()
+    strangers = [Caller(gateway.client, f"sk_test_{number:043}") for number in range(30)]
+    refused = [asyncio.create_task(stranger.post(query)) for stranger in strangers]
+    async with asyncio.timeout(60):
+        while gateway.database.connections["all"].in_use < 1 + MAX_LOOK_UPS:  # noqa: ASYNC110  # Nobody reports it.
+            await asyncio.sleep(0)
+    assert await gateway.data(query) == {"customers": {"nodes": []}}
+    assert gateway.database.connections["all"] == (1 + MAX_LOOK_UPS, 0, 8)
+    may_end.set()
+    await holding
+    assert {response.status_code for response in await asyncio.gather(*refused)} == {401}
+    # A key that has just been made is known at once.
+    assert await (await gateway.caller()).data(query) == {"customers": {"nodes": []}}

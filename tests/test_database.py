@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event, func, inspect, literal, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from storage import billing_meters, customers, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
@@ -494,6 +494,63 @@ class TestWrite:
         async with databases[0].read() as reader:
             used = await reader.fetch(select(meters_table.c.used_credits))
         assert [row.used_credits for row in used] == [40, 40, 40]
+
+    @pytest.mark.parametrize("dialect", ["postgresql"], scope="session")
+    @pytest.mark.parametrize("is_locking", [False, True])
+    async def test_a_commit_that_rolls_back_is_not_acknowledged(self, database: Database, *, is_locking: bool) -> None:
+        row = meter("m")
+        await database.write(lambda writer: billing_meters.insert_meter(writer, row))
+
+        async def work(writer: Writer) -> None:
+            await customers.insert_customer(writer, customer("ada"))
+            if is_locking:
+                await billing_meters.lock(writer, [row.id])
+            with suppress(DBAPIError):  # PostgreSQL then has nothing to commit, and COMMIT raises nothing.
+                await writer.execute(text("SELECT 1 / 0"))
+
+        with pytest.raises(DatabaseUnavailable) as unavailable:
+            await database.write(work)
+        assert unavailable.value.outcome is Outcome.NOT_WRITTEN
+        assert await names(database) == []
+
+    @pytest.mark.parametrize("dialect", ["postgresql"], scope="session")
+    async def test_meters_are_locked_in_the_order_of_their_ids(self, database: Database) -> None:
+        # SQLite has one writer at a time. The later id is written first, so that no other order is this one by chance.
+        low, high = sorted([meter("a"), meter("b")], key=lambda row: row.id)
+        for row in (high, low):
+            await database.write(lambda writer, row=row: billing_meters.insert_meter(writer, row))  # type: ignore[misc]
+        is_held, may_end = asyncio.Event(), asyncio.Event()
+
+        async def hold_low(writer: Writer) -> None:
+            await billing_meters.lock(writer, [low.id])
+            is_held.set()
+            await may_end.wait()
+
+        async def free(writer: Writer) -> list[str]:
+            rows = await writer.fetch(select(meters_table.c.id).with_for_update(skip_locked=True))
+            return [row.id for row in rows]
+
+        async def lock_both(writer: Writer) -> list[str]:
+            return list(await billing_meters.lock(writer, [high.id, low.id]))
+
+        async def is_waiting() -> bool:
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            async with database.read() as reader:
+                return bool((await reader.fetch(text(waiting)))[0][0])
+
+        holding = asyncio.create_task(database.write(hold_low))
+        await is_held.wait()
+        locking = asyncio.create_task(database.write(lock_both))
+        async with asyncio.timeout(60):
+            while not await is_waiting():
+                pass
+        # It waits for the first, and has not locked the second.
+        assert await database.write(free) == [high.id]
+        may_end.set()
+        await holding
+        assert await locking == [low.id, high.id]
 
     async def test_a_wait_for_a_lock_that_is_too_long_writes_nothing(
         self, opened: Callable[..., Database], new_database_url: str

