@@ -13,10 +13,12 @@ from typing import Any
 import asyncpg
 
 from benchmarks.scenario import METERS_A_CUSTOMER, ORG, TODAY, WORKSPACE
-from resolvers.actor import Scope
+from resolvers.actor import IMPORT, Scope
 from resolvers.api_keys import create_api_key
+from resolvers.billing_meters import settings_of
 from resolvers.limits import available_bits
 from storage import migrations
+from storage.billing_meters import BillingMeterRow
 from storage.customers import folded
 from storage.database import Database, Writer
 from storage.ids import BILLING_METER, CUSTOMER
@@ -26,6 +28,7 @@ from storage.tables import (
     OverLimitPolicy,
     billing_meters,
     customers,
+    json_text,
     ledger_entries,
     usage_days,
 )
@@ -110,7 +113,7 @@ def _add_customer(rows: Rows, number: int, made_at: datetime, chance: random.Ran
     rows.customers.append(
         (
             *(id_, ORG, Environment.LIVE, email, name, f"customer-{number}", '{"plan":"starter"}', made_at, made_at),
-            *(folded(email), folded(name)),
+            *(folded(email), folded(name), IMPORT, None),
         )
     )
     for place, usage_names in enumerate(USAGE_NAMES):
@@ -121,11 +124,16 @@ def _add_meter(
     rows: Rows, number: int, customer_id: str, usage_names: tuple[str, ...], made_at: datetime, chance: random.Random
 ) -> None:
     id_ = _id(BILLING_METER, made_at, number, chance)
+    names = (ORG, Environment.LIVE, WORKSPACE, f"meter-{number}", customer_id, "UTC")
     used, seq = 0, 1
+    opened = BillingMeterRow(
+        *(id_, *names, CREDITS, used, False, None, CREDITS, available_bits(CREDITS, used), seq, made_at, made_at)
+    )
+    settings = {setting: [None, value] for setting, value in settings_of(opened).items()}
     rows.ledger_entries.append(
         (
             *(id_, seq, LedgerEntryKind.OPENING, None, CREDITS, CREDITS, used, CREDITS),
-            *(None, None, None, None, None, None, made_at, ORG, None, "{}"),
+            *(None, None, None, None, None, None, made_at, IMPORT, None, json_text(settings)),
         )
     )
     for day, moment in _DAYS:
@@ -137,13 +145,13 @@ def _add_meter(
             rows.ledger_entries.append(
                 (
                     *(id_, seq, LedgerEntryKind.USAGE, f"{day}-{usage_name}", amount, CREDITS, used, CREDITS),
-                    *(usage_name, day, amount, OverLimitPolicy.REJECT, None, None, moment, ORG, None, "{}"),
+                    *(usage_name, day, amount, OverLimitPolicy.REJECT, None, None, moment, IMPORT, None, "{}"),
                 )
             )
     rows.billing_meters.append(
         (
-            *(id_, ORG, Environment.LIVE, WORKSPACE, f"meter-{number}", customer_id, "UTC"),
-            *(CREDITS, used, False, None, CREDITS, seq, made_at, made_at, available_bits(CREDITS, used)),
+            *(id_, *names, CREDITS, used, False, None, CREDITS, seq),
+            *(made_at, _DAYS[-1][1], available_bits(CREDITS, used)),
         )
     )
 

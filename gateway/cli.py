@@ -593,7 +593,8 @@ def verify(as_json: AsJson = False) -> None:
     """
     from rich.progress import Progress
 
-    from resolvers.verify import Disagreement, Verified, verify
+    from resolvers.meter_check import Disagreement
+    from resolvers.verify import Verified, verify
     from storage import ids
 
     verified = Verified()
@@ -613,14 +614,14 @@ def verify(as_json: AsJson = False) -> None:
 
     run(check)
     if as_json:
+        kinds = {ids.BILLING_METER: "meter", ids.CUSTOMER: "customer", ids.API_KEY: "key"}
         _print_json(
             {
                 "meters": verified.meters,
                 "entries": verified.entries,
                 "days": verified.days,
                 "disagreements": [
-                    {"customer" if id_.startswith(ids.CUSTOMER) else "meter": id_, "message": message}
-                    for id_, message in disagreements
+                    {kinds.get(id_[:4], "row"): id_, "message": message} for id_, message in disagreements
                 ],
             },
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway.services import Services
 from gateway.settings import Settings
-from resolvers.actor import Actor, Scope
+from resolvers.actor import DEMO, Actor, Scope
 from resolvers.api_keys import create_api_key
 from resolvers.billing_meters import create_billing_meter
 from resolvers.context import Context
@@ -21,9 +21,6 @@ from resolvers.usage import usage_event
 from storage.tables import Environment, OverLimitPolicy
 
 ORG = "demo"
-
-#: What the ledger names as the author of the demo's rows.
-RECORDED_BY = "tollgate-demo"
 
 DAYS = 60
 
@@ -51,7 +48,7 @@ _METERS: tuple[tuple[str, int, bool, int | None, dict[str, int]], ...] = (
 
 async def seed(services: Services) -> str:
     """Make the demo organization, or bring it up to today, and return its sandbox key."""
-    context = services.context(Actor(RECORDED_BY, ORG, Environment.SANDBOX, frozenset(Scope)))
+    context = services.context(Actor(DEMO, ORG, Environment.SANDBOX, frozenset(Scope)))
     for name in _CUSTOMERS:
         await _seed_customer(context, name)
     return await _key(services)

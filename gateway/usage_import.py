@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gateway.lines import MAX_LINE_BYTES, READ_ERRORS, Lines
 from gateway.rejects import Rejects
 from gateway.services import Services
-from resolvers.actor import Actor, Scope
+from resolvers.actor import IMPORT, Actor, Scope
 from resolvers.billing_meters import create_billing_meter
 from resolvers.context import Context
 from resolvers.errors import (
@@ -42,9 +42,6 @@ GROUP_BYTES = 8 * 1024 * 1024
 
 #: A byte order mark, which says nothing in UTF-8 and is passed over (RFC 8259, section 8.1).
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-#: What the ledger names as the author of what an import records.
-RECORDED_BY = "tollgate-import"
 
 
 @dataclass(slots=True)
@@ -117,7 +114,7 @@ class Import:
 
     async def run(self, services: Services, lines: Lines, console: Console) -> Counts:
         """Record all lines and return what became of them."""
-        actor = Actor(RECORDED_BY, self.org_id, self.environment, frozenset(Scope))
+        actor = Actor(IMPORT, self.org_id, self.environment, frozenset(Scope))
         context = services.context(actor)
         try:
             with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -15,6 +15,12 @@ class Scope(Word):
     USAGE_CORRECT = "usage:correct"
 
 
+#: Whom the ledger names as the author where an operator wrote at the command line, without a key.
+DEMO = "tollgate-demo"
+IMPORT = "tollgate-import"
+OPERATORS = frozenset({DEMO, IMPORT})
+
+
 @dataclass(frozen=True, slots=True)
 class Actor:
     """The holder of a key or of a customer's session, or an operator at the command line.

@@ -24,7 +24,7 @@ from storage.ledger import LedgerEntryRow
 from storage.pages import Page
 from storage.tables import LedgerEntryKind
 
-_CREATE = "createBillingMeter"
+CREATE = "createBillingMeter"
 
 
 class MeterOutcome(NamedTuple):
@@ -107,15 +107,15 @@ async def create_billing_meter(
     actor.require_workspace(workspace_id)
     name = meter_name(actor, workspace_id, external_meter_id)
     now = context.clock()
-    request = {
-        "workspaceId": workspace_id,
-        "externalMeterId": external_meter_id,
-        "totalCredits": total_credits,
-        "allowOverages": allow_overages,
-        "spendCap": spend_cap,
-        "customerId": customer_id,
-        "timezone": timezone,
-    }
+    request = creation_request(
+        workspace_id=workspace_id,
+        external_meter_id=external_meter_id,
+        total_credits=total_credits,
+        allow_overages=allow_overages,
+        spend_cap=spend_cap,
+        customer_id=customer_id,
+        timezone=timezone,
+    )
 
     # The same in every attempt, so that an attempt finds what an earlier one of this request has made.
     meter_id = ids.new_id(ids.BILLING_METER)
@@ -125,7 +125,7 @@ async def create_billing_meter(
         existing = await billing_meters.lock_by_name(writer, name)
         if existing is not None and existing.id == meter_id:
             return MeterOutcome(existing, await _opening_of(writer, existing), replayed=False)
-        earlier = await idempotency.earlier(writer, actor, operation=_CREATE, key=idempotency_key)
+        earlier = await idempotency.earlier(writer, actor, operation=CREATE, key=idempotency_key)
         is_same = earlier is not None and earlier.request_digest == idempotency.digest(request)
         if earlier is not None and is_same:
             first = await _meter_made(writer, earlier)
@@ -158,17 +158,42 @@ async def create_billing_meter(
             created_at=now,
             updated_at=now,
         )
-        entry = new_entry(context, meter, kind=LedgerEntryKind.OPENING, amount=total_credits)
+        entry = new_entry(context, meter, kind=LedgerEntryKind.OPENING, amount=total_credits)._replace(
+            key=idempotency_key,
+            metadata={setting: [None, value] for setting, value in settings_of(meter).items()},
+        )
         await billing_meters.insert_meter(writer, meter)
         await ledger.insert_entries(writer, [entry])
         await idempotency.remember(
-            writer, actor, operation=_CREATE, key=idempotency_key, request=request, result_id=meter.id, now=now
+            writer, actor, operation=CREATE, key=idempotency_key, request=request, result_id=meter.id, now=now
         )
         return MeterOutcome(meter, entry, replayed=False)
 
     outcome = await context.database.write(create, is_repeatable=True)
     context.forget()
     return outcome
+
+
+def creation_request(
+    *,
+    workspace_id: str,
+    external_meter_id: str,
+    total_credits: int,
+    allow_overages: bool,
+    spend_cap: int | None,
+    customer_id: str | None,
+    timezone: str,
+) -> dict[str, Any]:
+    """Return the values of a request for a meter, of which its idempotency key keeps the digest."""
+    return {
+        "workspaceId": workspace_id,
+        "externalMeterId": external_meter_id,
+        "totalCredits": total_credits,
+        "allowOverages": allow_overages,
+        "spendCap": spend_cap,
+        "customerId": customer_id,
+        "timezone": timezone,
+    }
 
 
 async def _meter_made(reader: Reader, earlier: IdempotencyKeyRow) -> BillingMeterRow:
@@ -227,10 +252,9 @@ async def update_billing_meter(
         after = meter._replace(**changed, last_seq=meter.last_seq + 1, updated_at=context.clock())
         limit = limit_credits(after.total_credits, allow_overages=after.allow_overages, spend_cap=after.spend_cap)
         after = after._replace(limit_credits=limit, available_bits=available_bits(limit, after.used_credits))
+        old, new = settings_of(meter), settings_of(after)
         entry = new_entry(context, after, kind=LedgerEntryKind.SETTINGS, amount=0)._replace(
-            metadata={
-                _SETTINGS[field]: [_setting(getattr(meter, field)), _setting(value)] for field, value in changed.items()
-            },
+            metadata={setting: [old[setting], new[setting]] for setting in new if old[setting] != new[setting]},
         )
         await billing_meters.update_meters(writer, [(meter, after)])
         await ledger.insert_entries(writer, [entry])
@@ -314,13 +338,24 @@ async def _earlier_refill(
     return earlier
 
 
-#: What a `SETTINGS` entry calls each setting: as the API does.
-_SETTINGS = {"allow_overages": "allowOverages", "spend_cap": "spendCap", "customer_id": "customerId"}
+#: The settings of a meter by what the ledger calls them: as the API does. Those after the fixed ones may change.
+FIXED_SETTINGS = {
+    "orgId": "org_id",
+    "environment": "environment",
+    "workspaceId": "workspace_id",
+    "externalMeterId": "external_meter_id",
+    "timezone": "timezone",
+}
+SETTINGS = FIXED_SETTINGS | {"allowOverages": "allow_overages", "spendCap": "spend_cap", "customerId": "customer_id"}
 
 
-def _setting(value: bool | int | str | None) -> bool | str | None:  # noqa: FBT001  # A value to write, not a switch.
-    """Return the setting as JSON tells it: an amount as a decimal string, as everywhere."""
-    return str(value) if type(value) is int else value  # type: ignore[return-value]  # bool is the only other int.
+def settings_of(meter: BillingMeterRow) -> dict[str, bool | str | None]:
+    """Return the meter's settings as the ledger records them: an amount as a decimal string, as everywhere.
+
+    `OPENING` records each with its first value, and `SETTINGS` those that change.
+    """
+    values = {setting: getattr(meter, field) for setting, field in SETTINGS.items()}
+    return {setting: str(value) if type(value) is int else value for setting, value in values.items()}
 
 
 def new_entry(context: Context, meter: BillingMeterRow, *, kind: LedgerEntryKind, amount: int) -> LedgerEntryRow:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from resolvers.verify import Disagreement, Verified, verify_snapshot
+from resolvers.meter_check import Disagreement
+from resolvers.verify import Verified, verify_snapshot
 from storage import copying, migrations
 from storage.copying import Values
 from storage.database import Database, Reader

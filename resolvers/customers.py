@@ -13,7 +13,7 @@ from storage.customers import CustomerFilter, CustomerRow
 from storage.database import Reader, Writer
 from storage.pages import Page
 
-_CREATE = "createCustomer"
+CREATE = "createCustomer"
 
 
 class CustomerOutcome(NamedTuple):
@@ -88,7 +88,7 @@ async def create_customer(
     async def create(writer: Writer) -> CustomerOutcome:
         # Looked up before the key: when a request under the same key has just made it, its key is seen as well.
         taken = await _taken_by(writer, actor, external_id)
-        earlier = await idempotency.earlier(writer, actor, operation=_CREATE, key=idempotency_key)
+        earlier = await idempotency.earlier(writer, actor, operation=CREATE, key=idempotency_key)
         if earlier is not None:
             made = await _within_reach(writer, actor, earlier.result_id)
             if made is None or earlier.request_digest != idempotency.digest(values):
@@ -104,9 +104,11 @@ async def create_customer(
             created_at=now,
             updated_at=now,
         )
-        await customers.insert_customer(writer, row, created_by=actor.key_id)
+        await customers.insert_customer(
+            writer, row, created_by=actor.key_id, idempotency_key=idempotency_key
+        )
         await idempotency.remember(
-            writer, actor, operation=_CREATE, key=idempotency_key, request=values, result_id=row.id, now=now
+            writer, actor, operation=CREATE, key=idempotency_key, request=values, result_id=row.id, now=now
         )
         return CustomerOutcome(row, replayed=False)
 

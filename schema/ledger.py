@@ -17,7 +17,7 @@ from schema.enums import LedgerEntryKind, OverLimitPolicy
 from schema.info import Info
 from schema.node import Node
 from schema.scalars import BigInt
-from storage import ids
+from storage import ids, tables
 from storage.billing_meters import BillingMeterRow
 from storage.ledger import LedgerEntryRow
 
@@ -29,6 +29,7 @@ _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
 # An enumeration looks a value up more slowly.
 _KINDS: dict[Any, LedgerEntryKind] = {kind.value: kind for kind in LedgerEntryKind}
 _POLICIES: dict[Any, OverLimitPolicy] = {policy.value: policy for policy in OverLimitPolicy}
+_OPENING = tables.LedgerEntryKind.OPENING
 
 
 async def _meters_of(context: Context, entries: Sequence["LedgerEntry"]) -> list["BillingMeter"]:
@@ -97,7 +98,8 @@ class LedgerEntry(Node):
 
     @classmethod
     def of(cls, row: LedgerEntryRow) -> "LedgerEntry":
-        """Return the row as clients see it."""
+        """Return the row as clients see it: without what an opening records of its meter and of the request for it."""
+        is_opening = row.kind is _OPENING
         return cls.made(
             id=ids.entry_id(row.meter_id, row.seq),
             row=row,
@@ -105,7 +107,7 @@ class LedgerEntry(Node):
             amount=row.amount,
             total_credits_after=row.total_credits_after,
             used_credits_after=row.used_credits_after,
-            key=row.key,
+            key=None if is_opening else row.key,
             usage_name=row.usage_name,
             day=row.day,
             requested_amount=row.requested_amount,
@@ -114,7 +116,7 @@ class LedgerEntry(Node):
             recorded_at=row.recorded_at,
             recorded_by=row.recorded_by,
             reason=row.reason,
-            metadata=row.metadata,
+            metadata={} if is_opening else row.metadata,
         )
 
     @classmethod

@@ -1,21 +1,38 @@
 """What `tollgate verify` and `tollgate migrate` read: all meters in order, and the rows that no meter would lead to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, Table, exists, func, select
+from sqlalchemy import Select, Table, Text, and_, exists, func, or_, select, type_coerce
 
+from storage.api_keys import ApiKeyRow
 from storage.billing_meters import BillingMeterRow
 from storage.database import Reader
-from storage.tables import LedgerEntryKind, billing_meters, customers, ledger_entries, usage_days
+from storage.idempotency_keys import IdempotencyKeyRow
+from storage.statements import Prepared, keys, keys_table
+from storage.tables import (
+    Environment,
+    LedgerEntryKind,
+    api_keys,
+    billing_meters,
+    customers,
+    idempotency_keys,
+    ledger_entries,
+    usage_days,
+)
 
 _METERS = select(*[billing_meters.c[name] for name in BillingMeterRow._fields]).order_by(billing_meters.c.id)
 
 
 class CustomerNames(NamedTuple):
-    """A customer's email and name, and the columns by which it is found by them."""
+    """A customer's email and name, the columns by which it is found by them, and who made it."""
 
     id: str
+    org_id: str
+    environment: Environment
+    created_by: str | None
     email: str
     name: str | None
     email_folded: str | None
@@ -27,17 +44,59 @@ class CustomerNames(NamedTuple):
         return {"email_folded": self.email_folded, "name_folded": self.name_folded}
 
 
+class KeyHolder(NamedTuple):
+    """Whose a key is, and what it may do."""
+
+    id: str
+    org_id: str
+    environment: Environment
+    scopes: list[str]
+    workspace_ids: list[str] | None
+
+
+class KeyWithOrigin(NamedTuple):
+    """A key or session, with its parent and its customer where there are such."""
+
+    key: ApiKeyRow
+    parent: KeyHolder | None
+    parent_expires_at: datetime | None
+    is_parent_session: bool
+    customer_tenant: tuple[str, Environment] | None
+
+    @property
+    def id(self) -> str:
+        """The key's id."""
+        return self.key.id
+
+
+_parent = api_keys.alias("parent")
+_KEYS = (
+    select(
+        *[api_keys.c[name] for name in ApiKeyRow._fields],
+        *[_parent.c[name] for name in KeyHolder._fields],
+        _parent.c.expires_at,
+        _parent.c.parent_id.is_not(None),
+        customers.c.org_id,
+        customers.c.environment,
+    )
+    .outerjoin(_parent, _parent.c.id == api_keys.c.parent_id)
+    .outerjoin(customers, customers.c.id == api_keys.c.customer_id)
+    .order_by(api_keys.c.id)
+)
+
 _CUSTOMERS = select(*[customers.c[name] for name in CustomerNames._fields]).order_by(customers.c.id)
 
 _usage = ledger_entries.alias("usage")
 
-#: The voids together give back more than the usage entry took, or there is no such entry on their day.
+#: The voids together give back more than the usage entry took, or there is no such entry before them, of their day and
+#: name.
 _OVERVOIDED: Select[Any] = (
     select(ledger_entries.c.meter_id, ledger_entries.c.voids_seq)
     .outerjoin(
         _usage,
         (_usage.c.meter_id == ledger_entries.c.meter_id)
         & (_usage.c.seq == ledger_entries.c.voids_seq)
+        & (_usage.c.seq < ledger_entries.c.seq)
         & (_usage.c.kind == LedgerEntryKind.USAGE)
         & (_usage.c.day == ledger_entries.c.day)
         & (_usage.c.usage_name == ledger_entries.c.usage_name),
@@ -53,6 +112,70 @@ _REPEATED: Select[Any] = (
     .where(ledger_entries.c.key.is_not(None))
     .group_by(ledger_entries.c.meter_id, ledger_entries.c.kind, ledger_entries.c.key)
     .having(func.count() > 1)
+)
+
+
+#: The customer of the meter is another tenant's, or missing.
+_STRANGERS: Select[Any] = (
+    select(billing_meters.c.id, billing_meters.c.customer_id)
+    .outerjoin(
+        customers,
+        (customers.c.id == billing_meters.c.customer_id)
+        & (customers.c.org_id == billing_meters.c.org_id)
+        & (customers.c.environment == billing_meters.c.environment),
+    )
+    .where(billing_meters.c.customer_id.is_not(None), customers.c.id.is_(None))
+    .order_by(billing_meters.c.id)
+)
+
+
+def _is_of(table: Table) -> Any:
+    """Return the condition that an idempotency key leads to the row, which is its tenant's."""
+    return and_(
+        table.c.id == idempotency_keys.c.result_id,
+        table.c.org_id == idempotency_keys.c.org_id,
+        table.c.environment == idempotency_keys.c.environment,
+    )
+
+
+#: What each create makes: the row that its idempotency key leads to, and that names the key in turn.
+_MADE = {
+    "createCustomer": exists().where(
+        _is_of(customers),
+        customers.c.idempotency_key == idempotency_keys.c.key,
+        customers.c.created_at == idempotency_keys.c.created_at,
+    ),
+    "createBillingMeter": exists().where(
+        _is_of(billing_meters),
+        ledger_entries.c.meter_id == billing_meters.c.id,
+        ledger_entries.c.seq == 1,
+        ledger_entries.c.key == idempotency_keys.c.key,
+    ),
+}
+
+#: The idempotency key leads to nothing that was made under it.
+_LEADING_NOWHERE: Select[Any] = (
+    select(
+        idempotency_keys.c.org_id,
+        type_coerce(idempotency_keys.c.environment, Text).label("environment"),
+        *[idempotency_keys.c[name] for name in ("operation", "key", "result_id")],
+    )
+    .where(~or_(*[(idempotency_keys.c.operation == operation) & made for operation, made in _MADE.items()]))
+    .order_by(*idempotency_keys.primary_key.columns)
+)
+
+#: The customer was made under an idempotency key that does not lead to it.
+_NOT_LED_TO: Select[Any] = (
+    select(customers.c.id, customers.c.idempotency_key)
+    .where(
+        customers.c.idempotency_key.is_not(None),
+        ~exists().where(
+            _is_of(customers),
+            idempotency_keys.c.operation == "createCustomer",
+            idempotency_keys.c.key == customers.c.idempotency_key,
+        ),
+    )
+    .order_by(customers.c.id)
 )
 
 
@@ -79,6 +202,91 @@ async def customers_after(reader: Reader, customer_id: str, *, limit: int) -> Se
     """Return the next customers of all tenants, in the order of their ids."""
     rows = await reader.fetch(_CUSTOMERS.where(customers.c.id > customer_id).limit(limit))
     return [CustomerNames._make(row) for row in rows]
+
+
+async def keys_after(reader: Reader, key_id: str, *, limit: int) -> Sequence[KeyWithOrigin]:
+    """Return the next keys and sessions of all tenants, in the order of their ids."""
+    found = []
+    for row in await reader.fetch(_KEYS.where(api_keys.c.id > key_id).limit(limit)):
+        values = iter(row)
+        key = ApiKeyRow._make([next(values) for _ in ApiKeyRow._fields])
+        parent = [next(values) for _ in KeyHolder._fields]
+        parent_expires_at, is_parent_session, *customer_tenant = values
+        found.append(
+            KeyWithOrigin(
+                key,
+                None if parent[0] is None else KeyHolder._make(parent),
+                parent_expires_at,
+                bool(is_parent_session),
+                None if customer_tenant[0] is None else (customer_tenant[0], customer_tenant[1]),
+            )
+        )
+    return found
+
+
+@cache
+def _key_holders(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, id=Text())
+    columns = [api_keys.c[name] for name in KeyHolder._fields]
+    return Prepared(
+        dialect, select(*columns).join(wanted, (api_keys.c.id == wanted.c.id) & api_keys.c.parent_id.is_(None))
+    )
+
+
+async def key_holders(reader: Reader, key_ids: Iterable[str]) -> dict[str, KeyHolder]:
+    """Return those of the keys of these ids that exist, without the sessions, by id."""
+    rows = await reader.run(_key_holders(reader.dialect), keys([[key_id] for key_id in key_ids]))
+    return {row.id: row for row in map(KeyHolder._make, rows)}
+
+
+@cache
+def _creations(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, **dict.fromkeys(("org_id", "environment", "operation", "key"), Text()))
+    columns = [idempotency_keys.c[name] for name in IdempotencyKeyRow._fields]
+    return Prepared(
+        dialect, select(*columns).join(wanted, and_(*[idempotency_keys.c[each.name] == each for each in wanted.c]))
+    )
+
+
+async def creations(
+    reader: Reader, operation: str, wanted: Sequence[tuple[str, Environment, str]]
+) -> dict[tuple[str, Environment, str], IdempotencyKeyRow]:
+    """Return what is remembered of these requests, by the (organization, environment, key) of each."""
+    sought = keys([(org_id, environment, operation, key) for org_id, environment, key in wanted])
+    rows = map(IdempotencyKeyRow._make, await reader.run(_creations(reader.dialect), sought))
+    return {(row.org_id, row.environment, row.key): row for row in rows}
+
+
+async def next_id(reader: Reader, table: Table, id_: str) -> str:
+    """Return the id of the next row of the table, which there is."""
+    row = await reader.fetch_one(select(func.min(table.c.id)).where(table.c.id > id_))
+    assert row is not None  # noqa: S101  # An aggregate always has its row.
+    return str(row[0])
+
+
+async def strangers(reader: Reader, *, limit: int) -> list[tuple[str, str]]:
+    """Return the (meter id, customer id) of meters whose customer is another tenant's, or missing."""
+    return [(row.id, row.customer_id) for row in await reader.fetch(_STRANGERS.limit(limit))]
+
+
+class LostKey(NamedTuple):
+    """An idempotency key, and the id of what it leads to."""
+
+    org_id: str
+    environment: str
+    operation: str
+    key: str
+    result_id: str
+
+
+async def keys_leading_nowhere(reader: Reader, *, limit: int) -> list[LostKey]:
+    """Return the idempotency keys that lead to nothing that was made under them."""
+    return [LostKey._make(row) for row in await reader.fetch(_LEADING_NOWHERE.limit(limit))]
+
+
+async def customers_not_led_to(reader: Reader, *, limit: int) -> list[tuple[str, str]]:
+    """Return the (customer id, idempotency key) of customers to which the key that they were made by does not lead."""
+    return [(row.id, row.idempotency_key) for row in await reader.fetch(_NOT_LED_TO.limit(limit))]
 
 
 async def overvoided(reader: Reader, *, limit: int) -> list[tuple[str, int]]:

@@ -239,9 +239,12 @@ def _page(dialect: str, page: Page) -> Prepared:
     return Prepared(dialect, page_statement(select(*_COLUMNS).where(*tenant), customers.c.id, page))
 
 
-async def insert_customer(writer: Writer, row: CustomerRow, *, created_by: str | None = None) -> None:
-    """Write a new customer, and the id of the key that made it."""
-    values = row._asdict() | found_by(row.email, row.name) | {"created_by": created_by}
+async def insert_customer(
+    writer: Writer, row: CustomerRow, *, created_by: str | None = None, idempotency_key: str | None = None
+) -> None:
+    """Write a new customer, the id of the key that made it, and the idempotency key of the request."""
+    values = row._asdict() | found_by(row.email, row.name)
+    values |= {"created_by": created_by, "idempotency_key": idempotency_key}
     await writer.execute(insert(customers), values)
 
 

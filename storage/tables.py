@@ -210,6 +210,8 @@ customers = Table(
     # The id of the key that made the customer. Null in rows that a release before 2026_11_26_makers_of_customers has
     # written.
     Column("created_by", Name),
+    # The idempotency key of the request that made it: the row of `idempotency_keys` can then be missed.
+    Column("idempotency_key", Name),
     # Serves the lookup by external id, and the list by its beginning; where it is null, rows do not collide.
     UniqueConstraint("org_id", "environment", "external_id"),
     # Serves the list of customers, newest first.
@@ -279,7 +281,7 @@ ledger_entries = Table(
     Column("meter_id", Name, nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("kind", _enum(LedgerEntryKind), nullable=False),
-    # The caller's name of it: the event id of a USAGE, the idempotency key of a REFILL or VOID.
+    # The caller's name of it: the event id of a USAGE, the idempotency key of a REFILL, a VOID, or an OPENING's meter.
     Column("key", Name),
     Column("amount", BigInteger, nullable=False),
     Column("total_credits_after", BigInteger, nullable=False),
@@ -297,6 +299,7 @@ ledger_entries = Table(
     Column("recorded_at", Instant, nullable=False),
     Column("recorded_by", Text, nullable=False),
     Column("reason", Text),
+    # Of a USAGE: what the caller attached. Of an OPENING and SETTINGS: each setting, with its old and its new value.
     Column("metadata", JsonText, nullable=False),
     # Serves a meter's ledger, and an entry by its id.
     PrimaryKeyConstraint("meter_id", "seq"),

@@ -3,14 +3,16 @@
 Rows are deleted here too, which the API never does.
 """
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import text
 
-from resolvers.verify import Disagreement, Verified, verify
+from resolvers.meter_check import Disagreement
+from resolvers.verify import Verified, verify, verify_snapshot
 from storage.database import Database, Writer
 from tests.conftest import NOW, Caller
 
@@ -86,6 +88,26 @@ async def delete_row(database: Database, id_: str) -> None:
             await writer.execute(text(f"DELETE FROM {table} WHERE {column} = :id"), {"id": id_})  # noqa: S608  # Our own names.
 
     await database.write(run)
+
+
+class Undo(Exception):
+    """Ends a transaction that is to leave nothing behind."""
+
+
+async def found_after(database: Database, statements: Sequence[str]) -> list[Disagreement]:
+    """Return what `tollgate verify` finds when these statements have been run, and undo them."""
+    found: list[Disagreement] = []
+
+    async def tamper(writer: Writer) -> None:
+        for statement in statements:
+            # A colon would begin a parameter.
+            await writer.execute(text(statement.replace(":", r"\:")))
+        found.extend([each async for each in verify_snapshot(writer, Verified())])
+        raise Undo
+
+    with contextlib.suppress(Undo):
+        await database.write(tamper)
+    return found
 
 
 async def disagreements(database: Database, *meter_ids: str) -> list[Disagreement]:

@@ -19,7 +19,8 @@ from gateway.demo import seed
 from gateway.services import Services
 from gateway.settings import Settings
 from resolvers.copying import CopyDiffers, copy
-from resolvers.verify import Disagreement, Verified
+from resolvers.meter_check import Disagreement
+from resolvers.verify import Verified
 from storage import copying, migrations
 from storage.database import Database, DatabaseUnavailable, Outcome, Writer
 from storage.tables import customers, metadata

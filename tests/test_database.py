@@ -14,6 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event, func, inspect, literal, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from resolvers.verify import Verified, verify
 from storage import billing_meters, customers, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.columns import Columns
@@ -24,7 +25,9 @@ from storage.tables import Environment, LedgerEntryKind, metadata
 from storage.tables import billing_meters as meters_table
 from storage.tables import customers as customers_table
 from storage.usage import UsageRange
-from tests.conftest import empty_database
+from tests.conftest import Gateway, empty_database
+from tests.test_copying import rows_of
+from tests.test_tampering import keep_books
 
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 ORG = "org"
@@ -138,6 +141,23 @@ class TestMigrations:
         await migrations.upgrade(database)
         assert await names(database) == ["ada"]
         assert await migrations.is_current(database)
+
+    async def test_what_an_opening_records_is_filled_from_what_the_ledger_knows(self, own: Gateway) -> None:
+        await keep_books(own)
+        right = await rows_of(own.database)
+
+        async def go_back(writer: Writer) -> None:
+            for statement in (
+                "UPDATE ledger_entries SET metadata = '{}', key = NULL WHERE kind = 'opening'",
+                "ALTER TABLE customers DROP COLUMN idempotency_key",
+                "UPDATE alembic_version SET version_num = '2026_11_26_makers_of_customers'",
+            ):
+                await writer.execute(text(statement))
+
+        await own.database.write(go_back)
+        await migrations.upgrade(own.database)
+        assert await rows_of(own.database) == right
+        assert [found async for found in verify(own.database, Verified())] == []
 
     async def test_a_database_is_current_only_with_exactly_the_newest_schema(self, empty: Database) -> None:
         assert not await migrations.is_current(empty)

@@ -1,0 +1,762 @@
+"""What is changed behind the gateway's back is found by `tollgate verify`, which names the row.
+
+Each case changes rows so that the sums still agree where they can, and is undone by a rollback.
+"""
+
+import dataclasses
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from resolvers.actor import Scope
+from resolvers.api_keys import digest_of
+from resolvers.meter_check import OPTIONAL_FIELDS, RULES
+from storage import api_keys, migrations
+from storage.database import Database
+from storage.tables import Environment, LedgerEntryKind, ledger_entries
+from tests.conftest import Caller, Gateway, empty_database, gateway_on
+from tests.meters import found_after
+
+ZONE, W = "America/New_York", "w"
+
+
+@dataclasses.dataclass
+class Books:
+    """The gateway, and what stands for the ids of its rows in the statements and findings below."""
+
+    gateway: Gateway
+    names: Mapping[str, str]
+
+
+async def keep_books(gateway: Gateway) -> Mapping[str, str]:
+    """Make customers, meters, keys and a session, and the ledger below of the meter `M`; return their ids.
+
+    All is recorded at noon UTC of 2026-03-16, a morning in the meter's zone.
+
+    | seq | kind     | key  | amount | total | used | limit | day        | asked       |
+    | --- | -------- | ---- | ------ | ----- | ---- | ----- | ---------- | ----------- |
+    | 1   | OPENING  | open | 100    | 100   | 0    | 150   |            |             |
+    | 2   | USAGE    | a    | 10     | 100   | 10   | 150   | 2026-03-16 | 10, REJECT  |
+    | 3   | USAGE    | b    | 140    | 100   | 150  | 150   | 2026-03-15 | 200, PARTIAL|
+    | 4   | USAGE    | c    | 7      | 100   | 157  | 150   | 2026-03-16 | 7, FORCE    |
+    | 5   | REFILL   | r    | 20     | 120   | 157  | 170   |            |             |
+    | 6   | VOID     | v    | 4      | 120   | 153  | 170   | 2026-03-16 | of a        |
+    | 7   | USAGE    | d    | 5      | 120   | 158  | 170   | 2026-03-16 | 5, PARTIAL  |
+    | 8   | SETTINGS |      | 0      | 120   | 158  | 180   |            | cap 60      |
+    """
+    names = {"org": gateway.org_id, "other_org": f"{gateway.org_id}-other"}
+    live = await gateway.caller(environment=Environment.LIVE)
+    other = await gateway.caller(org_id=names["other_org"])
+    limited = await gateway.caller(Scope.USAGE_WRITE)
+    for name, caller in (("customer", gateway), ("second", gateway), ("live", live), ("other", other)):
+        made = await caller.mutate(
+            "createCustomer",
+            "... on CreateCustomerSuccess { customer { id } }",
+            email=f"{name}@example.com",
+            idempotencyKey=f"{name}-key",
+        )
+        names[f"C_{name}"] = made["customer"]["id"]
+    for name, caller in (("M", gateway), ("neighbour", gateway), ("other", other)):
+        made = await caller.mutate(
+            "createBillingMeter",
+            "... on CreateBillingMeterSuccess { billingMeter { id } }",
+            workspaceId=W,
+            externalMeterId=name,
+            totalCredits="100",
+            allowOverages=True,
+            spendCap="50",
+            timezone=ZONE,
+            customerId=names["C_other" if caller is other else "C_customer"],
+            idempotencyKey="open" if name == "M" else f"{name}-open",
+        )
+        names["M" if name == "M" else f"M_{name}"] = made["billingMeter"]["id"]
+
+    async def must(caller: Caller, field: str, **values: Any) -> None:
+        answer = await caller.mutate(field, "", workspaceId=W, externalMeterId="M", **values)
+        assert answer["__typename"] == f"{field[0].upper()}{field[1:]}Success"
+
+    await must(gateway, "recordUsage", eventId="a", amount="10")
+    await must(gateway, "recordUsage", eventId="b", amount="200", policy="PARTIAL", occurredAt="2026-03-16T02:00:00Z")
+    await must(gateway, "recordUsage", eventId="c", amount="7", policy="FORCE")
+    await must(gateway, "refillBillingMeter", refill="20", idempotencyKey="r")
+    await must(gateway, "voidUsage", eventId="a", amount="4", reason="x", idempotencyKey="v")
+    await must(limited, "recordUsage", eventId="d", amount="5", policy="PARTIAL", metadata={"model": "m"})
+    await must(gateway, "updateBillingMeter", spendCap="60", customerId=names["C_second"])
+    await gateway.mutate("createCustomerSession", "", customerId=names["C_customer"])
+    narrow = await gateway.caller(workspaces=["elsewhere"])
+    async with gateway.database.read() as reader:
+        for name, caller in (("all", gateway), ("limited", limited), ("other", other), ("narrow", narrow)):
+            row = await api_keys.by_digest(reader, digest_of(caller.key))
+            assert row is not None
+            names[f"K_{name}"] = row.id
+        session = await reader.fetch_one(text("SELECT id FROM api_keys WHERE parent_id IS NOT NULL"))
+    assert session is not None
+    return names | {"S": session.id}
+
+
+@pytest.fixture(scope="module")
+async def books(
+    dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Books]:
+    """Books that are found to be right, on a database of this module."""
+    url = empty_database(dialect, request, tmp_path_factory.mktemp("tampered"))
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    async with gateway_on(url) as gateway:
+        yield Books(gateway, await keep_books(gateway))
+
+
+def named(text_: str, names: Mapping[str, str]) -> str:
+    """Return the text with the ids for their names, which stand in it like `<M>`."""
+    return re.sub("<([A-Za-z_]+)>", lambda match: names[match[1]], text_)
+
+
+async def found_in(books: Books, statements: Sequence[str]) -> list[str]:
+    """Return what `verify` finds when these statements have been run."""
+    found = await found_after(books.gateway.database, [named(each, books.names) for each in statements])
+    return [f"{each.id} {each.message}" for each in found]
+
+
+def change(table: str, values: str, where: str) -> str:
+    return f"UPDATE {table} SET {values} WHERE {where}"  # noqa: S608  # All of it is our own.
+
+
+def entry(seq: int, values: str) -> str:
+    return change("ledger_entries", values, f"meter_id = '<M>' AND seq = {seq}")
+
+
+def entries_from(seq: int, values: str) -> str:
+    return change("ledger_entries", values, f"meter_id = '<M>' AND seq >= {seq}")
+
+
+def setting(seq: int, name: str, old: str, new: str) -> str:
+    """Return the statement that changes what an entry records of one setting."""
+    return entry(seq, f"""metadata = replace(metadata, '"{name}":{old}', '"{name}":{new}')""")
+
+
+def meter(values: str) -> str:
+    return change("billing_meters", values, "id = '<M>'")
+
+
+def day(day_: str, values: str) -> str:
+    return change("usage_days", values, f"meter_id = '<M>' AND day = '{day_}'")
+
+
+def new_day(day_: str, usage_name: str, total: int) -> str:
+    values = f"'<M>', '{day_}', '{usage_name}', {total}"
+    return f"INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES ({values})"  # noqa: S608  # As above.
+
+
+def key(key_: str, values: str) -> str:
+    return change("idempotency_keys", values, f"key = '{key_}'")
+
+
+def session(values: str) -> str:
+    return change("api_keys", values, "id = '<S>'")
+
+
+def one_less(seq: int, day_: str, amount: str) -> list[str]:
+    """Return the statements by which a debit has taken another amount, and everything agrees with that."""
+    return [
+        entry(seq, f"amount = amount {amount}"),
+        entries_from(seq, f"used_credits_after = used_credits_after {amount}"),
+        day(day_, f"total_usage = total_usage {amount}"),
+        meter(f"used_credits = used_credits {amount}"),
+    ]
+
+
+LIMITS = (150, 150, 150, 150, 170, 170, 170, 180)
+MADE = "which does not lead to it"
+NOWHERE = "leads to it, and nothing was made of that kind and tenant by it"
+
+TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
+    "nothing": ([], []),
+    # Settings without a SETTINGS entry.
+    "the cap of the meter, and its limit": (
+        [meter("spend_cap = 1000, limit_credits = 1120, available_bits = 10")],
+        ["<M> its spendCap is 1000 and should be 60", "<M> its limit is 1120 and should be 180"],
+    ),
+    "the cap of the meter, removed": (
+        [meter("spend_cap = NULL, limit_credits = NULL, available_bits = NULL")],
+        ["<M> its spendCap is None and should be 60", "<M> its limit is None and should be 180"],
+    ),
+    "the overage switch of the meter": (
+        [meter("allow_overages = FALSE, limit_credits = 120, available_bits = 0")],
+        ["<M> its allowOverages is False and should be True", "<M> its limit is 120 and should be 180"],
+    ),
+    "the limit of the meter": (
+        [meter("limit_credits = 1120, available_bits = 10")],
+        ["<M> its limit is 1120 and should be 180"],
+    ),
+    "the customer of the meter": (
+        [meter("customer_id = '<C_customer>'")],
+        ["<M> its customerId is <C_customer> and should be <C_second>"],
+    ),
+    "the customer of the meter, removed": (
+        [meter("customer_id = NULL")],
+        ["<M> its customerId is None and should be <C_second>"],
+    ),
+    "the customer of the meter, to another tenant's": (
+        [meter("customer_id = '<C_other>'")],
+        [
+            "<M> its customerId is <C_other> and should be <C_second>",
+            "<M> its customer <C_other> is missing, or another tenant's",
+        ],
+    ),
+    "the customer of the meter, to another environment's, with its entry": (
+        [
+            meter("customer_id = '<C_live>'"),
+            setting(8, "customerId", '["<C_customer>","<C_second>"]', '["<C_customer>","<C_live>"]'),
+        ],
+        ["<M> its customer <C_live> is missing, or another tenant's"],
+    ),
+    "the zone of the meter": (
+        [meter("timezone = 'Europe/Zurich'")],
+        ["<M> its timezone is Europe/Zurich and should be America/New_York"],
+    ),
+    "the workspace of the meter": (
+        [meter("workspace_id = 'elsewhere'")],
+        ["<M> its workspaceId is elsewhere and should be w"],
+    ),
+    "the external id of the meter": (
+        [meter("external_meter_id = 'n'")],
+        ["<M> its externalMeterId is n and should be M"],
+    ),
+    "the organization of the meter": (
+        [meter("org_id = '<other_org>', external_meter_id = 'moved', customer_id = '<C_other>'")],
+        [
+            "<M> its orgId is <other_org> and should be <org>",
+            "<M> its externalMeterId is moved and should be M",
+            "<M> its customerId is <C_other> and should be <C_second>",
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"<M> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "the environment of the meter": (
+        [meter("environment = 'live', customer_id = NULL")],
+        [
+            "<M> its environment is live and should be sandbox",
+            "<M> its customerId is None and should be <C_second>",
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"<M> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    # What the ledger records of settings.
+    "the cap at the opening": (
+        [setting(1, "spendCap", '[null,"50"]', '[null,"70"]')],
+        [
+            *[
+                f"<M> entry {seq}: its limit is {LIMITS[seq - 1]} and should be {LIMITS[seq - 1] + 20}"
+                for seq in (1, 2)
+            ],
+            "<M> entry 3: its limit is 150 and should be 170",
+            "<M> entry 3: by PARTIAL it took 140 of 200 and should have taken 160",
+            *[
+                f"<M> entry {seq}: its limit is {LIMITS[seq - 1]} and should be {LIMITS[seq - 1] + 20}"
+                for seq in (4, 5, 6, 7)
+            ],
+            "<M> entry 8: its spendCap was '50' before it and should be '70'",
+            "<M> the idempotency key 'open' has the digest of another request",
+        ],
+    ),
+    "the settings at the opening, lost": (
+        [entry(1, "metadata = '{}'")],
+        ["<M> entry 1: it has no metadata, and each OPENING has one"],
+    ),
+    "one setting at the opening, lost": (
+        [setting(1, "timezone", '[null,"America/New_York"]', "1").replace('timezone":1', 'zone":[null,1]')],
+        [
+            (
+                "<M> entry 1: it records allowOverages, customerId, environment, externalMeterId, orgId, spendCap,"
+                " workspaceId, zone, and should record allowOverages, customerId, environment, externalMeterId, orgId,"
+                " spendCap, timezone, workspaceId"
+            )
+        ],
+    ),
+    "the old value of a change": (
+        [setting(8, "spendCap", '["50","60"]', '["55","60"]')],
+        ["<M> entry 8: its spendCap was '55' before it and should be '50'"],
+    ),
+    "a change of what never changes": (
+        [setting(8, "spendCap", '["50","60"]', '["50","60"],"timezone":["America/New_York","UTC"]')],
+        [
+            (
+                "<M> entry 8: it records customerId, spendCap, timezone, and should record allowOverages, customerId,"
+                " spendCap"
+            ),
+            "<M> entry 8: its limit is 180 and should be 170",
+            "<M> its spendCap is 60 and should be 50",
+            "<M> its customerId is <C_second> and should be <C_customer>",
+            "<M> its limit is 180 and should be 170",
+        ],
+    ),
+    "a change that changes nothing": (
+        [setting(8, "spendCap", '["50","60"]', '["50","60"],"allowOverages":[true,true]')],
+        ["<M> entry 8: its allowOverages stays True"],
+    ),
+    # Limits at the decisions.
+    "the limits of entries, raised": (
+        [entries_from(1, "limit_credits = limit_credits + 1000")],
+        [f"<M> entry {seq}: its limit is {limit + 1000} and should be {limit}" for seq, limit in enumerate(LIMITS, 1)],
+    ),
+    "the limits of entries, removed": (
+        [entries_from(2, "limit_credits = NULL")],
+        [f"<M> entry {seq}: its limit is None and should be {limit}" for seq, limit in enumerate(LIMITS, 1) if seq > 1],
+    ),
+    # What policies accept.
+    "a REJECT that took less": (
+        [*one_less(2, "2026-03-16", "- 1"), *one_less(3, "2026-03-15", "+ 1")],
+        [
+            "<M> entry 2: by REJECT it took 9 of 10 and should have taken 10",
+        ],
+    ),
+    "a REJECT that took more": (
+        [entry(2, "requested_amount = 9")],
+        ["<M> entry 2: by REJECT it took 10 of 9 and should have taken 9"],
+    ),
+    "a FORCE that took more": (
+        one_less(4, "2026-03-16", "+ 1"),
+        ["<M> entry 4: by FORCE it took 8 of 7 and should have taken 7"],
+    ),
+    "a FORCE that took less": (
+        one_less(4, "2026-03-16", "- 1"),
+        ["<M> entry 4: by FORCE it took 6 of 7 and should have taken 7"],
+    ),
+    "a PARTIAL that took less than there was": (
+        one_less(7, "2026-03-16", "- 1"),
+        ["<M> entry 7: by PARTIAL it took 4 of 5 and should have taken 5"],
+    ),
+    "a PARTIAL that took more than there was": (
+        one_less(3, "2026-03-15", "+ 1"),
+        ["<M> entry 3: by PARTIAL it took 141 of 200 and should have taken 140"],
+    ),
+    "a PARTIAL that took more than was asked": (
+        [entry(3, "requested_amount = 139")],
+        ["<M> entry 3: by PARTIAL it took 140 of 139 and should have taken 139"],
+    ),
+    "a PARTIAL made a FORCE": (
+        [entry(3, "policy = 'force'")],
+        ["<M> entry 3: by FORCE it took 140 of 200 and should have taken 200"],
+    ),
+    "a PARTIAL made a REJECT": (
+        [entry(3, "policy = 'reject'")],
+        ["<M> entry 3: by REJECT it took 140 of 200 and should have taken 0"],
+    ),
+    "a FORCE made a REJECT": (
+        [entry(4, "policy = 'reject'")],
+        ["<M> entry 4: by REJECT it took 7 of 7 and should have taken 0"],
+    ),
+    "a PARTIAL that took all, made a FORCE": (
+        [entry(7, "policy = 'force'")],
+        ["<M> entry 7: it was recorded by <K_limited>, a key without usage:correct"],
+    ),
+    # Days and times.
+    "the time that was sent, to another day": (
+        [entry(3, "sent_at = '2026-03-16T05:00:00+00:00'")],
+        ["<M> entry 3: its day is 2026-03-15 and should be 2026-03-16"],
+    ),
+    "the time that was sent, away": (
+        [entry(3, "sent_at = NULL")],
+        ["<M> entry 3: its day is 2026-03-15 and should be 2026-03-16"],
+    ),
+    "all days": (
+        [
+            "UPDATE ledger_entries SET day = '2026-03-18' WHERE meter_id = '<M>' AND day = '2026-03-16'",
+            "UPDATE ledger_entries SET day = '2026-03-17' WHERE meter_id = '<M>' AND day = '2026-03-15'",
+            day("2026-03-16", "day = '2026-03-18'"),
+            day("2026-03-15", "day = '2026-03-17'"),
+        ],
+        [
+            "<M> entry 2: its day is 2026-03-18 and should be 2026-03-16",
+            "<M> entry 3: its day is 2026-03-17 and should be 2026-03-15",
+            "<M> entry 4: its day is 2026-03-18 and should be 2026-03-16",
+            "<M> entry 7: its day is 2026-03-18 and should be 2026-03-16",
+        ],
+    ),
+    "the time that was sent, ahead": (
+        [entry(2, "sent_at = '2026-03-16T12:06:00+00:00'")],
+        [
+            "<M> entry 2: it was recorded at 2026-03-16 12:00:00+00:00, and was sent for 2026-03-16 12:06:00+00:00",
+        ],
+    ),
+    "the time that was sent, to long ago": (
+        [
+            entry(7, "sent_at = '2026-01-16T12:00:00+00:00', day = '2026-01-16'"),
+            day("2026-03-16", "total_usage = 13"),
+            new_day("2026-01-16", "default", 5),
+        ],
+        ["<M> entry 7: it was recorded by <K_limited>, a key without usage:correct"],
+    ),
+    "the time of a recording, backwards": (
+        [entry(5, "recorded_at = '2026-03-16T11:54:00+00:00'")],
+        [
+            (
+                "<M> entry 5: it was recorded at 2026-03-16 11:54:00+00:00, and the one before it at"
+                " 2026-03-16 12:00:00+00:00"
+            ),
+        ],
+    ),
+    "the time of a recording, forwards": (
+        [entry(5, "recorded_at = '2026-03-16T12:06:00+00:00'")],
+        [
+            (
+                "<M> entry 6: it was recorded at 2026-03-16 12:00:00+00:00, and the one before it at"
+                " 2026-03-16 12:06:00+00:00"
+            ),
+        ],
+    ),
+    "the times of the meter": (
+        [meter("created_at = '2026-03-15T12:00:00+00:00', updated_at = '2026-03-17T12:00:00+00:00'")],
+        [
+            "<M> its created_at is 2026-03-15 12:00:00+00:00 and should be 2026-03-16 12:00:00+00:00",
+            "<M> its updated_at is 2026-03-17 12:00:00+00:00 and should be 2026-03-16 12:00:00+00:00",
+        ],
+    ),
+    # Who recorded.
+    "the recorder, to nobody": (
+        [entry(2, "recorded_by = 'key_nobody'")],
+        ["<M> entry 2: it was recorded by 'key_nobody', and there is no such key"],
+    ),
+    "the recorder, to a session": (
+        [entry(2, "recorded_by = '<S>'")],
+        ["<M> entry 2: it was recorded by '<S>', and there is no such key"],
+    ),
+    "the recorder, to another tenant's key": (
+        [entry(2, "recorded_by = '<K_other>'")],
+        ["<M> entry 2: it was recorded by <K_other>, a key of another tenant"],
+    ),
+    "the recorder, to another workspace's key": (
+        [entry(2, "recorded_by = '<K_narrow>'")],
+        ["<M> entry 2: it was recorded by <K_narrow>, a key for other workspaces"],
+    ),
+    "the recorder, to one who may not": (
+        [entry(5, "recorded_by = '<K_limited>'")],
+        ["<M> entry 5: it was recorded by <K_limited>, a key without billing:write"],
+    ),
+    # What each kind has.
+    "a refill of nothing": (
+        [
+            entry(5, "amount = 0"),
+            entries_from(5, "total_credits_after = total_credits_after - 20, limit_credits = limit_credits - 20"),
+            meter("total_credits = 100, limit_credits = 160, available_bits = 2"),
+        ],
+        ["<M> entry 5: its amount is 0", "<M> entry 7: by PARTIAL it took 5 of 5 and should have taken 0"],
+    ),
+    "fields that a debit has, lost": (
+        [entry(2, "key = NULL, requested_amount = NULL, policy = NULL")],
+        [
+            "<M> entry 2: it has no key, and each USAGE has one",
+            "<M> entry 2: it has no requested_amount, and each USAGE has one",
+            "<M> entry 2: it has no policy, and each USAGE has one",
+        ],
+    ),
+    "fields that no debit has": (
+        [entry(2, "reason = 'x', voids_seq = 1")],
+        [
+            "<M> entry 2: it has a voids_seq, which no USAGE has",
+            "<M> entry 2: it has a reason, which no USAGE has",
+            "<M> entry 1: more is voided than it took, or it is missing",
+        ],
+    ),
+    "fields that no refill has": (
+        [
+            entry(
+                5,
+                "usage_name = 'x', day = '2026-03-16', requested_amount = 20, policy = 'force',"
+                " sent_at = recorded_at, reason = 'x', metadata = '[1]'",
+            )
+        ],
+        [
+            "<M> entry 5: it has a usage_name, which no REFILL has",
+            "<M> entry 5: it has a day, which no REFILL has",
+            "<M> entry 5: it has a requested_amount, which no REFILL has",
+            "<M> entry 5: it has a policy, which no REFILL has",
+            "<M> entry 5: it has a sent_at, which no REFILL has",
+            "<M> entry 5: it has a reason, which no REFILL has",
+            "<M> entry 5: it has a metadata, which no REFILL has",
+            "<M> entry 5: its metadata is no object",
+        ],
+    ),
+    "fields that a void has, lost": (
+        [entry(6, "key = NULL, reason = NULL")],
+        ["<M> entry 6: it has no key, and each VOID has one", "<M> entry 6: it has no reason, and each VOID has one"],
+    ),
+    "what a void gave back": (
+        [entry(6, "requested_amount = 9")],
+        ["<M> entry 6: it gave back 4 of 9"],
+    ),
+    "a void of what comes after it": (
+        [entry(6, "voids_seq = 7")],
+        ["<M> entry 7: more is voided than it took, or it is missing"],
+    ),
+    "a void under another name than its event": (
+        [
+            entry(6, "usage_name = 'x'"),
+            day("2026-03-16", "total_usage = total_usage + 4"),
+            new_day("2026-03-16", "x", -4),
+        ],
+        ["<M> entry 2: more is voided than it took, or it is missing"],
+    ),
+    "the kind of an entry": (
+        [entry(5, "kind = 'usage'")],
+        [
+            "<M> entry 5: it has no usage_name, and each USAGE has one",
+            "<M> entry 5: it has no day, and each USAGE has one",
+            "<M> entry 5: it has no requested_amount, and each USAGE has one",
+            "<M> entry 5: it has no policy, and each USAGE has one",
+            "<M> entry 5: the total credits after it are 120 and should be 100",
+            "<M> entry 5: the used credits after it are 157 and should be 177",
+            "<M> day None, None: the usage of 20 is missing",
+        ],
+    ),
+    "a day without entries": (
+        [new_day("2026-03-14", "x", 0)],
+        ["<M> day 2026-03-14, 'x': no entry counts on it"],
+    ),
+    # Idempotency keys of creates.
+    "a meter's key, lost": (
+        ["DELETE FROM idempotency_keys WHERE key = 'open'"],
+        [f"<M> it was made under the idempotency key 'open', {MADE}"],
+    ),
+    "a meter's key, to another meter": (
+        [key("open", "result_id = '<M_neighbour>'")],
+        [
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"<M_neighbour> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "a meter's key, to another tenant's meter": (
+        [key("open", "result_id = '<M_other>'")],
+        [
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"<M_other> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "a meter's key, to a customer": (
+        [key("open", "result_id = '<C_customer>'")],
+        [
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"<C_customer> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "a meter's key, to nothing": (
+        [key("open", "result_id = 'nothing'")],
+        [
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"nothing the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "a meter's key, renamed": (
+        [key("open", "key = 'close'")],
+        [
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"<M> the idempotency key 'close' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "a meter's key, of another operation": (
+        [key("open", "operation = 'createBudget'")],
+        [
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"<M> the idempotency key 'open' of createBudget by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "a meter's key, of another tenant": (
+        [key("open", "org_id = '<other_org>'")],
+        [
+            f"<M> it was made under the idempotency key 'open', {MADE}",
+            f"<M> the idempotency key 'open' of createBillingMeter by '<other_org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "the request of a meter's key": (
+        [key("open", "request_digest = 'x'")],
+        ["<M> the idempotency key 'open' has the digest of another request"],
+    ),
+    "the time of a meter's key": (
+        [key("open", "created_at = '2026-03-16T12:00:01+00:00'")],
+        [
+            "<M> the idempotency key 'open' is of 2026-03-16 12:00:01+00:00 and should be of 2026-03-16 12:00:00+00:00",
+        ],
+    ),
+    "a meter that forgets its key": (
+        [entry(1, "key = NULL")],
+        [f"<M> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}"],
+    ),
+    "a customer's key, lost": (
+        ["DELETE FROM idempotency_keys WHERE key = 'second-key'"],
+        [f"<C_second> it was made under the idempotency key 'second-key', {MADE}"],
+    ),
+    "a customer's key, to another customer": (
+        [key("second-key", "result_id = '<C_customer>'")],
+        [
+            f"<C_customer> the idempotency key 'second-key' of createCustomer by '<org>' in sandbox {NOWHERE}",
+            f"<C_second> it was made under the idempotency key 'second-key', {MADE}",
+        ],
+    ),
+    "a customer's key, to a meter": (
+        [key("second-key", "result_id = '<M>'")],
+        [
+            f"<M> the idempotency key 'second-key' of createCustomer by '<org>' in sandbox {NOWHERE}",
+            f"<C_second> it was made under the idempotency key 'second-key', {MADE}",
+        ],
+    ),
+    "a customer's key, to another tenant's": (
+        [key("second-key", "result_id = '<C_other>'")],
+        [
+            f"<C_other> the idempotency key 'second-key' of createCustomer by '<org>' in sandbox {NOWHERE}",
+            f"<C_second> it was made under the idempotency key 'second-key', {MADE}",
+        ],
+    ),
+    "a customer that forgets its key": (
+        ["UPDATE customers SET idempotency_key = NULL WHERE id = '<C_second>'"],
+        [f"<C_second> the idempotency key 'second-key' of createCustomer by '<org>' in sandbox {NOWHERE}"],
+    ),
+    "a customer of another tenant": (
+        ["UPDATE customers SET org_id = '<other_org>' WHERE id = '<C_second>'"],
+        [
+            "<M> its customer <C_second> is missing, or another tenant's",
+            f"<C_second> the idempotency key 'second-key' of createCustomer by '<org>' in sandbox {NOWHERE}",
+            f"<C_second> it was made under the idempotency key 'second-key', {MADE}",
+            "<C_second> it was made by '<K_all>', and its tenant has no such key",
+        ],
+    ),
+    "who made a customer, to another tenant's key": (
+        [change("customers", "created_by = '<K_other>'", "id = '<C_second>'")],
+        ["<C_second> it was made by '<K_other>', and its tenant has no such key"],
+    ),
+    # Sessions and keys.
+    "a session's parent, lost": (
+        [session("parent_id = 'key_gone'")],
+        ["<S> it is a session, and its parent key_gone is missing"],
+    ),
+    "a session's parent, forgotten": (
+        [session("parent_id = NULL")],
+        ["<S> it is a session, and its parent None is missing"],
+    ),
+    "a session's parent, another session": (
+        [session("parent_id = '<S>'")],
+        ["<S> it is a session, and so is its parent <S>"],
+    ),
+    "a session's parent, of another tenant": (
+        [session("parent_id = '<K_other>'")],
+        ["<S> it is a session, and its parent <K_other> is another tenant's"],
+    ),
+    "a session's parent, of another workspace": (
+        [session("parent_id = '<K_narrow>'")],
+        ["<S> it is a session, and its workspaces are not those of its parent <K_narrow>"],
+    ),
+    "a session's customer, forgotten": (
+        [session("customer_id = NULL")],
+        ["<S> it is a session, and its customer None is missing, or another tenant's"],
+    ),
+    "a session's customer, of another tenant": (
+        [session("customer_id = '<C_other>'")],
+        ["<S> it is a session, and its customer <C_other> is missing, or another tenant's"],
+    ),
+    "a session's scopes": (
+        [session("""scopes = '["billing:read","billing:write"]'""")],
+        ["<S> it is a session, and its scopes are billing:read, billing:write"],
+    ),
+    "a session's end": (
+        [session("expires_at = NULL")],
+        ["<S> it is a session, and it does not end with its parent"],
+    ),
+    "a key's scopes": (
+        ["""UPDATE api_keys SET scopes = '["everything"]' WHERE id = '<K_narrow>'"""],
+        ["<K_narrow> its scopes are everything"],
+    ),
+    # Ids.
+    "the id of a key": (
+        ["UPDATE api_keys SET id = 'k' WHERE id = '<K_narrow>'"],
+        ["k its id is none of a key"],
+    ),
+    "the id of a meter": (
+        [
+            change(table, f"{column} = 'm'", f"{column} = '<M>'")
+            for table, column in (
+                ("ledger_entries", "meter_id"),
+                ("usage_days", "meter_id"),
+                ("idempotency_keys", "result_id"),
+                ("billing_meters", "id"),
+            )
+        ],
+        ["m its id is none of a meter"],
+    ),
+    # What no release writes.
+    "a kind that there is not": (
+        [entry(5, "kind = 'bonus'")],
+        [
+            (
+                "<M> entry 5: it cannot be read: 'bonus' is not among the defined enum values."
+                " Enum name: ledgerentrykind. Possible values: opening, refill, usage, ..., settings"
+            ),
+            "<M> entry 6: it follows entry 4",
+            "<M> entry 6: the total credits after it are 120 and should be 100",
+        ],
+    ),
+    "metadata that is no JSON": (
+        [entry(8, "metadata = '{'")],
+        ["<M> entry 8: it cannot be read: unexpected end of data: line 1 column 2 (char 1)"],
+    ),
+    "an environment that there is not": (
+        ["UPDATE customers SET environment = 'prod' WHERE id = '<C_live>'"],
+        [
+            f"<C_live> the idempotency key 'live-key' of createCustomer by '<org>' in live {NOWHERE}",
+            f"<C_live> it was made under the idempotency key 'live-key', {MADE}",
+        ],
+    ),
+    "the environment of a meter that there is not": (
+        ["UPDATE billing_meters SET environment = 'prod', customer_id = NULL WHERE id = '<M>'"],
+        [
+            (
+                "<M> it cannot be read: 'prod' is not among the defined enum values. Enum name: environment."
+                " Possible values: live, sandbox"
+            ),
+            f"<M> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+        ],
+    ),
+    "scopes that are no JSON": (
+        ["UPDATE api_keys SET scopes = '{' WHERE id = '<S>'"],
+        ["<S> it cannot be read: unexpected end of data: line 1 column 2 (char 1)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+async def test_what_is_changed_is_found(books: Books, name: str) -> None:
+    statements, expected = TAMPERINGS[name]
+    assert await found_in(books, statements) == [named(each, books.names) for each in expected]
+
+
+async def test_what_sqlite_keeps_of_another_type_is_found(on_sqlite: Gateway) -> None:
+    names = await keep_books(on_sqlite)
+    books = Books(on_sqlite, names)
+    assert await found_in(books, []) == []
+    for statement, expected in (
+        (
+            entry(2, "amount = 'ten'"),
+            "entry 2: it cannot be read: it holds a value of another type than its column's",
+        ),
+        (entry(2, "recorded_at = 'noon'"), "entry 2: it cannot be read: Invalid isoformat string: 'noon'"),
+        (entry(2, "day = 'today'"), "entry 2: it cannot be read: Invalid isoformat string: 'today'"),
+        (meter("used_credits = 'x'"), "it cannot be read: it holds a value of another type than its column's"),
+        (meter("created_at = 'noon'"), "it cannot be read: Invalid isoformat string: 'noon'"),
+        (
+            day("2026-03-15", "day = '2026-13'"),
+            "of its usage days: it cannot be read: Invalid isoformat string: '2026-13'",
+        ),
+    ):
+        assert (await found_in(books, [statement]))[0] == f"{names['M']} {expected}"
+
+
+def test_each_kind_has_its_rule_and_each_field_that_may_be_empty_stands_in_one() -> None:
+    assert set(RULES) == set(LedgerEntryKind)
+    nullable = {column.name for column in ledger_entries.c if column.nullable}
+    # The limit, too, may be empty: where there is none.
+    assert set(OPTIONAL_FIELDS) == nullable - {"limit_credits"} | {"metadata"}
+    for rule in RULES.values():
+        assert not rule.has & rule.may_have
+        assert rule.has | rule.may_have <= set(OPTIONAL_FIELDS)
