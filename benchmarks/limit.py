@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import asyncpg
 import orjson
@@ -22,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from resolvers.values import day_of
 from storage.database import PRAGMAS, WRITER_PRAGMAS
 
 #: The greatest amount of credits.
@@ -270,7 +270,7 @@ class SQLite(Store):
                 self._connection.execute("ROLLBACK")
                 return None
             meter_id, seq, total, used, limit, timezone = found[0]
-            day = (now if timezone == "UTC" else now.astimezone(ZoneInfo(timezone))).date().isoformat()
+            day = day_of(now, timezone).isoformat()
             self._execute(SQLITE_DAY, meter_id, day, usage_name, amount)
             self._execute(
                 SQLITE_ENTRY,

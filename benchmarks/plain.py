@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, NewType
-from zoneinfo import ZoneInfo
 
 import strawberry
 from sqlalchemy import BigInteger, Select, event, select
@@ -27,6 +26,7 @@ from strawberry.asgi import GraphQL
 from strawberry.dataloader import DataLoader
 from strawberry.schema.config import StrawberryConfig
 
+from resolvers.values import day_of
 from storage.tables import Day, Instant, JsonText
 
 MOST = 2**63 - 1
@@ -418,7 +418,7 @@ class Mutation:
             meter.used_credits += input.amount
             meter.last_seq += 1
             meter.updated_at = now
-            day = now.astimezone(ZoneInfo(meter.timezone)).date()
+            day = day_of(now, meter.timezone)
             usage = await session.get(Usage, (meter.id, day, input.usage_name))
             if usage is None:
                 session.add(Usage(meter_id=meter.id, day=day, usage_name=input.usage_name, total_usage=input.amount))

@@ -12,6 +12,7 @@ from storage import customers, ids
 from storage.customers import CustomerFilter, CustomerRow
 from storage.database import Reader, Writer
 from storage.pages import Page
+from storage.tables import json_text
 
 CREATE = "createCustomer"
 
@@ -38,7 +39,7 @@ async def list_customers(
         ("externalIdPrefix", wanted.external_id_prefix),
     ):
         if value is not None:
-            check_text(field, value, length=NAME_LENGTH)
+            check_text(field, value, length=NAME_LENGTH, may_be_blank=field.endswith("Prefix"))
     actor = context.actor
     actor.require(Scope.BILLING_READ)
     actor.require_organization()
@@ -104,9 +105,7 @@ async def create_customer(
             created_at=now,
             updated_at=now,
         )
-        await customers.insert_customer(
-            writer, row, created_by=actor.key_id, idempotency_key=idempotency_key
-        )
+        await customers.insert_customer(writer, row, created_by=actor.key_id, idempotency_key=idempotency_key)
         await idempotency.remember(
             writer, actor, operation=CREATE, key=idempotency_key, request=values, result_id=row.id, now=now
         )
@@ -145,7 +144,8 @@ async def update_customer(context: Context, *, customer_id: str, changes: Mappin
         if row is None:
             raise CustomerNotFound
         after = row._replace(**changes)
-        if after == row and idempotency.same_json(after.metadata, row.metadata):
+        # Metadata is kept as it is written: in Python 1, 1.0 and True are equal.
+        if after == row and json_text(after.metadata) == json_text(row.metadata):
             return row
         if after.external_id != row.external_id:
             taken = await _taken_by(writer, actor, after.external_id)

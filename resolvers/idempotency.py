@@ -12,15 +12,34 @@ from storage import idempotency_keys
 from storage.database import Writer
 from storage.idempotency_keys import IdempotencyKeyRow
 
+#: The whole numbers of 64 bits, signed or not: those that JSON holds exactly here.
+_LEAST, _GREATEST = -(2**63), 2**64 - 1
+
 
 def digest(request: Mapping[str, Any]) -> str:
     """Return the SHA-256, in hexadecimal digits, of a request's values as canonical JSON."""
-    return hashlib.sha256(orjson.dumps(request, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(_canonical(request)).hexdigest()
 
 
 def same_json(one: object, other: object) -> bool:
-    """Whether two JSON values are written alike. In Python 1, 1.0 and True are equal; as JSON they are not."""
-    return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
+    """Whether two JSON values are equal: numbers by value, 1 as 1.0 and -0.0 as 0, and none as `true` or `false`."""
+    return _canonical(one) == _canonical(other)
+
+
+def _canonical(value: object) -> bytes:
+    """Return the one text of all equal JSON values."""
+    return orjson.dumps(_with_whole_numbers(value), option=orjson.OPT_SORT_KEYS)
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    """Return the JSON value with an integer for each float that is one, exactly."""
+    if isinstance(value, float) and value.is_integer() and _LEAST <= value <= _GREATEST:
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _with_whole_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_whole_numbers(each) for each in value]
+    return value
 
 
 async def earlier(writer: Writer, actor: Actor, *, operation: str, key: str | None) -> IdempotencyKeyRow | None:

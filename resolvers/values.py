@@ -39,14 +39,24 @@ METADATA_BYTES = 16 * 1024
 #: The most objects and lists within each other in metadata: an answer holds it within some levels of its own.
 METADATA_LEVELS = 100
 
+#: The maximum of a time's decimals; those beyond microseconds are cut off.
+MAX_DECIMALS = 30
+
 #: The most digits of an amount.
 _MOST_DIGITS = 19
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _INSTANT = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})"
+    rf"(\.[0-9]{{1,{MAX_DECIMALS}}})?([Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])",
     re.ASCII,
 )
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+
+#: Text that shows nothing: white space, what Unicode calls default ignorable, and the blank of Braille.
+_BLANK = re.compile(
+    r"[\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
 _REFUSED_CHARACTERS = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -95,30 +105,38 @@ def parse_day(value: object) -> date:
 
 
 def parse_instant(value: object) -> datetime:
-    """Return, in UTC, the moment that an RFC 3339 string with an offset and at most 6 decimals stands for.
+    """Return, in UTC, the moment that an RFC 3339 string with an offset and at most 30 decimals stands for.
 
-    Raises `ValueError` for anything else: a time without an offset, a week date, a leap second, a seventh decimal.
+    It is cut to microseconds, and never rounded, so that a repeated request means the same moment.
+
+    Raises `ValueError` for anything else: a time without an offset, a week date, a leap second.
     """
-    if isinstance(value, str) and _INSTANT.fullmatch(value):
+    match = _INSTANT.fullmatch(value) if isinstance(value, str) else None
+    if match is not None:
+        time, decimals, offset = match.groups(default="")
         try:
-            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+            return datetime.fromisoformat(f"{time}{decimals[:7]}{offset}".upper()).astimezone(UTC)
         except (ValueError, OverflowError):
             pass  # The message below tells more than the library's.
     raise ValueError(
-        "A time is written as in RFC 3339, with an offset and at most 6 decimals: 2026-01-31T09:30:00.25Z."
+        f"A time is written as in RFC 3339, with an offset and at most {MAX_DECIMALS} decimals: "
+        "2026-01-31T09:30:00.25Z."
     )
 
 
-def check_text(field: str, value: str, *, length: int) -> None:
-    """Hold a text against its rule: 1 to `length` characters, no NUL and no lone surrogate.
+def check_text(field: str, value: str, *, length: int, may_be_blank: bool = False) -> None:
+    """Hold a text against its rule: 1 to `length` characters, one of them visible; no NUL and no lone surrogate.
 
-    Raises `InvalidInput`.
+    `may_be_blank`: the text is the beginning of another, which may begin with white space. Raises `InvalidInput`.
     """
     if not 1 <= len(value) <= length:
         raise InvalidInput(field, f"must have 1 to {length} characters; it has {len(value)}.")
     # Most names are ASCII, and a look at the whole of such a text is quicker than a pattern.
-    if (not value.isascii() or "\x00" in value) and _REFUSED_CHARACTERS.search(value):
+    is_ascii = value.isascii()
+    if (not is_ascii or "\x00" in value) and _REFUSED_CHARACTERS.search(value):
         raise InvalidInput(field, "must not contain NUL or lone surrogates.")
+    if not may_be_blank and (value.isspace() if is_ascii else _BLANK.fullmatch(value)):
+        raise InvalidInput(field, "must have a visible character; it has white space alone.")
 
 
 def check_org(field: str, value: str) -> None:
@@ -197,8 +215,17 @@ def check_usage_names(field: str, values: Sequence[str], *, most: int) -> None:
 
 
 def day_of(instant: datetime, timezone: str) -> date:
-    """Return the day of the moment in the zone."""
-    return instant.astimezone(ZoneInfo(timezone)).date() if timezone != "UTC" else instant.astimezone(UTC).date()
+    """Return the day of the moment in the zone. Raises `ValueError` for a zone that there is not."""
+    return instant.astimezone(_zone(timezone)).date() if timezone != "UTC" else instant.astimezone(UTC).date()
+
+
+@cache
+def _zone(name: str) -> ZoneInfo:
+    """Return the zone as the pinned database has it, whatever the machine or `PYTHONTZPATH` has under the name."""
+    if name not in _zone_names():
+        raise ValueError(f"{name!r} is no zone of the IANA time zone database")
+    with files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as file:
+        return ZoneInfo.from_file(file, key=name)
 
 
 @cache

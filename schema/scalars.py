@@ -100,8 +100,7 @@ SCALARS: dict[object, ScalarDefinition] = {
         name="DateTime",
         description=(
             "A moment, written as in RFC 3339. In answers it is in UTC and ends in `Z`; in requests it has an "
-            "offset and at "
-            "most 6 decimals of a second."
+            "offset, and decimals of a second beyond the sixth are cut off."
         ),
         specified_by_url="https://www.rfc-editor.org/rfc/rfc3339",
         serialize=write_instant,

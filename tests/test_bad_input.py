@@ -17,8 +17,13 @@ MAX_AMOUNT = 2**63 - 1
 
 AMOUNT_RULE = "An amount is a whole number from 0 to 9223372036854775807, as an integer or a string of ASCII digits."
 DAY_RULE = "A date is a day of the calendar, written YYYY-MM-DD."
-TIME_RULE = "A time is written as in RFC 3339, with an offset and at most 6 decimals: 2026-01-31T09:30:00.25Z."
+TIME_RULE = "A time is written as in RFC 3339, with an offset and at most 30 decimals: 2026-01-31T09:30:00.25Z."
 ZONE_RULE = "must be a zone of the IANA time zone database, like Europe/Zurich."
+BLANK_RULE = "must have a visible character; it has white space alone."
+
+#: Texts that show nothing: ASCII's white space, Unicode's, and characters without width or glyph.
+BLANKS = (" ", "\t\r\n", "\u00a0\u3000", "\u2028\x85", "\u200b", "\ufeff \u2060", "\u3164", "\u2800", "\u00ad\ufe0f")
+
 CHARACTER_RULE = "must not contain NUL or lone surrogates."
 
 #: 2026-03-16 in Arabic digits, which `str.isdigit` takes for digits.
@@ -196,7 +201,7 @@ BAD_TIMES: tuple[Any, ...] = (
     "2026-03-16 11:00:00Z",
     "2026-03-16T11:00:00 Z",
     "2026-03-16T11:00:00.Z",
-    "2026-03-16T11:00:00.1234567Z",
+    f"2026-03-16T11:00:00.{'1' * 31}Z",
     "2026-03-16T11:00:00,5Z",
     "2026-03-16T11:00:60Z",
     "2026-03-16T23:59:60Z",
@@ -458,6 +463,7 @@ class TestTexts:
                 ("😀" * (most + 1), f"must have 1 to {most} characters; it has {most + 1}."),
                 ("a\x00b", CHARACTER_RULE),
                 ("\x00", CHARACTER_RULE),
+                *[(blank, BLANK_RULE) for blank in BLANKS],
             ):
                 with subtests.test(mutation=mutation, field=field, value=shown(value)):
                     assert await tenant.mutate(mutation, **{field: value}) == invalid(field, rule)
@@ -483,6 +489,20 @@ class TestTexts:
             check_text("name", text, length=256)
         assert refusal.value.message == f"name {CHARACTER_RULE}"
         assert refusal.value.field == "name"
+
+    @pytest.mark.parametrize("text", BLANKS)
+    def test_the_rule_itself_refuses_what_shows_nothing(self, text: str) -> None:
+        with pytest.raises(InvalidInput) as refusal:
+            check_text("name", text, length=256)
+        assert refusal.value.message == f"name {BLANK_RULE}"
+        # The beginning of a text may be blank, and so may be what surrounds a visible character.
+        check_text("namePrefix", text, length=256, may_be_blank=True)
+        check_text("name", f"{text}a", length=256)
+        check_text("name", f"👩{text}", length=256)
+
+    @pytest.mark.parametrize("character", [*(chr(code) for code in range(33, 127)), "é", "中", "٣", "😀", "\u0301"])
+    def test_the_rule_itself_takes_what_shows_something(self, character: str) -> None:
+        check_text("name", character, length=256)
 
     async def test_texts_of_the_greatest_length_are_accepted_and_come_back_as_they_were(self, gateway: Gateway) -> None:
         names = {"workspaceId": long_text(256), "externalMeterId": long_text(256)}
@@ -694,6 +714,8 @@ class TestTimes:
             ("2026-03-16T11:00:00-00:00", "2026-03-16T11:00:00Z"),
             ("2026-03-17T10:59:59.5+23:59", "2026-03-16T11:00:59.500000Z"),
             ("2026-03-16T00:00:00.123456-11:30", "2026-03-16T11:30:00.123456Z"),
+            (f"2026-03-16T11:00:00.{'9' * 30}Z", "2026-03-16T11:00:00.999999Z"),
+            ("2026-03-16T11:00:00.0000009+00:00", "2026-03-16T11:00:00Z"),
         ):
             answer = await tenant.gateway.mutate(
                 "recordUsage",

@@ -706,6 +706,10 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [
             f"<C_live> the idempotency key 'live-key' of createCustomer by '<org>' in live {NOWHERE}",
             f"<C_live> it was made under the idempotency key 'live-key', {MADE}",
+            (
+                "<C_live> it cannot be read: 'prod' is not among the defined enum values. Enum name: environment."
+                " Possible values: live, sandbox"
+            ),
         ],
     ),
     "the environment of a meter that there is not": (

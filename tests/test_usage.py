@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
 
 from resolvers.actor import Scope
+from resolvers.idempotency import digest, same_json
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.ledger import LedgerEntryRow
@@ -638,20 +640,78 @@ async def test_the_same_instant_and_metadata_written_otherwise_are_the_same(gate
     assert again == first | {"replayed": True}
 
 
-async def test_numbers_in_metadata_are_compared_as_they_are_written(gateway: Gateway) -> None:
-    await make_meter(gateway, totalCredits="10")
-    numbers = [1, 1.0, True, "1", 0, -0.0, 2**64 - 1, -(2**63), 1e100, 0.1]
+#: Each list has one JSON value, written in all its ways; no two lists are equal.
+WAYS: list[list[Any]] = [
+    [1, 1.0],
+    [True],
+    ["1"],
+    ["1.0"],
+    [0, 0.0, -0.0],
+    [False],
+    [None],
+    [2**53, float(2**53)],
+    [2**53 + 1],
+    [2**53 + 2, float(2**53 + 2)],
+    [2**63, float(2**63)],
+    [2**63 - 1],
+    [2**64 - 1],
+    [float(2**64)],
+    [-(2**63), -float(2**63)],
+    [1e100],
+    [0.1],
+    [{"a": [1, {"b": 2}]}, {"a": [1.0, {"b": 2.0}]}],
+]
+
+
+def test_json_is_compared_by_value() -> None:
+    for place, ways in enumerate(WAYS):
+        for other_place, others in enumerate(WAYS):
+            for one, other in product(ways, others):
+                is_same = place == other_place
+                assert same_json({"n": one}, {"n": other}) == is_same, (one, other)
+                assert (digest({"n": [one]}) == digest({"n": [other]})) == is_same, (one, other)
+
+
+async def test_numbers_in_metadata_are_compared_by_value(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="100")
+    numbers = [1, True, "1", 0, 2**53]
     for place, number in enumerate(numbers):
         answer = await record(gateway, eventId=f"e{place}", amount="1", metadata={"n": number})
         assert (answer["__typename"], answer["replayed"]) == ("RecordUsageSuccess", False)
     async with unchanged(gateway):
-        for place in range(len(numbers)):
-            for other_place, other in enumerate(numbers):
-                answer = await record(gateway, eventId=f"e{place}", amount="1", metadata={"n": other})
-                if place == other_place:
-                    assert answer["replayed"] is True
-                else:
-                    assert answer["__typename"] == "IdempotencyConflict"
+        for place, same in ((0, 1.0), (1, True), (2, "1"), (3, -0.0), (4, float(2**53))):
+            answer = await record(gateway, eventId=f"e{place}", amount="1", metadata={"n": same})
+            assert (answer["__typename"], answer["replayed"]) == ("RecordUsageSuccess", True)
+        for place, other in ((0, True), (1, 1.0), (2, 1), (3, False), (4, 2**53 + 1)):
+            answer = await record(gateway, eventId=f"e{place}", amount="1", metadata={"n": other})
+            assert answer["__typename"] == "IdempotencyConflict"
+
+
+async def test_a_replay_may_write_a_number_in_another_way(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    query = 'mutation {{ recordUsage(input: {{workspaceId: "w", externalMeterId: "m", eventId: "e", amount: 1, '
+    query += "metadata: {{n: {}}}}}) {{ ... on RecordUsageSuccess {{ replayed entry {{ metadata }} }} }} }}"
+    for literal, is_replay in (("1", False), ("1.0", True), ("1e0", True), ("10e-1", True)):
+        answer = (await gateway.data(query.format(literal)))["recordUsage"]
+        # What was kept is what came first.
+        assert answer == {"replayed": is_replay, "entry": {"metadata": {"n": 1}}}
+
+
+async def test_a_time_is_cut_to_microseconds_and_the_same_each_time(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    first = await record(gateway, amount="1", occurredAt="2026-03-16T10:00:00.123456789Z")
+    (entry,) = [each for each in (await books_of(gateway)).entries if each.key is not None]
+    assert entry.sent_at == datetime(2026, 3, 16, 10, 0, 0, 123456, UTC)
+    async with unchanged(gateway):
+        for written in (
+            "2026-03-16T10:00:00.123456789Z",
+            "2026-03-16T10:00:00.123456Z",
+            "2026-03-16T10:00:00.123456999999999999999999999999Z",
+            "2026-03-16T11:00:00.1234560000001+01:00",
+        ):
+            assert await record(gateway, amount="1", occurredAt=written) == first | {"replayed": True}
+        answer = await record(gateway, amount="1", occurredAt="2026-03-16T10:00:00.123457Z")
+        assert answer["__typename"] == "IdempotencyConflict"
 
 
 async def test_integers_that_cannot_be_kept_exactly_are_refused_in_metadata(gateway: Gateway) -> None:
