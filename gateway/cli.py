@@ -8,13 +8,13 @@ import asyncio
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,8 @@ from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from gateway.lines import Lines
     from gateway.rejects import Rejects
 
@@ -166,7 +168,7 @@ def serve(
     reload: Annotated[bool, typer.Option("--reload", help="Restart when the code changes, for development.")] = False,
 ) -> None:
     """Serve the gateway. On SQLite the database is made, and migrated, if need be."""
-    from gateway import logs
+    from gateway import logs, serving
 
     switch = None if trusted_only is None else "on" if trusted_only else "off"
     for name, value in (
@@ -189,40 +191,25 @@ def serve(
         fail(f"--demo listens on loopback alone, not on {settings.host}.", code=2)
     _require_documents(settings)
     _require_extra(settings)
-    _require_free_port(settings.host, settings.port)
+    sockets = _sockets(settings)
     logs.start(settings)
     key = run(_seed_demo, settings) if settings.is_demo else run(_nothing, settings)
-    out.print(f"Tollgate serves at [bold]http://{settings.host}:{settings.port}/graphql[/]", highlight=False)
+    with _shared_figures(settings):
+        has_served = serving.serve(settings, sockets, reload=reload, announce=partial(_announce, settings, key))
+    if not has_served:
+        raise typer.Exit(1)
+
+
+def _announce(settings: Settings, key: str | None) -> None:
+    """Print where the gateway serves, once it does."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = escape(f"http://{host}:{settings.port}/")
+    out.print(f"Tollgate serves at [bold]{url}graphql[/]", highlight=False)
     if settings.has_graphiql:
-        out.print(f"GraphiQL at [bold]http://{settings.host}:{settings.port}/[/]", highlight=False)
+        out.print(f"GraphiQL at [bold]{url}[/]", highlight=False)
     if key is not None:
         out.print(f"Demo key: [bold]{key}[/]", highlight=False)
         _tell_key_file(settings)
-    with _shared_figures(settings):
-        _serve(settings, reload=reload)
-
-
-def _serve(settings: Settings, *, reload: bool) -> None:
-    import uvicorn
-
-    uvicorn.run(
-        "gateway.app:app_from_environment",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        reload=reload,
-        loop="uvloop",
-        http="gateway.server:Protocol",
-        ws="none",
-        lifespan="on",
-        server_header=False,
-        # What it tells goes the way of the rest; each request has a line of ours.
-        log_config=None,
-        log_level=settings.log_level,
-        access_log=False,
-        timeout_graceful_shutdown=6,
-    )
 
 
 @contextmanager
@@ -273,14 +260,14 @@ def _require_extra(settings: Settings) -> None:
             fail("TOLLGATE_TRACING=on needs the extra `otel`: pip install '.[otel]' in a checkout.", code=2)
 
 
-def _require_free_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            fail(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another one with --port.")
+def _sockets(settings: Settings) -> "list[socket]":
+    from gateway.serving import CannotListen, listening
+
+    try:
+        return listening(settings.host, settings.port)
+    except CannotListen as error:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        fail(f"Cannot listen on {host}:{settings.port}: {error}. Choose another one with --host or --port.")
 
 
 @app.command(epilog="Example: TOLLGATE_DATABASE_URL=postgresql+asyncpg://tollgate@db/tollgate tollgate migrate")

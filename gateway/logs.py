@@ -53,8 +53,8 @@ def start(settings: Settings, stream: TextIO | None = None) -> "RequestLog":
     handler.setFormatter(JSONLines() if as_json else ReadableLines(is_coloured=is_coloured))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    # What the server refuses has a line of its own, which tells more.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
+    # The server says so before it accepts connections; `gateway/serving.py` says so when it does.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Application startup complete.")
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
     return RequestLog(stream, level=level, as_json=as_json, is_coloured=is_coloured)
@@ -108,21 +108,27 @@ class RequestLog:
         self._line = _json_of if as_json else lambda request, level: _text_of(request, level, is_coloured=is_coloured)
 
     def __call__(self, request: Request) -> None:
-        """Write the line of a request, if its level is to be logged."""
+        """Write the line of a request, if its level is to be logged and its connection has not had one just now."""
         level = _level_of(request)
-        if level >= self._least:
-            try:
-                # The number is asked for each time: after the stream is closed it may be that of a database's file.
-                os.write(self._stream.fileno(), self._line(request, level))
-            except (OSError, ValueError):
-                # Nobody reads the log any more. The request was answered all the same.
-                return
+        if level < self._least:
+            return
+        repeats = request.repeats if request.key_id is None and logging.DEBUG < level < logging.ERROR else None
+        if repeats is None or not repeats.holds(request, self._write):
+            self._write(request)
+
+    def _write(self, request: Request) -> None:
+        try:
+            # The number is asked for each time: after the stream is closed it may be that of a database's file.
+            os.write(self._stream.fileno(), self._line(request, _level_of(request)))
+        except (OSError, ValueError):
+            # Nobody reads the log any more. The request was answered all the same.
+            return
 
 
 def _level_of(request: Request) -> int:
     if request.outcome == INTERNAL_SERVER_ERROR:
         return logging.ERROR
-    if request.outcome == "UNAVAILABLE" or (request.status or 0) >= _SERVER_ERROR:
+    if request.outcome == "UNAVAILABLE" or ((request.status or 0) >= _SERVER_ERROR and request.refusal is None):
         return logging.WARNING
     return logging.DEBUG if request.path in PROBES and request.outcome == OK else logging.INFO
 
@@ -151,6 +157,8 @@ def _json_of(request: Request, level: int) -> bytes:
     }
     if request.refusal is not None:
         line["refusal"] = request.refusal
+    if request.repeated > 1:
+        line["repeated"] = request.repeated
     if request.trace_id is not None:
         line["trace_id"] = request.trace_id
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
@@ -165,6 +173,8 @@ def _text_of(request: Request, level: int, *, is_coloured: bool) -> bytes:
     ]
     if request.refusal is not None:
         facts.append(f"refused: {request.refusal}")
+    if request.repeated > 1:
+        facts.append(f"{request.repeated} requests")
     if request.kind is not None:
         facts.append(f"{request.kind} {request.name() or '(anonymous)'}")
     if request.statements:

@@ -3,6 +3,7 @@
 It stands around all else, so that also what the gate refuses is told, counted and has an id.
 """
 
+import asyncio
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +51,8 @@ _STEPS = ("auth", "read", "parse", "validate", "execute", "queue", "group", "sql
 REASONS: dict[str, tuple[int, str]] = {
     "TOO_MANY_CONNECTIONS": (503, "UNAVAILABLE"),
     "MALFORMED": (400, "BAD_USER_INPUT"),
+    "CODING_NOT_SUPPORTED": (501, "BAD_USER_INPUT"),
+    "VERSION_NOT_SUPPORTED": (505, "BAD_USER_INPUT"),
     "HEAD_TOO_LARGE": (431, "LIMIT_EXCEEDED"),
     "HEAD_TOO_SLOW": (408, "TIMEOUT"),
     "TOO_MANY_HEADERS": (431, "LIMIT_EXCEEDED"),
@@ -62,6 +65,12 @@ REASONS: dict[str, tuple[int, str]] = {
 #: when it refuses the rest of it.
 OBSERVED = "tollgate.request"
 REFUSAL = "tollgate.refusal"
+
+#: Where a request's scope has what counts the lines of its connection.
+REPEATS = "tollgate.repeats"
+
+#: How long, after the line of a request without a key, those that follow it on its connection have none of their own.
+REPEAT_SECONDS = 10
 
 #: Where the application's lifespan state has the function that is told what the server refuses.
 REFUSED = "refused"
@@ -87,12 +96,47 @@ class Request(Observation):
     """Why the server itself has ended it: one of `REASONS`."""
     is_of_server = False
     """Whether the application never had it, or had answered it before."""
+    repeats: "Repeats | None" = None
+    """What counts the lines of its connection; None: each request has its line."""
+    repeated = 1
+    """How many requests its line stands for."""
 
     def name(self) -> str | None:
         """Return the operation's name as it may be told."""
         if self.operation is None:
             return None
         return _name_told(self.operation) if len(self.operation) <= _LONGEST_NAME else "…"
+
+
+class Repeats:
+    """The lines of what one connection sends without a key: one at once, and then one for all that comes within a time.
+
+    So nobody without a key fills the log.
+    """
+
+    def __init__(self) -> None:
+        self._write: Callable[[Request], None] | None = None
+        self._request: Request | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def holds(self, request: Request, write: Callable[[Request], None]) -> bool:
+        """Return whether the request is held for a later line, which is written then; the first one is not."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(REPEAT_SECONDS, self.flush)
+            return False
+        if self._request is not None:
+            request.repeated += self._request.repeated
+        self._request, self._write = request, write
+        return True
+
+    def flush(self) -> None:
+        """Write the line of what is held."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._request is not None and self._write is not None:
+            request, self._request = self._request, None
+            self._write(request)
 
 
 class Observed:
@@ -112,6 +156,7 @@ class Observed:
         self._words = words
         self._listeners = listeners
         self._tracing = tracing
+        self._refused_connections = Repeats()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and tell of it."""
@@ -124,6 +169,7 @@ class Observed:
         request.request_id = request_id(headers.get(b"x-request-id"))
         request.method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         request.path = path_told(scope["path"], self._words)
+        request.repeats = scope.get(REPEATS)
         is_timed = headers.get(b"x-tollgate-timing", b"").lower() == b"on"
         span = self._tracing.begin(request, headers, began=began) if self._tracing is not None else None
         if is_timed or span is not None:
@@ -168,6 +214,8 @@ class Observed:
         request.path = path_told(url.partition("?")[0], self._words)
         status, request.outcome = REASONS[reason]
         request.status = status if is_answered else None
+        if reason == "TOO_MANY_CONNECTIONS":
+            request.repeats = self._refused_connections
         self._tell(request)
 
     def _tell(self, request: Request) -> None:

@@ -3,6 +3,7 @@
 `openapi.json` beside this file describes them. An amount is a string of digits in and out, and a refill a JSON integer.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from datetime import date, timedelta
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 #: What the rules name as the GraphQL API spells it, and these operations otherwise.
 _SPELLED = {"externalId": "external_id", "idempotencyKey": "Idempotency-Key"}
+
+#: A string of structured fields (RFC 9651): printable ASCII in double quotes, with a backslash before `"` and itself.
+_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
+_ESCAPED = re.compile(r"\\(.)")
 
 #: The fields of a body or a query string: the argument that each becomes, and how its value is read.
 _Readers = dict[str, tuple[str, Callable[[Any], Any]]]
@@ -196,12 +201,25 @@ def _idempotency_key(request: Request) -> str | None:
     if len(found) > 1:
         message = "Idempotency-Key must be given once."
         raise HTTPProblem(400, message)
+    if not found:
+        return None
     try:
         # A header is bytes; Starlette reads them as Latin-1.
-        return found[0].encode("latin-1").decode() if found else None
+        key = found[0].encode("latin-1").decode()
     except UnicodeDecodeError:
         message = "Idempotency-Key must be in UTF-8."
         raise HTTPProblem(400, message) from None
+    if not key.startswith('"'):
+        return key
+    # As the draft of the IETF for this header writes it: the same key as without the quotes.
+    quoted = _QUOTED.fullmatch(key)
+    if quoted is None:
+        message = (
+            "Idempotency-Key begins with a double quote, so it must end with one, and have between them printable "
+            'ASCII, with a backslash before each " and each backslash.'
+        )
+        raise HTTPProblem(400, message)
+    return _ESCAPED.sub(r"\1", quoted[1])
 
 
 def _read(given: Mapping[str, Any], readers: _Readers, *, required: Collection[str] = ()) -> dict[str, Any]:

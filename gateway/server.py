@@ -5,22 +5,30 @@ here is its protocol on httptools, with deadlines. They are armed only while som
 that arrives whole costs nothing.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import httptools
 import orjson
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.gate import SECURITY_HEADERS
+from gateway.heads import origin_form, refusal_of
 from gateway.http import REST_PATHS
-from gateway.observation import OBSERVED, REASONS, REFUSAL, REFUSED, request_id
+from gateway.observation import OBSERVED, REASONS, REFUSAL, REFUSED, REPEATS, Repeats, request_id
+from gateway.serving import max_connections
 from gateway.settings import Settings
 
 #: A body may arrive in small chunks, each of which has a frame around it: this many bytes for one of the body.
 _BYTES_FOR_ONE = 8
 
-#: A request that has one of these headers may have a body.
-_OF_A_BODY = frozenset({b"content-length", b"transfer-encoding"})
+#: How many requests of one connection may wait for the one that is being answered. What comes after them is not read.
+MAX_PIPELINED = 16
+
+#: An empty line ends each head.
+_END_OF_HEAD = b"\r\n\r\n"
 
 #: How much of a body is passed over after its answer: a connection that is closed earlier may take the answer with it.
 MOST_IN_VAIN_BYTES = 64 * 1024 * 1024
@@ -32,18 +40,34 @@ LINGER_SECONDS = 2
 @cache
 def _settings() -> Settings:
     # The serving processes read the environment for themselves.
-    return Settings.read()
+    settings = Settings.read()
+    return replace(settings, max_connections=max_connections(settings))
 
 
 class Refused(Exception):
     """A head that is not read to its end."""
 
 
+class Flow(FlowControl):
+    """The reading of one connection, which stops while there are bytes that are not parsed yet."""
+
+    is_held = False
+
+    def resume_reading(self) -> None:
+        """Read on, unless bytes are held."""
+        if not self.is_held:
+            super().resume_reading()
+
+
 class Protocol(HttpToolsProtocol):
     """One connection, which is closed when a request's head or body, or the reading of an answer, takes too long."""
 
+    flow: Flow
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # What version is served is decided here, so that another one is named in the refusal.
+        self.parser.set_dangerous_leniencies(lenient_version=True)
         self._limits = _settings()
         self._deadline: Any = None
         self._unread: Any = None
@@ -53,6 +77,14 @@ class Protocol(HttpToolsProtocol):
         #: How many bytes of the request have come, and how many of them for nothing: it was answered already.
         self._received = 0
         self._in_vain = 0
+        #: What has come while too many requests were waiting, and from where on it is still to be parsed.
+        self._held = b""
+        self._held_from = 0
+        #: How many trailers have come after the body.
+        self._trailers = 0
+        #: What the request asked to be upgraded to, which is ignored.
+        self._upgrade: list[tuple[bytes, bytes]] = []
+        self._repeats = Repeats()
         #: Whether the last answer is given, and what still comes is passed over.
         self._lingers = False
         #: Whether what follows the requests that are under way was refused: they are answered, and nothing after them.
@@ -65,16 +97,30 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Take the connection, or refuse it where there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.max_connections:
+        self.flow = Flow(transport)
+        if len(self.connections) > self._limits.max_connections and not self._close_longest_idle():
             self._refuse("TOO_MANY_CONNECTIONS", "There are too many connections.")
         else:
             self._arm(self._limits.head_seconds)
+
+    def _close_longest_idle(self) -> bool:
+        """Close the connection that has waited longest for a next request; return whether there was one."""
+        idle = [each for each in self.connections if isinstance(each, Protocol) and each.timeout_keep_alive_task]
+        if not idle:
+            return False
+        min(idle, key=Protocol._idle_until).timeout_keep_alive_handler()
+        return True
+
+    def _idle_until(self) -> float:
+        return self.timeout_keep_alive_task.when() if self.timeout_keep_alive_task is not None else 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadlines, and what was asked in advance and nobody will read."""
         self._disarm()
         self._read_on()
         self.pipeline.clear()
+        self._release()
+        self._repeats.flush()
         if self._running is not None:
             self._running.disconnected = True
         super().connection_lost(exc)
@@ -86,25 +132,82 @@ class Protocol(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             return
+        self._unset_keepalive_if_required()
+        if self._held:
+            self._held += data
+        elif self.pipeline or data.count(_END_OF_HEAD) > MAX_PIPELINED:
+            self._held = data
+            self._parse_held()
+        else:
+            self._parse(data)
+        self._hold_against_limits()
+
+    def _parse_held(self) -> None:
+        """Parse as many requests of what is held as may wait."""
+        data = self._held
+        while self._held and len(self.pipeline) < MAX_PIPELINED:
+            # No more than one head ends in each part.
+            end = data.find(_END_OF_HEAD, self._held_from) + len(_END_OF_HEAD)
+            part = data[self._held_from : end if end >= len(_END_OF_HEAD) else None]
+            self._held_from += len(part)
+            if self._held_from == len(data):
+                self._release()
+            self._parse(part)
+        if self._held:
+            self.flow.is_held = True
+            self.flow.pause_reading()
+        elif not self.pipeline:
+            self.flow.resume_reading()
+
+    def _release(self) -> None:
+        """Hold nothing any more."""
+        self._held, self._held_from = b"", 0
+        self.flow.is_held = False
+
+    def _parse(self, data: bytes) -> None:
         self._received += len(data)
         # What is no body begins a head, also where the parser still passes over empty lines.
         self._in_head = not self._in_body
-        super().data_received(data)
-        if not self._is_done():
-            self._hold_against_limits()
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    data = b""
+                except httptools.HttpParserUpgrade as upgrade:
+                    # The parser takes what follows the head for another protocol's. None is served, and so the upgrade
+                    # is ignored (RFC 9110, section 7.8): the parser gets the head again without it.
+                    self.parser.feed_data(self._head_without_upgrade())
+                    data = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
+            self._refuse(*(self._refusal or self._refusal_of(error)))
+
+    def _head_without_upgrade(self) -> bytes:
+        self._upgrade = [header for header in self.headers if header[0] == b"upgrade"]
+        lines = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        version = self.parser.get_http_version().encode()
+        return b"".join([b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version), *lines, b"\r\n"])
+
+    def _refusal_of(self, error: httptools.HttpParserError) -> tuple[str, str]:
+        if self.parser.get_method() == b"PRI":
+            return "VERSION_NOT_SUPPORTED", "HTTP/2 is not served in clear text: the request line must end in HTTP/1.1."
+        if isinstance(error, httptools.HttpParserCallbackError):
+            return "MALFORMED", "The request's target cannot be read as a path and a query."
+        return "MALFORMED", f"The request cannot be read as one of HTTP/1.1: {error}."
 
     def _hold_against_limits(self) -> None:
-        if not (self._in_head or self._in_body) or self.transport.is_closing():
+        if self._is_done():
+            return
+        if self._held or not (self._in_head or self._in_body) or self.transport.is_closing():
             self._disarm()
             return
         limits = self._limits
         if self._in_head:
             if self._received > limits.max_head_bytes:
                 self._refuse(*_too_large(limits))
-            elif self._received and self._deadline is None:
+            elif self._deadline is None:
                 self._arm(limits.head_seconds)
             return
-        if len(self.headers) > limits.max_headers:
+        if len(self.headers) + self._trailers > limits.max_headers:
             # Of a body in chunks there may be more of them after it.
             self._refuse(*_too_many(limits))
         elif self._received - self._in_vain > limits.max_head_bytes + _BYTES_FOR_ONE * limits.max_body_bytes:
@@ -112,29 +215,60 @@ class Protocol(HttpToolsProtocol):
         elif self._deadline is None:
             self._arm(limits.body_seconds)
 
+    def on_message_begin(self) -> None:
+        """Begin a head, of which at least one byte has come."""
+        super().on_message_begin()
+        scope: Any = self.scope
+        scope[REPEATS] = self._repeats
+        self._in_head = True
+        self._received = self._received or 1
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, without the white space around its value (RFC 9110, section 5.5); a trailer is passed over."""
+        if self._in_body:
+            self._trailers += 1
+            return
+        name, value = name.lower(), value.strip(b" \t")
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
-        """Begin the request, unless its head is too large."""
+        """Begin the request, unless its head is refused."""
         limits = self._limits
         if len(self.headers) > limits.max_headers:
             self._refusal = _too_many(limits)
-            raise Refused
-        is_upgrade = self.parser.should_upgrade()
-        if is_upgrade and any(name in _OF_A_BODY for name, _ in self.headers):
-            # The parser takes what follows for another protocol's, and then for the next request.
-            self._refusal = "MALFORMED", "A request that asks for another protocol must have no body."
             raise Refused
         # How much has come does not tell: a part of it may have come with the request before.
         size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > limits.max_head_bytes:
             self._refusal = _too_large(limits)
             raise Refused
+        self._refusal = refusal_of(self.parser.get_http_version(), self.headers)
+        if self._refusal is not None:
+            raise Refused
+        if not self.url.startswith(b"/"):
+            self.url = self._origin_form()
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._refusal = "MALFORMED", "CONNECT is not served: the gateway is no proxy."
+                raise Refused
+            return
+        if self._upgrade:
+            self.headers += self._upgrade
+            self._upgrade = []
         # It raises for a URL that cannot be taken apart, which is no request then.
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
-        self._in_vain = 0
+        self._in_vain = self._trailers = 0
         self._disarm()
-        if is_upgrade:
-            self.cycle.keep_alive = False
+
+    def _origin_form(self) -> bytes:
+        target = origin_form(self.parser.get_method(), self.url)
+        if target is None:
+            self._refusal = "MALFORMED", "The request's target must be a path, or the URL of one."
+            raise Refused
+        return target
 
     def on_body(self, body: bytes) -> None:
         """Hand on a part of the body, or count what nobody waits for."""
@@ -145,18 +279,13 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End the request; the next byte is of another one."""
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         # What comes next may not even be a head.
         self.url, self.headers = b"", []
         self._in_head = self._in_body = False
         self._received = 0
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what the parser could not read, or was not let read."""
-        if self._refusal is not None:
-            self._refuse(*self._refusal)
-        else:
-            self._refuse("MALFORMED", msg)
 
     def pause_writing(self) -> None:
         """Give the client some time to read."""
@@ -173,18 +302,24 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_soon()
+            return
+        if self._held:
+            self._unset_keepalive_if_required()
+            self._parse_held()
+            self._hold_against_limits()
+        elif self._in_head or self._in_body:
+            # It has a deadline of its own.
+            self._unset_keepalive_if_required()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the idle connection, also when the client has not read all of the last answer."""
+        self._unset_keepalive_if_required()
         super().timeout_keep_alive_handler()
         self._abort_soon()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Tell nobody: the request is answered in HTTP/1.1, as it may be."""
 
     def _abort_soon(self) -> None:
         if self._unread is None:
@@ -238,6 +373,7 @@ class Protocol(HttpToolsProtocol):
         self._disarm()
         if self.transport.is_closing():
             return
+        self._release()
         is_under_way = self._is_under_way()
         waits = bool(self.pipeline) and self.pipeline[0][0] is self.cycle
         if is_under_way and (waits or not self._in_body):

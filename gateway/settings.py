@@ -151,6 +151,7 @@ class Settings:
     head_seconds: int = _setting(10, _whole_number(1, 3_600))
     body_seconds: int = _setting(20, _whole_number(1, 3_600))
     answer_seconds: int = _setting(30, _whole_number(1, 3_600))
+    keep_alive_seconds: int = _setting(75, _whole_number(1, 3_600))
     graphiql: str = _setting("auto", _one_of("auto", "on", "off"))
     demo: str = _setting("off", _one_of("on", "off"))
     cors_origins: tuple[str, ...] = _setting((), _origins)

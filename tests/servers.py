@@ -85,6 +85,12 @@ class Server:
         except httpx.TransportError:
             return False
 
+    def memory(self) -> int:
+        """Return how many bytes of the machine's memory the process has."""
+        assert self.process is not None
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text("ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGESIZE")
+
     async def stop(self) -> int | None:
         """Ask it to stop, and return its exit status: it must end by itself."""
         if self.process is not None and self.process.returncode is None:

@@ -281,17 +281,14 @@ async def test_heads_that_are_too_large_or_malformed_are_refused(on_sqlite: Gate
             b"POST /graphql HTTP/1.1\r\ntransfer-encoding: gzip, identity\r\n\r\n",
             b"GET / HTTP/1.1\r\nx y: 1\r\n\r\n",
             # URLs that cannot be taken apart.
-            b"GET http://x HTTP/1.1\r\n\r\n",
+            b"GET ftp://x/ HTTP/1.1\r\nhost: x\r\n\r\n",
             b"CONNECT x:443 HTTP/1.1\r\n\r\n",
-            # The body of a request for another protocol is not the next request.
-            it.head(len(VIEWER)).replace(b"host:", b"connection: upgrade\r\nupgrade: h2c\r\nhost:", 1) + VIEWER,
-            it.head(17).replace(b"host:", b"connection: upgrade\r\nupgrade: x\r\nhost:", 1) + b"GET / HTTP/1.1\r\n\r\n",
             b"GET / HTTP/1.1\r\nx: \0\r\n\r\n",
             it.head() + b"zzz\r\n",
             it.head() + b"ffffffffffffffffff\r\n",
         ):
             answer = await it.send(raw, is_patient=True)
-            assert answer.status in {400, 401, 415}, (raw, answer)
+            assert answer.status in {400, 401, 415, 505}, (raw, answer)
             for name, value in SECURITY_HEADERS:
                 assert f"{name.decode()}: {value.decode()}\r\n" in answer.headers
         for path in ("/%", "/%00", "/%ff", "//", "/../../etc/passwd", "/graphql/", "/v1/customers/%00", "*"):

@@ -9,7 +9,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -652,6 +653,81 @@ class TestServe:
         assert (done.code, done.out) == (1, "")
         assert "nowhere.invalid" in done.err
 
+    @pytest.mark.parametrize("more", [(), ("--workers", "2"), ("--reload",)], ids=["one", "two", "reload"])
+    async def test_its_lines_come_when_it_accepts_connections(self, tmp_path: Path, more: tuple[str, ...]) -> None:
+        """On all addresses of IPv6 and IPv4, with one process and with several."""
+        port = free_port()
+        async with command(tmp_path, "serve", "--host", "::", "--port", str(port), *more) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            line = b""
+            for lines in (process.stderr, process.stdout):
+                line = await lines.readline()
+                while b"startup complete" not in line and b"serves at" not in line:
+                    assert line != b""
+                    line = await lines.readline()
+                # What is refused now is not tried again.
+                for address in ("127.0.0.1", "::1"):
+                    with socket.create_connection((address, port), timeout=60):
+                        pass
+            assert line == f"Tollgate serves at http://[::]:{port}/graphql\n".encode()
+            async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+                for address in ("127.0.0.1", "[::1]"):
+                    assert (await client.get(f"http://{address}:{port}/healthz")).json() == {"status": "ok"}
+
+    async def test_an_address_that_cannot_be_listened_on_has_one_line(
+        self, tollgate: Command, subtests: pytest.Subtests
+    ) -> None:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as used,
+            socket.create_server(("::1", 0), family=socket.AF_INET6) as also_used,
+        ):
+            port, other = used.getsockname()[1], also_used.getsockname()[1]
+            for host, number, shown in (
+                ("127.0.0.1", port, f"127.0.0.1:{port}: Address already in use"),
+                ("0.0.0.0", port, f"0.0.0.0:{port}: Address already in use"),  # noqa: S104  # It is not listened on.
+                ("localhost", port, f"localhost:{port}: Address already in use"),
+                ("::", port, f"[::]:{port}: Address already in use"),
+                ("::1", other, f"[::1]:{other}: Address already in use"),
+                ("192.0.2.1", port, f"192.0.2.1:{port}: Cannot assign requested address"),
+                ("[::1]", port, f"[[::1]]:{port}: Name or service not known"),
+            ):
+                for workers in ("1", "2"):
+                    with subtests.test(host=host, workers=workers):
+                        done = tollgate("serve", "--host", host, "--port", str(number), "--workers", workers)
+                        assert (done.code, done.out) == (1, "")
+                        assert (
+                            done.err == f"Error: Cannot listen on {shown}. Choose another one with --host or --port.\n"
+                        )
+
+    async def test_few_open_files_are_reported_and_it_goes_on_afterwards(self, tmp_path: Path) -> None:
+        port = free_port()
+        limited = ("sh", "-c", 'ulimit -n 64; exec "$0" "$@"')
+        async with command(tmp_path, "serve", "--port", str(port), before=limited) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert b"serves at" in await process.stdout.readline()
+            connections = []
+            for _ in range(200):
+                connection = socket.socket()
+                connection.settimeout(1)
+                connections.append(connection)
+                with suppress(OSError):
+                    connection.connect(("127.0.0.1", port))
+            told = ""
+            while "TOO_MANY_CONNECTIONS" not in told:
+                told += (await process.stderr.readline()).decode()
+            assert (
+                "A process may open 64 files (ulimit -n), and TOLLGATE_MAX_CONNECTIONS=4000 needs 4042: it takes 22 "
+                "connections. Raise the limit, or lower the setting"
+            ) in told
+            for connection in connections:
+                connection.close()
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                async with asyncio.timeout(60):
+                    while not await is_ready(client):  # noqa: ASYNC110  # It is another process.
+                        await asyncio.sleep(0.05)
+
     async def test_it_serves_the_demo_until_it_is_told_to_stop(self, tmp_path: Path) -> None:
         """With the installed command, an option before its variable, and on a fresh folder."""
         port = free_port()
@@ -688,6 +764,32 @@ class TestServe:
         assert process.returncode in {0, -signal.SIGTERM}
         assert (tmp_path / "tollgate.db").exists()
         assert (tmp_path / "tollgate-demo.key").read_text() == f"{match[0]}\n"
+
+
+@asynccontextmanager
+async def command(
+    folder: Path, *arguments: str, before: tuple[str, ...] = ()
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run the installed command, and stop it at last."""
+    process = await asyncio.create_subprocess_exec(
+        *(*before, str(TOLLGATE), *arguments),
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "TOLLGATE_LOG_FORMAT": "json"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+
+
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/readyz")).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 class TestDemo:

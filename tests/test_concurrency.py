@@ -47,7 +47,7 @@ class Server:
         async with asyncio.timeout(TIME_TO_START):
             while line := (await self.process.stderr.readline()).decode():
                 self.log.append(line)
-                if "Uvicorn running on" in line:
+                if "startup complete" in line:
                     # From here on it must not be held up by a full pipe.
                     self._reading = asyncio.create_task(self._read())
                     return

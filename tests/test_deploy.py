@@ -2,11 +2,9 @@
 
 import configparser
 import fnmatch
-import inspect
 import re
 from typing import Any
 
-import uvicorn
 import yaml
 
 from gateway.settings import Settings
@@ -129,7 +127,8 @@ def test_the_proxies_lead_to_the_gateways_and_ask_whether_they_are_ready() -> No
 
 def test_the_proxies_wait_for_a_gateways_refusal_and_use_no_connection_that_it_closes() -> None:
     caddy, nginx = ((DEPLOY / name).read_text("utf-8") for name in ("Caddyfile", "nginx.conf"))
-    idle: int = inspect.signature(uvicorn.run).parameters["timeout_keep_alive"].default
+    drains = re.findall(r"TOLLGATE_DRAIN_SECONDS\W+(\d+)", (DEPLOY / "compose.yaml").read_text("utf-8"))
+    idle = min(Settings().keep_alive_seconds, *map(int, drains))
     (by_nginx,) = re.findall(r"^\s*keepalive_timeout (\d+)s;", nginx, re.MULTILINE)
     (by_caddy,) = re.findall(r"^\s*keepalive (\d+)s$", caddy, re.MULTILINE)
     assert 0 < int(by_nginx) < idle

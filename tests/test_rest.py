@@ -24,6 +24,7 @@ from storage.tables import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.servers import serving
+from tests.test_server import sent, served
 
 OPENAPI: dict[str, Any] = json.loads((Path(__file__).parent.parent / "gateway" / "openapi.json").read_text("utf-8"))
 BILLING, REFILL, USAGE = "/api/v1/customer-billing", "/api/v1/customer-billing/refill", "/api/v1/usage"
@@ -457,6 +458,57 @@ class TestIdempotencyKeys:
         latin = [headers[0], (b"idempotency-key", "clé-1".encode("latin-1"))]
         response = await gateway.client.post(REFILL, json=NAMES | {"refill": 7}, headers=latin)
         assert response.json() == {"error": {"code": 400, "message": "Idempotency-Key must be in UTF-8."}}
+
+    async def test_white_space_around_a_key_and_quotes_around_it_are_no_part_of_it(self, gateway: Gateway) -> None:
+        await make_meter(gateway, totalCredits="10")
+        body = json.dumps(NAMES | {"refill": 10}).encode()
+        totals = []
+        async with served(create_app(gateway.services.settings), lifespan="on") as port:
+            for value in (b"inv-7", b"inv-7 ", b"inv-7\t", b" \t inv-7 \t ", b'"inv-7"', b'"inv-7"\t'):
+                head = f"POST {REFILL} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {gateway.key}\t\r\n".encode()
+                head += b"content-type: application/json \r\ncontent-length: %d \t\r\n" % len(body)
+                head += b"connection: close\r\nidempotency-key:%s\r\n\r\n" % value
+                answer = await sent(port, head + body)
+                assert answer.startswith(b"HTTP/1.1 200 "), (value, answer)
+                totals.append((await meter(gateway))["totalCredits"])
+        assert totals == ["20"] * 6
+
+    async def test_a_key_in_double_quotes_is_the_same_as_in_graphql_without_them(self, gateway: Gateway) -> None:
+        await make_meter(gateway, totalCredits="10")
+        selection = "... on RefillBillingMeterSuccess { replayed }"
+        for quoted, key in (
+            ('"inv-8"', "inv-8"),
+            (r'"a\"b\\c"', r'a"b\c'),
+            ('"a b; c=1, d"', "a b; c=1, d"),
+            ('a"b"', 'a"b"'),
+            ("a;b=1", "a;b=1"),
+        ):
+            status, _ = await call(
+                gateway, "POST", REFILL, json=NAMES | {"refill": 1}, headers={"idempotency-key": quoted}
+            )
+            again = await gateway.mutate("refillBillingMeter", selection, **NAMES, refill="1", idempotencyKey=key)
+            assert (status, again["replayed"]) == (200, True), quoted
+        # GraphQL's field is no header: its quotes are the caller's own.
+        other = await gateway.mutate("refillBillingMeter", selection, **NAMES, refill="1", idempotencyKey='"inv-8"')
+        assert other["replayed"] is False
+        assert (await meter(gateway))["totalCredits"] == "16"
+
+    async def test_a_key_whose_quotes_are_broken_is_refused(self, gateway: Gateway) -> None:
+        await make_meter(gateway, totalCredits="10")
+        for key in ('"', '"inv-7', '"inv-7"x', '"inv-7";a=1', '"a", "b"', r'"a\b"', '"a"b"', '"a\tb"', '"clé"'):
+            raw = [(b"authorization", f"Bearer {gateway.key}".encode()), (b"idempotency-key", key.encode())]
+            response = await gateway.client.post(REFILL, json=NAMES | {"refill": 1}, headers=raw)
+            assert response.json() == {
+                "error": {
+                    "code": 400,
+                    "message": "Idempotency-Key begins with a double quote, so it must end with one, and have between "
+                    'them printable ASCII, with a backslash before each " and each backslash.',
+                }
+            }, key
+        assert await refused(
+            gateway, "POST", REFILL, json=NAMES | {"refill": 1}, headers={"idempotency-key": '""'}
+        ) == (400, "Idempotency-Key must have 1 to 255 characters; it has 0.")
+        assert (await meter(gateway))["totalCredits"] == "10"
 
     async def test_a_malformed_key_is_refused(self, gateway: Gateway) -> None:
         await make_meter(gateway, totalCredits="10")
