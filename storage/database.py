@@ -799,7 +799,7 @@ def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float, pragmas: Se
 
 
 def _identity(path: str) -> tuple[int, int]:
-    """Return what tells a file from another one of the same path."""
+    """Return what distinguishes a file from another one of the same path."""
     found = os.stat(path)  # noqa: PTH116  # Before every write, where a `Path` would take longer than the question.
     return found.st_dev, found.st_ino
 
@@ -864,8 +864,8 @@ def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) 
 async def _require_own_sessions(one: asyncpg.Connection, other: asyncpg.Connection) -> None:
     """Raise `SharedSession` where a pooler gives each transaction any of the server's sessions.
 
-    A connection whose server process is another than it was told is a pooler's. While both are open, each has a
-    process of its own, and keeps it, unless the pooler shares them out.
+    Behind a pooler, the server's process is another one than the connection names. While both connections are open,
+    each has a process of its own, and keeps it, unless the pooler shares them out.
     """
     first = None
     for _ in range(POOLER_ROUNDS):

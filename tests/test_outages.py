@@ -194,7 +194,7 @@ async def test_sessions_that_began_read_only_are_not_used_again_when_the_databas
     assert (await gateway.error(REFILL))["extensions"] == NOT_WRITTEN
     assert await readiness(gateway) == (503, "The database cannot be written to.")
     postgresql.psql(f"ALTER DATABASE {role} RESET default_transaction_read_only;")
-    # Asking is enough: whoever is not ready is not sent a write that would find it out.
+    # Asking is enough: a gateway that is not ready is sent no write that would find it out.
     assert {await readiness(gateway) for _ in range(2)} >= {(200, None)}
     await assert_serves(gateway, total=11)
 

@@ -75,5 +75,5 @@ async def test_each_command_ends_with_one_line_where_a_pooler_is_in_transaction_
             stderr=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(PATIENCE_SECONDS):
-            _, told = await process.communicate()
-    assert (process.returncode, told.decode()) == (1, ONE_LINE)
+            _, printed = await process.communicate()
+    assert (process.returncode, printed.decode()) == (1, ONE_LINE)
