@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
+
 from gateway.services import Services
 from gateway.settings import Settings
 from resolvers.actor import Scope
@@ -156,3 +158,47 @@ class TestClients:
             "urql mutation": (None, "POST text 200"),
             "urql unknown": (None, "GET text 200"),
         }
+
+
+#: What a gateway is given before it is asked through caches.
+FURNISHING = """mutation {
+  a: createCustomer(input: {email: "a@example.com"}) { __typename }
+  b: createCustomer(input: {email: "b@example.com"}) { __typename }
+  c: createCustomer(input: {email: "c@example.com"}) { __typename }
+  m: createBillingMeter(input: {workspaceId: "w", externalMeterId: "m", totalCredits: 100}) { __typename }
+  days: recordUsageBatch(input: [
+    {workspaceId: "w", externalMeterId: "m", eventId: "1", amount: 5, occurredAt: "2026-03-01T00:00:00Z"}
+    {workspaceId: "w", externalMeterId: "m", eventId: "2", amount: 6, occurredAt: "2026-03-02T00:00:00Z"}
+    {workspaceId: "w", externalMeterId: "m", eventId: "3", amount: 7}
+  ]) { __typename }
+}"""
+
+
+async def test_caches_keep_what_was_asked_for_with_the_lines_of_the_page(tmp_path: Path) -> None:
+    """Apollo Client's cache and urql's Graphcache, as they come and as `docs/frontend.md` sets them."""
+    async with served(tmp_path) as gateway, httpx.AsyncClient() as client:
+        headers = {"authorization": f"Bearer {gateway.key}"}
+        made = (await client.post(gateway.url, json={"query": FURNISHING}, headers=headers)).json()
+        assert "errors" not in made
+        printed = await node(HERE / "clients" / "cache.mjs", *gateway, ROOT / "docs" / "frontend.md")
+    caches = {name: without_type_names(told) for name, told in json.loads(printed).items()}
+
+    def usage(told: dict[str, Any], name: str) -> list[str] | None:
+        return told[name] and [day["totalBillingUsage"] for day in told[name]["billingMeter"]["usage"]]
+
+    def emails(told: dict[str, Any], name: str) -> list[str]:
+        return [edge["node"]["email"] for edge in told[name]["customers"]["edges"]]
+
+    for used, (name, told) in enumerate(caches.items(), start=18):
+        # An object that has an `id` is kept by it, and what a mutation answers of it is seen, whatever is set.
+        assert told["changed"]["billingMeter"]["usedCredits"] == str(used + 1), name
+        assert usage(told, "range") == ["5", "6"], name
+        assert emails(told, "filtered") == ["c@example.com"], name
+        is_set = name.endswith("as the page says")
+        assert emails(told, "pages") == ["c@example.com", "b@example.com", "a@example.com"][: 3 if is_set else 2], name
+        is_kept = is_set or name.startswith("graphcache")
+        assert told["viewer"] == ({"viewer": {"orgId": "conformance"}} if is_kept else None), name
+        assert usage(told, "usage") == ([str(used - 11)] if is_kept else None), name
+        # Graphcache as it comes takes what has no key for a part of what it lies in, with a warning.
+        assert bool(told["warnings"]) == (name == "graphcache as it comes"), told["warnings"]
+        assert told["refusesIncomplete"] == (name == "apollo as the page says"), name
