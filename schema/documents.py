@@ -206,7 +206,7 @@ class _Errors(ValidationRule):
             return
         self._seen.add(error.message)
         self._report(error)
-        self._length += len(error.message)
+        self._length += min(len(error.message), faults.MAX_MESSAGE_LENGTH)
         if self._length > MAX_ERRORS_LENGTH:
             raise ValidationAbortedError("There may be more errors. Validation aborted.")
 

@@ -1,6 +1,7 @@
 """The top-level errors: faults of the request with their code, and bugs, of which only a request id is told."""
 
 import logging
+import re
 from typing import Any
 
 from graphql import ArgumentNode, DocumentNode, GraphQLError, GraphQLSyntaxError, ObjectFieldNode, Visitor, visit
@@ -14,6 +15,11 @@ _log = logging.getLogger(__name__)
 #: The longest message, in characters: requests bring names and values of any length, which messages repeat.
 MAX_MESSAGE_LENGTH = 300
 
+#: What graphql-core, which is written in Python, calls null and the booleans; or a quoted text, which stays as it is.
+_PYTHON_WORD = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\b(?:None|True|False)\b""")
+_PYTHON_ERROR = re.compile(r", but encountered error '.*?'(?=; found: )")
+_JSON_WORDS = {"None": "null", "True": "true", "False": "false"}
+
 
 def of_document(error: GraphQLError, document: DocumentNode | None = None) -> dict[str, Any]:
     """Return what is wrong with a document: its syntax, a limit, a literal that a scalar refused, or a rule of it.
@@ -26,7 +32,7 @@ def of_document(error: GraphQLError, document: DocumentNode | None = None) -> di
         # The scalar's error tells the rule; which argument breaks it is told here.
         return _shown(error, f"{_argument_of(error, document)}: {error.message}", code="BAD_USER_INPUT")
     code = "GRAPHQL_VALIDATION_FAILED"
-    return _shown(error, error.message, code=_code_of(error, code))
+    return _shown(error, _in_json_words(error.message), code=_code_of(error, code))
 
 
 def is_of_scalar(error: GraphQLError) -> bool:
@@ -51,7 +57,7 @@ def of_variables(error: GraphQLError) -> dict[str, Any]:
     """
     extensions = error.extensions or {}
     place = {"path": extensions["path"]} if "path" in extensions else {}
-    return _shown(error, error.message, code=_code_of(error, "BAD_USER_INPUT"), **place)
+    return _shown(error, _in_json_words(error.message), code=_code_of(error, "BAD_USER_INPUT"), **place)
 
 
 def of_field(error: GraphQLError, *, request_id: str, is_mutation: bool) -> dict[str, Any]:
@@ -85,9 +91,16 @@ def _of_field(error: GraphQLError, request_id: str, *, is_mutation: bool) -> dic
         return _shown(error, cause.message, code=cause.code)
     if isinstance(cause, InvalidInput) or _is_of_arguments(error):
         # A query has no union to return it in.
-        return _shown(error, cause.message if isinstance(cause, InvalidInput) else error.message, code="BAD_USER_INPUT")
+        message = cause.message if isinstance(cause, InvalidInput) else _in_json_words(error.message)
+        return _shown(error, message, code="BAD_USER_INPUT")
     _log.error("Request %s failed", request_id, exc_info=cause or error)
     return _shown(error, "Internal server error.", code="INTERNAL_SERVER_ERROR", requestId=request_id)
+
+
+def _in_json_words(message: str) -> str:
+    """Return graphql-core's message with the words of JSON for values, and without those of an error of Python's."""
+    message = _PYTHON_ERROR.sub("", message)
+    return _PYTHON_WORD.sub(lambda found: _JSON_WORDS.get(found[0], found[0]), message)
 
 
 def _is_of_arguments(error: GraphQLError) -> bool:

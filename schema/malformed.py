@@ -26,6 +26,7 @@ from graphql import (
     get_nullable_type,
     is_list_type,
     is_scalar_type,
+    is_specified_scalar_type,
 )
 
 from schema.scalars import Malformed
@@ -93,7 +94,8 @@ class MalformedLiterals(ValidationRule):
 
     def _check(self, node: ValueNode, type_: GraphQLInputType | None) -> VisitorAction:
         scalar = get_nullable_type(type_) if type_ is not None else None
-        if scalar is None or not is_scalar_type(scalar):
+        # graphql-core's own scalars raise, which is told by its own rule.
+        if scalar is None or not is_scalar_type(scalar) or is_specified_scalar_type(scalar):
             return None
         value = scalar.parse_literal(node)
         if type(value) is Malformed and not self._is_in_batch():

@@ -1175,3 +1175,27 @@ def nested(levels: int) -> dict[str, Any]:
 
 def cursor_of(id_: str) -> str:
     return base64.urlsafe_b64encode(id_.encode()).decode()
+
+
+async def test_a_message_has_the_words_of_json_and_no_others(on_sqlite: Gateway, subtests: pytest.Subtests) -> None:
+    page = "query ($v: Int) { customers(first: $v) { nodes { id } } }"
+    filtered = "query ($v: CustomerFilter) { customers(filter: $v) { nodes { id } } }"
+    nodes = "query ($v: [ID!]!) { nodes(ids: $v) { id } }"
+    create = "mutation ($v: CreateCustomerInput!) { createCustomer(input: $v) { __typename } }"
+    of_v = "Variable '$v' has invalid value"
+    for query, value, told in (
+        (page, True, f"{of_v}: Int cannot represent non-integer value: true"),
+        (page, [None, False], f"{of_v}: Int cannot represent non-integer value: [null, false]"),
+        (page, {"True": "None"}, f"{of_v}: Int cannot represent non-integer value: {{'True': 'None'}}"),
+        (filtered, True, f"{of_v}: Expected value of type 'CustomerFilter' to be an object, found: true."),
+        (filtered, {"namePrefix": False}, f"{of_v} at .namePrefix: String cannot represent a non string value: false"),
+        (nodes, None, f"{of_v}: Expected value of non-null type '[ID!]!' not to be null."),
+        (nodes, [None], f"{of_v} at [0]: Expected value of non-null type 'ID!' not to be null."),
+        (nodes, [True], f"{of_v} at [0]: ID cannot represent value: true"),
+        (create, {"email": None}, f"{of_v} at .email: Expected value of non-null type 'String!' not to be null."),
+        ("{ nodes(ids: null) { id } }", None, "Expected value of non-null type '[ID!]!' not to be null."),
+        (page.replace("$v: Int", "$v: Int = " + "9" * 5_000), 1, f"Expected value of type 'Int'; found: {'9' * 262}…"),
+    ):
+        with subtests.test(value=value):
+            (error,) = (await on_sqlite.post(query, {"v": value})).json()["errors"]
+            assert error["message"] == told
