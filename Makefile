@@ -9,6 +9,7 @@ BENCH_ARGS ?=
 # For example: make lock LOCK_ARGS=--upgrade
 LOCK_ARGS ?=
 
+# For example: make pytest VENV=.venv-3.12 PYTHON=python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -26,17 +27,34 @@ CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test fuzz conformance torture bench lint audit format lock graphiql clean
+.PHONY: help run test pytest test-pythons fuzz conformance torture bench lint audit format lock graphiql clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(RUN_READY) ## Serve a demo at PORT (8000).
 	@exec $(BIN)/tollgate serve --demo --port $(PORT)
 
-test: lint ## Check all: `lint`, then the tests.
+test: lint pytest ## Check all: `lint`, then the tests.
+
+pytest: $(DEV_READY)
 	@echo 'pytest'
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+# The versions that pyproject.toml promises. One is looked for in PATH, then among those of pyenv.
+PROMISED := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
+
+test-pythons: $(DEV_READY) ## Run the tests on each other Python that is promised and found.
+	@for version in $(PROMISED); do \
+		if [ "$$version" = "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ]; then \
+			echo "Python $$version is that of \`make test\`."; continue; fi; \
+		found=; \
+		for each in "python$$version" "$${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version".*/bin/python; do \
+			"$$each" -c 'import venv' 2>/dev/null && found=$$each; done; \
+		if [ -z "$$found" ]; then echo "Python $$version is not found, and not tested."; continue; fi; \
+		echo "Python $$version is $$found."; \
+		$(MAKE) --no-print-directory pytest "VENV=.venv-$$version" "PYTHON=$$found" || exit 1; \
+	done
 
 conformance: $(AUDITS_READY) $(CORE_READY) ## Run others' programs: audits, the lint of the schema, clients.
 	@$(BIN)/pytest --capture=no $(AUDITS)/conformance.py $(PYTEST_ARGS)
@@ -109,7 +127,7 @@ graphiql: $(DEV_READY) ## Build GraphiQL's page from its source.
 	@cd gateway/graphiql/source && export PATH="$(CURDIR)/$(BIN):$$PATH" && npm ci && npm run build
 
 clean: ## Remove the environment, caches and builds; databases stay.
-	@rm -rf $(VENV) $(AUDITS)/node_modules gateway/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .venv-* $(AUDITS)/node_modules gateway/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find $(wildcard $(PACKAGES) tests) -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -rf $(CLIENT)/.venv $(CLIENT)/tollgate_client
 	@rm -rf $(FRONTEND)/node_modules $(FRONTEND)/dist $(FRONTEND)/*/gql $(FRONTEND)/persisted-documents.json

@@ -3,6 +3,7 @@
 import configparser
 import fnmatch
 import re
+import tomllib
 from typing import Any
 
 import yaml
@@ -20,11 +21,22 @@ def composed() -> dict[str, Any]:
 
 
 def test_the_image_is_of_two_stages_and_runs_as_a_user_without_rights() -> None:
-    froms = [step.rest for step in dockerfile.steps() if step.word == "FROM"]
-    assert [line.split()[0] for line in froms] == ["python:3.13-slim", "python:3.13-slim"]
+    build, last = [step.rest.split() for step in dockerfile.steps() if step.word == "FROM"]
+    assert build == [*last, "AS", "build"]
     assert dockerfile.last("USER") == "10001"
     assert "--uid 10001" in dockerfile.last("RUN")
     assert dockerfile.command("CMD") == ["tollgate", "serve"]
+
+
+def test_images_of_others_are_named_by_tag_and_digest() -> None:
+    base = dockerfile.last("FROM")
+    images = [service["image"] for service in composed()["services"].values() if service["image"] != "tollgate"]
+    assert len(images) == 2
+    for image in (base, *images):
+        assert re.fullmatch(r"(python:3\.13-slim|postgres:18|caddy:2)@sha256:[0-9a-f]{64}", image)
+    # Python's is a release that is promised.
+    promised = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
+    assert f"Programming Language :: Python :: {base.partition(':')[2].partition('-')[0]}" in promised
 
 
 def test_the_images_settings_are_settings() -> None:
