@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ def create_app(
 
     app = Starlette(
         routes=[
-            # The front goes by the path alone; this leads from the path with a slash at its end to the one without.
+            # The front goes by the path alone; this one is for what lists the routes, and behind a prefix.
             Route(GRAPHQL_PATH, graphql),
             Route("/schema.graphql", schema_graphql),
             Route("/healthz", healthz),
@@ -99,11 +99,13 @@ def create_app(
         exception_handlers={HTTPException: _left_to_the_front},
         lifespan=lifespan,
     )
+    # It would name the address that this process is called by, which need not be the one that its clients call.
+    app.router.redirect_slashes = False
     app.state.limits = documents.limits
     listeners = [*([request_log] if request_log is not None else ()), *([metrics.told] if metrics is not None else ())]
     # Around all that Starlette puts around the routes, so that nothing is answered without being told.
     app.middleware_stack = observed = Observed(
-        SafeAnswers(app.build_middleware_stack()),
+        WithoutSlash(SafeAnswers(app.build_middleware_stack())),
         words=words_of(route.path for route in app.routes if isinstance(route, Route | Mount)),
         listeners=listeners,
         tracing=tracing,
@@ -143,7 +145,8 @@ def _middleware(settings: Settings) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=frozenset(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "idempotency-key", "traceparent", "x-request-id"],
+            # Clients, tracers and monitors have headers of their own; a page that is let in may send what programs may.
+            allow_headers=["*"],
             # A page is told by its token alone: cookies are neither read nor set.
             allow_credentials=False,
             # When to come again, what a kept answer is asked for by, and what the log calls the request.
@@ -152,6 +155,21 @@ def _middleware(settings: Settings) -> list[Middleware]:
         ),
         gate,
     ]
+
+
+class WithoutSlash:
+    """Serves a path with a slash at its end as the one without."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Pass the request on."""
+        path = scope.get("path", "")
+        # Of "/" itself, also behind a prefix, the slash is the path.
+        if path.endswith("/") and not path.endswith("//") and path[:-1] != scope.get("root_path", ""):
+            scope = {**scope, "path": path[:-1]}
+        return self._app(scope, receive, send)
 
 
 class Front:

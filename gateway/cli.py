@@ -25,9 +25,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
+from typer.core import TyperGroup
 
 from gateway.services import Services, collect_less_often
-from gateway.settings import BadSetting, Settings, database_url, variable_of
+from gateway.settings import BadSetting, Settings, database_url, passed_over, variable_of
 from resolvers.actor import Scope
 from resolvers.errors import BillingError
 from storage.database import DatabaseUnavailable
@@ -39,8 +40,23 @@ if TYPE_CHECKING:
     from gateway.lines import Lines
     from gateway.rejects import Rejects
 
+
+class PlainWords(TyperGroup):
+    """The commands, whose messages of bad options are not those of the library that reads them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            words = error.message.removeprefix("Value error, ").removesuffix(", unable to parse string as an integer")
+            error.message = words.replace("Input should be ", "it must be ").replace("valid integer", "whole number")
+            raise
+
+
 app = typer.Typer(
     name="tollgate",
+    cls=PlainWords,
     help="A self-hosted GraphQL gateway for billing: customers, prepaid-credit meters and the usage of each day.",
     epilog="Settings come from TOLLGATE_… variables (docs/settings.md); an option wins over its variable.",
     no_args_is_help=True,
@@ -91,36 +107,51 @@ def _tell_error(message: str) -> None:
     err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False)
 
 
-def cause_of(error: DatabaseUnavailable) -> object:
-    """Return what the driver said, without what SQLAlchemy adds for developers."""
-    return getattr(error.__cause__, "orig", None) or error.__cause__
-
-
 def read_settings() -> Settings:
     """Return the environment's settings, or end the command and name the one that is wrong."""
     try:
-        return Settings.read()
+        settings = Settings.read()
     except BadSetting as error:
         fail(str(error), code=2)
+    if (warning := passed_over()) is not None:
+        err.print(f"[bold yellow]Warning:[/] {escape(warning)}", highlight=False)
+    return settings
 
 
-def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = None) -> T:
-    """Run the work with the services on an up-to-date database, and return what it returns."""
-    from storage.migrations import NewerSchema, UnfinishedCopy
+def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = None, *, only_reads: bool = False) -> T:
+    """Run the work with the services on an up-to-date database, and return what it returns.
+
+    What `only_reads` also runs on a read-only copy of a database that is up to date.
+    """
+    settings = settings or read_settings()
 
     async def with_services() -> T:
-        services = Services(settings or read_settings())
+        services = Services(settings)
         try:
-            await _bring_up_to_date(services)
+            await _bring_up_to_date(services, only_reads=only_reads)
             return await work(services)
         finally:
             await services.close()
 
     collect_less_often()
-    try:
+    with _failing_in_one_line(settings.database_url):
         return asyncio.run(with_services())
-    except DatabaseUnavailable as error:
-        fail(f"The database is unavailable: {cause_of(error)}")
+
+
+@contextmanager
+def _failing_in_one_line(database_url: str, *, named_by: str = variable_of("database_url")) -> Iterator[None]:
+    """End the command with one line for what is wrong with the database that the variable or option names."""
+    from gateway.unavailable import reason_of
+    from storage.failures import UNAVAILABLE
+    from storage.migrations import NewerSchema, UnfinishedCopy
+
+    try:
+        yield
+    except (DatabaseUnavailable, *UNAVAILABLE) as error:
+        if isinstance(error, OSError):
+            raise  # It is of another file: the database's are `DatabaseUnavailable`.
+        which = "" if named_by == variable_of("database_url") else f" of {named_by}"
+        fail(f"The database{which} is unavailable: {reason_of(error, database_url, named_by=named_by)}")
     except NewerSchema:
         fail(_NEWER_SCHEMA)
     except UnfinishedCopy:
@@ -129,12 +160,17 @@ def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = No
         fail(error.message)
 
 
-async def _bring_up_to_date(services: Services) -> None:
+async def _bring_up_to_date(services: Services, *, only_reads: bool) -> None:
     from storage import migrations
 
-    if services.database.dialect == "sqlite":
+    is_sqlite = services.database.dialect == "sqlite"
+    if is_sqlite and not only_reads:
         await migrations.upgrade(services.database)
-    elif not await migrations.is_current(services.database):
+    elif await migrations.is_current(services.database):
+        return
+    elif is_sqlite:
+        await migrations.upgrade(services.database)
+    else:
         fail("The database's schema is not this release's. Run `tollgate migrate` first.")
 
 
@@ -178,6 +214,8 @@ def serve(
         ("documents", documents),
         ("trusted_only", switch),
     ):
+        if value == "":
+            fail(f"--{name} must not be empty.", code=2)
         if value is not None:
             # The serving processes read the environment for themselves.
             os.environ[variable_of(name)] = str(value)
@@ -279,22 +317,18 @@ def migrate() -> None:
     from resolvers.mending import Mended, mend
     from storage import migrations
 
+    settings = read_settings()
+
     async def upgrade() -> Mended:
-        services = Services(read_settings())
+        services = Services(settings)
         try:
             await migrations.upgrade(services.database)
             return await mend(services.database)
         finally:
             await services.close()
 
-    try:
+    with _failing_in_one_line(settings.database_url):
         mended = asyncio.run(upgrade())
-    except migrations.NewerSchema:
-        fail(_NEWER_SCHEMA)
-    except migrations.UnfinishedCopy:
-        fail(_UNFINISHED_COPY)
-    except DatabaseUnavailable as error:
-        fail(f"The database is unavailable: {cause_of(error)}")
     if mended != Mended():
         err.print(
             f"Filters find what an older release has written: {mended.customers:,} customers and {mended.meters:,} "
@@ -406,7 +440,7 @@ def keys_list(as_json: AsJson = False) -> None:
         async with services.database.read() as reader:
             return await api_keys.all_keys(reader)
 
-    keys = run(rows)
+    keys = run(rows, only_reads=True)
     if as_json:
         _print_json(
             {
@@ -599,7 +633,7 @@ def verify(as_json: AsJson = False) -> None:
                 if not as_json:
                     out.print(f"{disagreement.id}: {disagreement.message}", highlight=False, markup=False)
 
-    run(check)
+    run(check, only_reads=True)
     if as_json:
         kinds = {ids.BILLING_METER: "meter", ids.CUSTOMER: "customer", ids.API_KEY: "key"}
         _print_json(
@@ -634,6 +668,7 @@ def copy(
     """
     from rich.progress import Progress
 
+    from gateway.unavailable import words_of
     from resolvers.copying import Copied, CopyDiffers
     from resolvers.copying import copy as copy_to
     from storage.copying import CannotHold
@@ -650,7 +685,7 @@ def copy(
     async def fill(services: Services) -> Copied:
         target = Database(target_url, wait_seconds=settings.wait_seconds)
         try:
-            await _begin_copy(target)
+            await _begin_copy(target, target_url)
             with Progress(console=err, transient=True) as progress:
                 task = progress.add_task("Copying", total=None)
                 return await copy_to(
@@ -660,6 +695,8 @@ def copy(
                         task, description=step, completed=done, total=of
                     ),
                 )
+        except DatabaseUnavailable as error:
+            fail(f"One of the two databases was lost: {words_of(error)}. Run it again, which starts anew.")
         finally:
             await target.close()
 
@@ -689,18 +726,17 @@ def copy(
         err.print(f"Both have {len(copied.disagreements):,} disagreements, which `tollgate verify` names.")
 
 
-async def _begin_copy(target: Any) -> None:
+async def _begin_copy(target: Any, url: str) -> None:
     from storage.migrations import NewerSchema, NotEmpty, begin_copy
 
-    try:
-        if await begin_copy(target):
-            err.print("An unfinished copy was found there: it is dropped, and started anew.")
-    except NotEmpty as error:
-        fail(f"The database of --to must be empty, and {error}. Nothing was changed.")
-    except NewerSchema:
-        fail("The database of --to has the schema of a later release. Nothing was changed.")
-    except DatabaseUnavailable as error:
-        fail(f"The database of --to is unavailable: {cause_of(error)}")
+    with _failing_in_one_line(url, named_by="--to"):
+        try:
+            if await begin_copy(target):
+                err.print("An unfinished copy was found there: it is dropped, and started anew.")
+        except NotEmpty as error:
+            fail(f"The database of --to must be empty, and {error}. Nothing was changed.")
+        except NewerSchema:
+            fail("The database of --to has the schema of a later release. Nothing was changed.")
 
 
 def _lifetime(text: str) -> timedelta:

@@ -61,8 +61,7 @@ class GraphQL:
         """Answer one GraphQL request."""
         services: Services = scope["app"].state.services
         method = scope["method"]
-        if method not in METHODS:
-            raise HTTPProblem(405, "Method Not Allowed", headers={"allow": ", ".join(METHODS)})
+        _check_method(scope)
         actor = await authenticate(scope, services.api_keys)
         media_type = graphql_media_type(scope)
         if media_type is None:
@@ -83,7 +82,7 @@ class GraphQL:
         operation = Operation(
             document,
             fields.get("variables"),
-            fields.get("operationName"),
+            fields.get("operationName") or None,
             self._documents.limits,
             tells_cost=(fields.get("extensions") or {}).get("cost") is True,
         )
@@ -110,6 +109,14 @@ class GraphQL:
         await send_answer(send, status, headers, body)
 
 
+def _check_method(scope: Scope) -> None:
+    """Raise `HTTPProblem` for a method that is not answered, and for a GET that begins a WebSocket."""
+    if scope["method"] not in METHODS:
+        raise HTTPProblem(405, "Method Not Allowed", headers={"allow": ", ".join(METHODS)})
+    if scope["method"] == "GET" and "websocket" in ",".join(header(scope, b"upgrade")).lower():
+        raise HTTPProblem(400, "WebSocket is not spoken here: send a query or a mutation by POST.")
+
+
 def _validators(content_type: str, body: bytes) -> dict[str, str]:
     """Return the headers that let a client keep the answer for its key, if it asks each time whether it still holds."""
     digest = blake2b(content_type.encode() + body, digest_size=16).hexdigest()
@@ -123,9 +130,10 @@ def _has_validator(scope: Scope, etag: str) -> bool:
 
 
 def _from_query_string(scope: Scope) -> dict[str, Any]:
-    parameters: dict[str, Any] = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    # A parameter without a value is left out: so do forms and URL templates write what they do not have.
+    parameters: dict[str, Any] = dict(parse_qsl(scope["query_string"].decode("latin-1")))
     for name in ("variables", "extensions"):
-        if parameters.get(name):
+        if name in parameters:
             parameters[name] = read_json_text(parameters[name], name)
     return parameters
 

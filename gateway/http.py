@@ -20,6 +20,9 @@ REST_PATHS = ("/api/", "/v1/", "/openapi.json/")
 #: The status whose answer has no body: the client has it already.
 _NOT_MODIFIED = 304
 
+#: How many characters of a header a message repeats.
+_LONGEST_SHOWN = 64
+
 #: How much a client likes a type: from 0, not at all, to 1.
 _WEIGHT = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
@@ -62,7 +65,7 @@ async def send_problem(scope: Scope, send: Send, problem: HTTPProblem) -> None:
     current.get().outcome = problem.extensions["code"]
     body: dict[str, Any]
     media_type, headers = JSON, problem.headers or {}
-    if f"{scope['path']}/".startswith(REST_PATHS):
+    if f"{scope['path'].removeprefix(scope.get('root_path', ''))}/".startswith(REST_PATHS):
         body = {"error": {"code": problem.status, "message": problem.message}}
     else:
         body = {"errors": [{"message": problem.message, "extensions": problem.extensions}]}
@@ -97,6 +100,10 @@ def _liked_best(accept: str) -> str | None:
 
 async def read_json(scope: Scope, receive: Receive, *, most_bytes: int) -> Any:
     """Return the JSON value that the body is. Raises `HTTPProblem` for anything else and for too large a body."""
+    coding = header(scope, b"content-encoding")
+    if coding and (coded := _codings(",".join(coding))):
+        message = f"The body must be sent without a Content-Encoding, and has {coded}."
+        raise HTTPProblem(415, message, headers={"accept-encoding": "identity"})
     if not _is_json(next(iter(header(scope, b"content-type")), "")):
         message = f"The body must be {JSON} in UTF-8."
         raise HTTPProblem(415, message)
@@ -114,6 +121,12 @@ async def read_json(scope: Scope, receive: Receive, *, most_bytes: int) -> Any:
             message = f"The body must have at most {most_bytes} bytes."
             raise HTTPProblem(413, message, code="LIMIT_EXCEEDED")
     return read_json_text(bytes(body), "The body")
+
+
+def _codings(values: str) -> str:
+    """Return the codings of a `Content-Encoding` that are any, by their names and shortened."""
+    codings = [coding.strip() for coding in values.split(",")]
+    return ", ".join(coding for coding in codings if coding.lower() not in {"", "identity"})[:_LONGEST_SHOWN]
 
 
 @lru_cache(maxsize=64)

@@ -152,6 +152,7 @@ def _billing(row: BillingMeterRow) -> dict[str, Any]:
 def _customer(row: CustomerRow) -> dict[str, Any]:
     return {
         "id": row.id,
+        "org_id": row.org_id,
         "email": row.email,
         "name": row.name,
         "external_id": row.external_id,

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlencode
 
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from resolvers.bounds import Bounds
@@ -22,6 +23,26 @@ PREFIX = "TOLLGATE_"
 _SHORTEST_TOKEN = 16
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+_MAX_PORT = 65_535
+
+#: The longest that the URL of a database may let connecting take.
+_MAX_CONNECT_SECONDS = 3_600
+
+#: How a URL is written whose password could be taken for something else.
+_ENCODED = "in a user and a password, write @ as %40, : as %3A, / as %2F and % as %25"
+
+#: The modes of TLS, which libpq and the driver share.
+_TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+_PARAMETER = re.compile("[a-z_]{1,40}", re.ASCII)
+
+#: What Kubernetes sets for each Service of a namespace, `tollgate` and `tollgate-…` among them, in every container.
+_OF_SERVICE = re.compile(
+    r"TOLLGATE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)",
+    re.ASCII,
+)
+_ADDRESS_OF_SERVICE = re.compile(r"(tcp|udp|sctp)://")
 
 _DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -42,35 +63,121 @@ class BadSetting(Exception):
 
 
 def database_url(text: str) -> str:
-    """Return the URL as the drivers take it. Raises `ValueError`, whose message tells what it must be."""
+    """Return the URL as the drivers take it.
+
+    Raises `ValueError`, whose message says what the URL must be. It quotes nothing of the text before the parameters,
+    because any of that may be a part of the password.
+    """
+    text = text.strip()
     try:
         url = make_url(text)
     except ArgumentError:
         url = None
+    except ValueError:
+        raise ValueError(f"must name the port by a number from 1 to {_MAX_PORT}; {_ENCODED}") from None
     if url is None or url.drivername not in _DRIVERS:
         raise ValueError("must be a URL sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/NAME")
+    if "\0" in f"{url.username}{url.password}{url.host}{url.database}":
+        raise ValueError("must not contain %00")
     url = url.set(drivername=_DRIVERS[url.drivername])
-    if "sslmode" in url.query:
-        # As libpq and hosting providers name it; the driver's own name is shorter.
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": url.query["sslmode"]})
-    if url.drivername == "sqlite+aiosqlite" and (url.database in {None, "", ":memory:"} or "uri" in url.query):
+    if url.drivername == "sqlite+aiosqlite":
+        return _sqlite_url(url)
+    # What follows an @ of the password would be taken for the host.
+    if text.count("@") > (url.username is not None):
+        raise ValueError(f"has an @ that does not end the password; {_ENCODED}")
+    return _postgresql_url(url)
+
+
+def _sqlite_url(url: URL) -> str:
+    if url.host or url.username or url.port:
+        raise ValueError("must have three slashes before a relative path, and four before an absolute one")
+    if url.query:
+        raise ValueError(f"must have no parameters when it names an SQLite file, and has {_quoted(min(url.query))}")
+    if url.database in {None, "", ":memory:"}:
         raise ValueError("must name a file: SQLite in memory would be one database a connection, and gone with it")
     return url.render_as_string(hide_password=False)
 
 
+def _postgresql_url(url: URL) -> str:
+    """Translate what libpq and hosting providers name otherwise than the driver, and refuse what it does not have."""
+    _check_host(url)
+    parameters: dict[str, str] = {}
+    in_dsn: dict[str, str] = {}
+    for name, value in url.query.items():
+        if not isinstance(value, str):
+            raise ValueError(f"has a parameter {_quoted(name)} more than once")  # noqa: TRY004  # It is the URL's fault.
+        if name not in _PARAMETERS:
+            raise ValueError(f"has a parameter {_quoted(name)}, which is not known; known are {', '.join(_PARAMETERS)}")
+        drivers_name, rule, is_kept = _PARAMETERS[name]
+        if not is_kept(value):
+            raise ValueError(f"has a parameter {name}, which {rule}")
+        if drivers_name is None:
+            in_dsn[name] = value
+        elif drivers_name:
+            parameters[drivers_name] = value
+    if parameters.get("timeout") == "0":  # To libpq, it is then not set.
+        del parameters["timeout"]
+    if in_dsn:
+        parameters["dsn"] = f"postgresql:?{urlencode(in_dsn)}"
+    return url.set(query=parameters).render_as_string(hide_password=False)
+
+
+def _check_host(url: URL) -> None:
+    if url.port is not None and not 1 <= url.port <= _MAX_PORT:
+        raise ValueError(f"must name the port by a number from 1 to {_MAX_PORT}")
+    try:
+        (url.host or "").encode("idna")
+    except UnicodeError:
+        raise ValueError("must name a host, and a part of its name is empty or too long") from None
+
+
+def _is_number(least: int, most: int) -> Callable[[str], bool]:
+    return lambda text: text.isascii() and text.isdigit() and least <= int(text) <= most
+
+
+#: The parameters of a PostgreSQL URL, by libpq's names: the driver's own name, None for what it takes in a URL of its
+#: own form alone, or nothing; and, where there is one, the rule that the value keeps.
+_PARAMETERS: dict[str, tuple[str | None, str | None, Callable[[str], bool]]] = {
+    **{
+        name: ("ssl", f"must be one of {', '.join(_TLS_MODES)}", _TLS_MODES.__contains__) for name in ("sslmode", "ssl")
+    },
+    "connect_timeout": (
+        "timeout",
+        f"must be whole seconds up to {_MAX_CONNECT_SECONDS}",
+        _is_number(0, _MAX_CONNECT_SECONDS),
+    ),
+    "channel_binding": (
+        "",
+        "may be disable or prefer: the driver binds no channels. Take it out; sslmode=verify-full verifies the server",
+        ("disable", "prefer").__contains__,
+    ),
+    **dict.fromkeys(
+        ("sslrootcert", "sslcert", "sslkey", "sslcrl"), (None, "must name a file that is there", os.path.isfile)
+    ),
+    "port": ("port", f"must be a number from 1 to {_MAX_PORT}", _is_number(1, _MAX_PORT)),
+    **dict.fromkeys(
+        ("options", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"),
+        (None, None, bool),
+    ),
+    **{
+        name: (name, None, bool)
+        for name in ("host", "passfile", "service", "servicefile", "target_session_attrs", "krbsrvname", "gsslib")
+    },
+}
+
+
+def _quoted(name: str) -> str:
+    """Return the name of a parameter: of one that looks like none only that, because it may be a secret."""
+    return repr(name) if _PARAMETER.fullmatch(name) else "that is no name"
+
+
 def _whole_number(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        if not _is_number(least, most)(text):
             raise ValueError(f"must be a whole number from {least} to {most}")
         return int(text)
 
     return read
-
-
-def _not_empty(text: str) -> str:
-    if not text:
-        raise ValueError("must not be empty")
-    return text
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -97,7 +204,7 @@ def _origins(text: str) -> tuple[str, ...]:
 
 
 def _file_or_none(text: str) -> str | None:
-    return None if text == "none" else _not_empty(text)
+    return None if text == "none" else text
 
 
 def _token_or_none(text: str) -> str | None:
@@ -117,8 +224,8 @@ class Settings:
     """What can be set. The name of a setting is that of its field, in capitals and after `TOLLGATE_`."""
 
     database_url: str = _setting("sqlite+aiosqlite:///./tollgate.db", database_url, is_secret=True)
-    host: str = _setting("127.0.0.1", _not_empty)
-    port: int = _setting(8000, _whole_number(1, 65_535))
+    host: str = _setting("127.0.0.1", str)
+    port: int = _setting(8000, _whole_number(1, _MAX_PORT))
     workers: int = _setting(1, _whole_number(1, 64))
     pool_size: int = _setting(8, _whole_number(2, 1_000))
     wait_seconds: int = _setting(10, _whole_number(1, 300))
@@ -157,7 +264,7 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting((), _origins)
     documents: str | None = _setting(None, _file_or_none)
     trusted_only: str = _setting("off", _one_of("on", "off"))
-    demo_key_file: str = _setting("tollgate-demo.key", _not_empty)
+    demo_key_file: str = _setting("tollgate-demo.key", str)
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"))
     log_format: str = _setting("auto", _one_of("auto", "json", "text"))
     metrics_token: str | None = _setting(None, _token_or_none, is_secret=True)
@@ -186,12 +293,15 @@ class Settings:
         readers = {variable_of(each.name): each for each in fields(cls)}
         values = {}
         for variable, text in environment.items():
-            if not variable.startswith(PREFIX):
+            if not variable.startswith(PREFIX) or _is_of_service(variable, text):
                 continue
             if variable not in readers:
-                close = difflib.get_close_matches(variable, readers, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                # The beginning, which all have, makes nothing alike.
+                near = difflib.get_close_matches(variable.removeprefix(PREFIX).upper(), _names_of(cls), n=1, cutoff=0.7)
+                hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
                 raise BadSetting(f"{variable} is not a setting{hint}")
+            if not text:  # Is not set: so do compose files and shells leave out what has no value.
+                continue
             try:
                 values[readers[variable].name] = readers[variable].metadata["read"](text)
             except ValueError as error:
@@ -212,6 +322,32 @@ class Settings:
     def has_graphiql(self) -> bool:
         """Whether GraphiQL is served: unless it is said, where only this machine can see it."""
         return self.graphiql == "on" or (self.graphiql == "auto" and self.is_loopback)
+
+
+def _names_of(settings: type[Settings]) -> list[str]:
+    return [each.name.upper() for each in fields(settings)]
+
+
+def _is_of_service(variable: str, text: str) -> bool:
+    """Whether Kubernetes, or a link of Docker, has set the variable, for a service that is named like this program."""
+    return _OF_SERVICE.fullmatch(variable) is not None or (
+        variable.endswith("_PORT") and _ADDRESS_OF_SERVICE.match(text) is not None
+    )
+
+
+def passed_over(environment: Mapping[str, str] | None = None) -> str | None:
+    """Return a warning of what of the environment looks like a setting and is not read as one, if there is any."""
+    environment = os.environ if environment is None else environment
+    ours = {variable: text for variable, text in environment.items() if variable.startswith(PREFIX)}
+    warnings = []
+    if of_service := sorted(variable for variable, text in ours.items() if _is_of_service(variable, text)):
+        warnings.append(
+            f"{', '.join(of_service)} {'are' if len(of_service) > 1 else 'is'} not read as a setting: a Service named "
+            "tollgate sets such variables. Name it otherwise, or set enableServiceLinks: false in the pod."
+        )
+    if ours.get(variable_of("database_url")) == "":
+        warnings.append(f"{variable_of('database_url')} is empty: the default is used, {Settings().database_url}.")
+    return " ".join(warnings) or None
 
 
 def variable_of(name: str) -> str:

@@ -18,6 +18,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from gateway.lines import MAX_LINE_BYTES, READ_ERRORS, Lines
 from gateway.rejects import Rejects
 from gateway.services import Services
+from gateway.settings import variable_of
+from gateway.unavailable import reason_of
 from resolvers.actor import IMPORT, Actor, Scope
 from resolvers.billing_meters import create_billing_meter
 from resolvers.context import Context
@@ -123,9 +125,12 @@ class Import:
                     await self._record(context, group)
                     progress.update(task, completed=lines.position, lines=self.counts.read)
         except (Unavailable, DatabaseUnavailable) as error:
-            reason = (
-                error.message if isinstance(error, Unavailable) else f"The database is unavailable: {error.__cause__}."
-            )
+            if isinstance(error, Unavailable):
+                reason = error.message
+            else:
+                named_by = variable_of("database_url")
+                reason = reason_of(error, services.settings.database_url, named_by=named_by)
+                reason = f"The database is unavailable: {reason}"
             self.failure = f"{reason} Run the import again to resume it."
         except _RejectsLost as error:
             self.failure = f"{error} Run the import again, with other --rejects, to resume it."

