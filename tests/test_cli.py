@@ -119,6 +119,7 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_HEAD_SECONDS": ("0", "3601"),
     "TOLLGATE_BODY_SECONDS": ("0", "3601"),
     "TOLLGATE_ANSWER_SECONDS": ("0", "3601"),
+    "TOLLGATE_KEEP_ALIVE_SECONDS": ("0", "3601", "75s"),
     "TOLLGATE_GRAPHIQL": ("true", "ON", "1"),
     "TOLLGATE_DEMO": ("auto", "true", "ON"),
     "TOLLGATE_CORS_ORIGINS": ("*", "app.example.com", "https://app.example.com/", "https://app.example.com:443"),
