@@ -609,7 +609,8 @@ class TestUnusableDatabases:
                     assert done.err.startswith(f"Error: The database is unavailable: {told}")
                     assert "pass-w0rd" not in done.err
         url = locked_server.set(password="pass-w0rd").render_as_string(hide_password=False)
-        done = tollgate("copy", "--to", url)
+        source = locked_server.render_as_string(hide_password=False)
+        done = tollgate("copy", "--to", url, TOLLGATE_DATABASE_URL=source)
         assert (done.code, done.out) == (1, "")
         assert done.err == (
             f'Error: The database of --to is unavailable: {where} refuses the password of the role "tollgate_locked". '
