@@ -62,8 +62,8 @@ conformance: $(AUDITS_READY) $(CORE_READY) ## Run others' programs: audits, the 
 fuzz: $(DEV_READY) ## Send 3,000 GraphQL operations that are drawn from the schema.
 	@$(BIN)/pytest --fuzz tests/test_fuzz.py $(PYTEST_ARGS)
 
-torture: $(DEV_READY) ## Kill, cut and restart under load, and the model for many more rounds.
-	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py $(PYTEST_ARGS)
+torture: $(DEV_READY) ## Kill, cut and restart under load, a million hostile requests, the model for many more rounds.
+	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py tests/test_abuse.py $(PYTEST_ARGS)
 
 bench: $(DEV_READY) ## Measure beside the comparators. QUICK=1 takes two minutes.
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(BENCH_ARGS)

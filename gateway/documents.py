@@ -85,6 +85,8 @@ def limits_of(settings: Settings) -> Limits:
         fragments=settings.max_fragments,
         list_items=settings.max_list_items,
         cost=settings.max_cost,
+        answer_values=settings.max_answer_values,
+        answer_bytes=settings.max_answer_bytes,
         introspection=settings.introspection,
         bounds=settings.bounds,
     )

@@ -28,7 +28,8 @@ from gateway.http import (
 from gateway.observation import tell_errors
 from resolvers.observation import current
 from schema.documents import Document
-from schema.execution import Operation, OperationNotAllowed, answer
+from schema.execution import Answer, Operation, OperationNotAllowed, answer
+from schema.room import Room
 from storage.turns import next_turn
 
 if TYPE_CHECKING:
@@ -87,11 +88,14 @@ class GraphQL:
             tells_cost=(fields.get("extensions") or {}).get("cost") is True,
         )
         context = services.context(actor)
+        room = Room()
         try:
-            found = await answer(operation, context, only_queries=is_read)
+            found = await answer(operation, context, room, only_queries=is_read)
+            body = await _written(found, room)
         except OperationNotAllowed:
             raise HTTPProblem(405, "A mutation must be sent by POST.", headers={"allow": "POST"}) from None
-        body = orjson.dumps(found.body)
+        finally:
+            room.leave()
         observation.ended("serialize")
         if len(body) > LONG_ANSWER_BYTES:
             # Writing it took long, and so do sending it and letting go of what it was made of.
@@ -115,6 +119,13 @@ def _check_method(scope: Scope) -> None:
         raise HTTPProblem(405, "Method Not Allowed", headers={"allow": ", ".join(METHODS)})
     if scope["method"] == "GET" and "websocket" in ",".join(header(scope, b"upgrade")).lower():
         raise HTTPProblem(400, "WebSocket is not spoken here: send a query or a mutation by POST.")
+
+
+async def _written(found: Answer, room: Room) -> bytes:
+    """Return the answer in JSON; a large one in a round of the event loop of its own, as writing it may take long."""
+    if room.is_taken:
+        await next_turn()
+    return orjson.dumps(found.body)
 
 
 def _validators(content_type: str, body: bytes) -> dict[str, str]:

@@ -37,6 +37,10 @@ MOST_IN_VAIN_BYTES = 64 * 1024 * 1024
 LINGER_SECONDS = 2
 
 
+#: The connections whose clients do not read as fast as they are answered, the one first that has not for longest.
+_UNREAD: "dict[Protocol, None]" = {}
+
+
 @cache
 def _settings() -> Settings:
     # The serving processes read the environment for themselves.
@@ -288,9 +292,18 @@ class Protocol(HttpToolsProtocol):
         self._received = 0
 
     def pause_writing(self) -> None:
-        """Give the client some time to read."""
+        """Give the client some time to read, and what is unread of all clients no more memory than it may have."""
         super().pause_writing()
         self._abort_soon()
+        _UNREAD[self] = None
+        unread = {each: each.transport.get_write_buffer_size() for each in _UNREAD}
+        excess = sum(unread.values()) - self._limits.max_unread_bytes
+        for each, size in unread.items():
+            # One answer alone is always sent, however large the settings let it be.
+            if excess <= 0 or each is self:
+                break
+            excess -= size
+            each._abort()  # noqa: SLF001  # It is another one of this class.
 
     def resume_writing(self) -> None:
         """Go on, as it reads."""
@@ -328,6 +341,7 @@ class Protocol(HttpToolsProtocol):
     def _abort(self) -> None:
         if self.transport.get_write_buffer_size():
             self._tell("ANSWER_UNREAD", of=self._running)
+        _UNREAD.pop(self, None)
         self.transport.abort()
 
     def _arm(self, seconds: float) -> None:
@@ -340,6 +354,7 @@ class Protocol(HttpToolsProtocol):
             self._deadline = None
 
     def _read_on(self) -> None:
+        _UNREAD.pop(self, None)
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None

@@ -239,6 +239,8 @@ class Settings:
     max_fragments: int = _setting(100, _whole_number(0, 10_000))
     max_list_items: int = _setting(1_000, _whole_number(1, 100_000))
     max_cost: int = _setting(100_000, _whole_number(1, 100_000_000))
+    max_answer_values: int = _setting(1_000_000, _whole_number(1_000, 1_000_000_000))
+    max_answer_bytes: int = _setting(83_886_080, _whole_number(100_000, 1_073_741_824))
     # What the API promises its clients, the next six, may be lowered and not raised: no client is to rely on more.
     max_page_rows: int = _setting(100, _whole_number(1, 100))
     max_nodes: int = _setting(100, _whole_number(1, 100))
@@ -257,6 +259,7 @@ class Settings:
     max_headers: int = _setting(100, _whole_number(10, 10_000))
     head_seconds: int = _setting(10, _whole_number(1, 3_600))
     body_seconds: int = _setting(20, _whole_number(1, 3_600))
+    max_unread_bytes: int = _setting(134_217_728, _whole_number(1_048_576, 17_179_869_184))
     answer_seconds: int = _setting(30, _whole_number(1, 3_600))
     keep_alive_seconds: int = _setting(75, _whole_number(1, 3_600))
     graphiql: str = _setting("auto", _one_of("auto", "on", "off"))

@@ -37,8 +37,8 @@ from strawberry.types.field import StrawberryField
 from schema.edges import DEFINITION, Edge, Subtree, fetch_of
 from storage.columns import Columns
 
-#: How many functions one subtree may become.
-MOST_FUNCTIONS = 200
+#: The maximum number of functions that one subtree becomes; the limits of a document allow a third of it.
+MAX_FUNCTIONS = 3_000
 
 
 class Bail(Exception):
@@ -186,7 +186,12 @@ class Compiler:
         self._edges.append(Edge(name, fetch, definition, fields[0], self._executor.schema))
         self._completed_by.append("")
         type_ = get_nullable_type(definition.type)
-        self._columns_completed_by.append(self._by_columns(type_.of_type, fields) if is_list_type(type_) else None)
+        by_columns = self._by_columns(type_.of_type, fields) if is_list_type(type_) else None
+        self._columns_completed_by.append(by_columns)
+        if by_columns is not None and is_list_type(type_):
+            record = get_nullable_type(type_.of_type)
+            assert is_object_type(record)  # noqa: S101  # Else there are no columns.
+            self._edges[place].width = len(self._executor.collect_subfields(record, fields).grouped_field_set)
         self._is_chain &= self._above not in self._followed
         self._followed.add(self._above)
         above, self._above = self._above, place
@@ -269,7 +274,7 @@ class Compiler:
 
     def _function(self, lines: Sequence[str], answered: str = "o") -> str:
         self._functions += 1
-        if self._functions > MOST_FUNCTIONS:
+        if self._functions > MAX_FUNCTIONS:
             raise NotPlain
         name = f"complete_{self._functions}"
         self._lines += [f"def {name}(o, w):", *[f"    {line}" for line in lines], f"    return {answered}"]

@@ -1,9 +1,14 @@
 """Documents: parsed and validated once, then run as often as they are asked for."""
 
-from functools import lru_cache
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from hashlib import sha256
 from inspect import isawaitable
-from typing import Any
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from graphql import (
     DocumentNode,
@@ -32,18 +37,32 @@ from resolvers.context import Context
 from resolvers.errors import Forbidden
 from resolvers.observation import current
 from schema import faults
-from schema.executor import ROOT, Executor, Mutation, Plans
-from schema.limits import DEFAULT, NOT_INTROSPECTED, Cost, Limits, check_document, exceeded
+from schema.cost import Cost, Size
+from schema.executor import ROOT, Executor, Mutation, Plan, Plans
+from schema.limits import DEFAULT, NOT_INTROSPECTED, Limits, check_document, exceeded
 from schema.malformed import MalformedLiterals
 from schema.resolving import Outcome
+from schema.room import SMALL_WEIGHT, Room
 from schema.root import schema
 from schema.variables import Variables
 
-#: How many of the documents that requests bring along are kept.
-KEPT_DOCUMENTS = 256
+#: How many of the documents that requests bring along are kept, and how much memory they take, in bytes: as estimated
+#: from the length of each, the operations of it that were run, and their plans.
+MAX_KEPT_DOCUMENTS = 256
+MAX_KEPT_BYTES = 64 * 1024 * 1024
+_DOCUMENT_WEIGHT, _WEIGHT_OF_A_CHARACTER = 30_000, 170
+_OPERATION_WEIGHT = 25_000
+_PLAN_WEIGHT, _PLAN_WEIGHT_OF_A_CHARACTER = 15_000, 220
+_ERRORS_WEIGHT = 30_000
 
 #: The longest document that is kept, in characters: parsed, it takes a hundred times its text.
 LONGEST_KEPT = 16 * 1024
+
+#: The longest document, in characters, that is prepared and compiled in the event loop; longer ones are in a thread.
+MAX_IN_LOOP = 1_000
+
+#: An answer of more values than this is compiled before it is first asked for.
+LARGE_VALUES = 2_000
 
 #: The maximum number of errors of one document, and of the characters of their messages, which may repeat literals.
 MAX_ERRORS = 20
@@ -52,6 +71,9 @@ MAX_ERRORS_LENGTH = 5_000
 #: How the parser's error begins when a document has too many tokens or comments.
 _TOO_LONG = "Document contains more than"
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _SCHEMA = schema._schema  # noqa: SLF001  # Strawberry has no other name for the schema of graphql-core.
 
 
@@ -59,20 +81,33 @@ class Runnable:
     """One operation of a valid document, with what all its runs have in common."""
 
     def __init__(
-        self, document: DocumentNode, node: OperationDefinitionNode, limits: Limits, *, is_trusted: bool
+        self,
+        document: DocumentNode,
+        node: OperationDefinitionNode,
+        limits: Limits,
+        *,
+        is_trusted: bool,
+        is_long: bool,
+        on_new_plan: Callable[[], None],
     ) -> None:
         self._node = node
         self._limits = limits
+        self._is_long = is_long
         self._fragments = {
             definition.name.value: definition
             for definition in document.definitions
             if isinstance(definition, FragmentDefinitionNode)
         }
         self._variables = Variables(_SCHEMA, node)
-        self._plans = Plans(document, at_once=is_trusted)
+        self._plans = Plans(document, at_once=is_trusted, on_new=on_new_plan)
         self._cost = Cost(_SCHEMA, self._fragments, node, limits.bounds)
         if self._plans.are_known:
-            self._executor(None, VariableValues({}, {}), has_edges=True).compile()
+            self._plans.keep({}, self._compiled(VariableValues({}, {})))
+
+    @property
+    def plan_count(self) -> int:
+        """How many plans it keeps."""
+        return len(self._plans)
 
     @property
     def name(self) -> str | None:
@@ -84,8 +119,12 @@ class Runnable:
         """Whether it is a query or a mutation."""
         return self._node.operation
 
-    async def run(self, context: Context, variables: dict[str, Any]) -> ExecutionResult | list[GraphQLError]:
+    async def run(
+        self, context: Context, variables: dict[str, Any], room: Room
+    ) -> ExecutionResult | list[GraphQLError]:
         """Run it and return what it came to, or what is wrong with the variables, or which limit they pass.
+
+        What is large is run when there is room for it, which it keeps.
 
         The steps are those of graphql-core's `execute`. The result's extensions tell the cost.
         """
@@ -94,17 +133,25 @@ class Runnable:
         values = self._variables.read(variables)
         if isinstance(values, list):
             return values
-        cost, most = self._cost.of(values.coerced, context.clock), self._limits.cost
-        current.get().cost = cost
-        if cost > most:
-            return [
-                exceeded(
-                    f"The operation may read {cost} rows, and at most {most} may be read at once: "
-                    "ask for smaller pages or fewer days."
-                )
-            ]
-        told = {"cost": {"rows": cost, "most": most}}
-        whole = self._plans.whole(values.coerced)
+        size, limits = self._cost.of(values.coerced, context.clock), self._limits
+        current.get().cost = size.rows
+        too_much = _passed(size, limits)
+        if too_much is not None:
+            return [too_much]
+        told = {
+            "cost": {
+                "rows": size.rows,
+                "most": limits.cost,
+                "values": size.values,
+                "mostValues": limits.answer_values,
+                "bytes": size.bytes,
+                "mostBytes": limits.answer_bytes,
+            }
+        }
+        if size.weight > SMALL_WEIGHT:
+            await room.take(size.weight)
+        plan = await self._plan(values, size)
+        whole = plan.whole if plan is not None else None
         # What a mutation comes to: graphql-core must not execute it again.
         outcome = Outcome() if isinstance(whole, Mutation) else None
         root: Any = outcome or ROOT
@@ -114,15 +161,40 @@ class Runnable:
                 return ExecutionResult(await whole.answer(root, context, values), None, told)
             except Exception as error:  # noqa: BLE001  # graphql-core meets it again, a mutation's by its outcome, and tells it.
                 context.begin_again(error.with_traceback(None))
-        result = self._executor(context, values, outcome, has_edges=whole is None).execute_operation()
+        result = self._executor(context, values, plan, outcome, has_edges=whole is None).execute_operation()
         if isawaitable(result):
             result = await result
         assert isinstance(result, ExecutionResult)  # noqa: S101  # The schema has neither @defer nor @stream.
         result.extensions = told
         return result
 
+    async def _plan(self, values: VariableValues, size: Size) -> Plan | None:
+        """Return the plan for these values, made now where it is wanted or the answer is large."""
+        plans, coerced = self._plans, values.coerced
+        plan = plans.known(coerced)
+        if plan is not None:
+            return plan
+        is_wanted = plans.is_wanted(coerced)
+        if not (is_wanted or size.values > LARGE_VALUES) or not plans.is_plannable:
+            return None
+        plan = await in_thread(self._compiled, values) if self._is_long else self._compiled(values)
+        if is_wanted or not plans:
+            plans.keep(coerced, plan)
+        return plan
+
+    def _compiled(self, values: VariableValues) -> Plan:
+        plan = Plan()
+        self._executor(None, values, plan, has_edges=True).compile()
+        return plan
+
     def _executor(
-        self, context: Context | None, values: VariableValues, outcome: Outcome | None = None, *, has_edges: bool
+        self,
+        context: Context | None,
+        values: VariableValues,
+        plan: Plan | None,
+        outcome: Outcome | None = None,
+        *,
+        has_edges: bool,
     ) -> Executor:
         return Executor(
             _SCHEMA,
@@ -137,9 +209,28 @@ class Runnable:
             default_field_resolver,
             is_awaitable=optimized_is_awaitable,
             hide_suggestions=True,
-            plans=self._plans,
+            plan=plan,
             has_edges=has_edges,
         )
+
+
+def _passed(size: Size, limits: Limits) -> GraphQLError | None:
+    """Return which limit an operation of this size passes, if any."""
+    if size.rows > limits.cost:
+        return exceeded(
+            f"The operation may read {size.rows} rows, and at most {limits.cost} may be read at once: "
+            "ask for smaller pages or fewer days."
+        )
+    for what, count, most in (
+        ("values", size.values, limits.answer_values),
+        ("bytes", size.bytes, limits.answer_bytes),
+    ):
+        if count > most:
+            return exceeded(
+                f"The answer may have {count} {what}, and at most {most} may be returned at once: "
+                "ask for fewer fields, smaller pages, fewer days, or the usage names that are needed."
+            )
+    return None
 
 
 class Document:
@@ -149,9 +240,10 @@ class Document:
     what is selected, when it is first run with their values.
     """
 
-    def __init__(self, node: DocumentNode, limits: Limits, *, digest: str, is_trusted: bool = False) -> None:
-        self.digest = digest
+    def __init__(self, node: DocumentNode, limits: Limits, *, text: str, is_trusted: bool = False) -> None:
+        self.digest = digest_of(text)
         """What it is called in logs: see `digest_of`."""
+        self._length = len(text)
         self._node = node
         self._limits = limits
         self._is_trusted = is_trusted
@@ -168,10 +260,30 @@ class Document:
                 return None
             own = node.name.value if node.name is not None else None
             if own not in self._operations:
-                self._operations[own] = Runnable(self._node, node, self._limits, is_trusted=self._is_trusted)
+                self._operations[own] = Runnable(
+                    self._node,
+                    node,
+                    self._limits,
+                    is_trusted=self._is_trusted,
+                    is_long=self._length > MAX_IN_LOOP,
+                    on_new_plan=_kept.trim,
+                )
+                _kept.trim()
             # The only one is asked for with its name and without.
             self._operations[name] = self._operations[own]
         return self._operations[name]
+
+    @property
+    def weight(self) -> int:
+        """The memory that it takes, in bytes, as estimated."""
+        operations = {id(each): each for each in self._operations.values()}.values()
+        plans = sum(operation.plan_count for operation in operations)
+        return (
+            _DOCUMENT_WEIGHT
+            + _WEIGHT_OF_A_CHARACTER * self._length
+            + _OPERATION_WEIGHT * len(operations)
+            + (_PLAN_WEIGHT + _PLAN_WEIGHT_OF_A_CHARACTER * self._length) * plans
+        )
 
     def operation_names(self) -> list[str]:
         """Return the names of its operations."""
@@ -214,12 +326,70 @@ class _Errors(ValidationRule):
 _RULES: list[type[ASTValidationRule]] = [_Errors, *specified_rules, MalformedLiterals]
 
 
-def document_of(text: str, limits: Limits = DEFAULT) -> Document | list[dict[str, Any]]:
+#: A document, or the errors that say what is wrong with it.
+Prepared: TypeAlias = Document | list[dict[str, Any]]
+
+
+async def document_of(text: str, limits: Limits = DEFAULT) -> Prepared:
     """Return the document, or what is wrong with it. One that was asked for lately is not parsed again."""
-    return _kept(text, limits) if len(text) <= LONGEST_KEPT else prepare(text, limits)
+    found = _kept.get(text, limits)
+    if found is None:
+        found = prepare(text, limits) if len(text) <= MAX_IN_LOOP else await in_thread(prepare, text, limits)
+        if len(text) <= LONGEST_KEPT:
+            _kept.put(text, limits, found)
+    return found
 
 
-def prepare(text: str, limits: Limits = DEFAULT, *, is_trusted: bool = False) -> Document | list[dict[str, Any]]:
+class KeptDocuments:
+    """The documents that were asked for lately, and what is wrong with those that are not valid."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, Limits], Prepared] = OrderedDict()
+
+    def get(self, text: str, limits: Limits) -> Prepared | None:
+        """Return what is kept of this text."""
+        key = text, limits
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def put(self, text: str, limits: Limits, prepared: Prepared) -> None:
+        """Keep it, and give up what was not asked for longest."""
+        self._kept[text, limits] = prepared
+        self.trim()
+
+    def trim(self) -> None:
+        """Give up what was not asked for longest, until the rest is within its limits."""
+        weight = self.weight
+        while self._kept and (weight > MAX_KEPT_BYTES or len(self._kept) > MAX_KEPT_DOCUMENTS):
+            (text, _), prepared = self._kept.popitem(last=False)
+            weight -= _weight_of(text, prepared)
+
+    @property
+    def weight(self) -> int:
+        """The memory that all of them take, in bytes, as estimated."""
+        return sum(_weight_of(text, prepared) for (text, _), prepared in self._kept.items())
+
+
+def _weight_of(text: str, prepared: Prepared) -> int:
+    # A text has up to four bytes a character.
+    return 4 * len(text) + (prepared.weight if isinstance(prepared, Document) else _ERRORS_WEIGHT)
+
+
+_kept = KeptDocuments()
+
+#: Long documents are prepared one after another, while the event loop goes on.
+_PREPARING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="documents")
+
+
+async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return what the function returns, after it has run in the thread that long documents are prepared in."""
+    run = partial(copy_context().run, work, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_PREPARING, run)
+
+
+def prepare(text: str, limits: Limits = DEFAULT, *, is_trusted: bool = False) -> Prepared:
     """Parse, measure and validate a document, and return it, or the errors that say what is wrong with it."""
     try:
         node = parse(text, max_lexical_tokens=limits.tokens, max_comments=limits.tokens)
@@ -235,7 +405,4 @@ def prepare(text: str, limits: Limits = DEFAULT, *, is_trusted: bool = False) ->
     current.get().ended("validate")
     if errors:
         return [faults.of_document(error, node) for error in errors]
-    return Document(node, limits, digest=digest_of(text), is_trusted=is_trusted)
-
-
-_kept = lru_cache(maxsize=KEPT_DOCUMENTS)(prepare)
+    return Document(node, limits, text=text, is_trusted=is_trusted)

@@ -30,8 +30,8 @@ from schema.info import refuse_nulls
 from storage.columns import joined
 from storage.turns import Turn, turn_for
 
-#: How many records of `Columns` are completed before somebody else may have a turn.
-RECORDS_A_STEP = 1_000
+#: How many values of records of nothing but leaves are completed before another request may have a turn.
+VALUES_A_STEP = 3_000
 
 #: Resolves an edge: from the request's context, the records and the edge's arguments to a value for each record, in
 #: their order.
@@ -91,6 +91,8 @@ class Edge:
         """What its values are completed by, once that is compiled."""
         self.complete_columns: Function | None = None
         """What `Columns` of its values' records are completed by, where its values are lists of nothing but leaves."""
+        self.width = 1
+        """How many leaves those records have in the answer."""
         self.arguments = Arguments(definition, details, schema)
 
     async def answers(self, values: Sequence[Any], waiting: Waiting, turn: Turn) -> list[Any]:
@@ -100,17 +102,34 @@ class Edge:
         records = joined(values) if self.complete_columns is not None else None
         if self.complete_columns is None or records is None:
             for value in values:
-                answers.append(self.complete(value, waiting))
+                answers.append(await self._answer(value, waiting, turn))
                 if turn.is_over:
                     await turn.next()
             return answers
         while len(answers) < len(records):
             if turn.is_over:
                 await turn.next()
-            some = records[len(answers) : len(answers) + RECORDS_A_STEP]
+            some = records[len(answers) : len(answers) + self._records_a_step]
             answers += self.complete_columns(some, waiting)
         lengths = [len(value) for value in values]
         return [answers[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)]
+
+    @property
+    def _records_a_step(self) -> int:
+        return max(1, VALUES_A_STEP // self.width)
+
+    async def _answer(self, value: Any, waiting: Waiting, turn: Turn) -> Any:
+        """Return what the answer says of one value, which may be a long list of records."""
+        assert self.complete is not None  # noqa: S101  # As above.
+        step = self._records_a_step
+        if self.complete_columns is None or type(value) is not list or len(value) <= step:
+            return self.complete(value, waiting)
+        answer: list[Any] = []
+        for start in range(0, len(value), step):
+            if turn.is_over:
+                await turn.next()
+            answer += self.complete(value[start : start + step], waiting)
+        return answer
 
 
 class Arguments:

@@ -14,10 +14,7 @@ from resolvers.observation import current
 from schema import faults
 from schema.documents import Document, digest_of, document_of
 from schema.limits import DEFAULT, Limits
-from storage.turns import next_turn
-
-#: The longest document, in characters, that is prepared without waiting for a turn.
-LONGEST_AT_ONCE = 1_000
+from schema.room import Room
 
 #: The maximum number of errors of one execution that are answered: a list may have one for each of its records.
 MAX_FIELD_ERRORS = 100
@@ -49,12 +46,12 @@ class Answer:
     is_executed: bool
 
 
-async def answer(operation: Operation, context: Context, *, only_queries: bool = False) -> Answer:
-    """Run the operation and return its answer. Raises `OperationNotAllowed`."""
+async def answer(operation: Operation, context: Context, room: Room, *, only_queries: bool = False) -> Answer:
+    """Run the operation and return its answer, for which it takes room. Raises `OperationNotAllowed`."""
     document = operation.document
     observation = current.get()
     if isinstance(document, str):
-        prepared = await _prepared(document, operation.limits)
+        prepared = await document_of(document, operation.limits)
         if not isinstance(prepared, Document):
             observation.document = digest_of(document)
             return _not_executed(prepared)
@@ -66,7 +63,7 @@ async def answer(operation: Operation, context: Context, *, only_queries: bool =
     observation.operation, observation.kind = chosen.name, chosen.kind.value
     if only_queries and chosen.kind is not OperationType.QUERY:
         raise OperationNotAllowed
-    result = await chosen.run(context, operation.variables or {})
+    result = await chosen.run(context, operation.variables or {}, room)
     observation.ended("execute")
     if not isinstance(result, ExecutionResult):
         return _not_executed([faults.of_variables(error) for error in result])
@@ -82,14 +79,6 @@ async def answer(operation: Operation, context: Context, *, only_queries: bool =
     if operation.tells_cost:
         body["extensions"] = result.extensions
     return Answer(body, is_executed=True)
-
-
-async def _prepared(text: str, limits: Limits) -> Document | list[dict[str, Any]]:
-    """Return the document, or what is wrong with it. Of long ones one is prepared at a time, and others get a turn."""
-    if len(text) <= LONGEST_AT_ONCE:
-        return document_of(text, limits)
-    await next_turn()
-    return document_of(text, limits)
 
 
 def _not_executed(errors: list[dict[str, Any]]) -> Answer:

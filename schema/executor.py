@@ -20,7 +20,8 @@ returns is completed by the field's subtree. What the resolver came to, a value 
 `Outcome`, and at a surprise that is what graphql-core is given instead of a resolver to call.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,6 +32,7 @@ from graphql import (
     FieldNode,
     FragmentDefinitionNode,
     GraphQLField,
+    GraphQLList,
     GraphQLObjectType,
     GraphQLOutputType,
     GraphQLResolveInfoHelpers,
@@ -49,12 +51,14 @@ from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 from schema.compiler import Compiler
 from schema.edges import ALONE, DEFINITION, ContextOnly, Function, Subtree
 from schema.resolving import Outcome, Resolver
+from storage.turns import MOST_AT_ONCE, Starts, Turn
 
 #: What the root of a query is where the request gives none: whom an edge answers, the context tells.
 ROOT = object()
 
-#: How many plans one operation may have: as many as values of its `@skip` and `@include` come together.
-MOST_PLANS = 8
+#: The maximum number of plans that one operation keeps: one for each combination of the values of its `@skip` and
+#: `@include`; and of those combinations that were seen once, and have a plan when they recur.
+MAX_PLANS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +109,63 @@ class Plan:
 
 
 class Plans:
-    """The plans of one operation of a document; `at_once`, or else from the second time on that it is executed."""
+    """The plans of one operation of a document.
 
-    def __init__(self, document: DocumentNode, *, at_once: bool = False) -> None:
+    It has the first one `at_once`, or else from the second time on that it is executed; and one for other values of the
+    variables that decide what is selected when they recur, or `at_once` as well. `on_new` is called for each.
+    """
+
+    def __init__(
+        self, document: DocumentNode, *, at_once: bool = False, on_new: Callable[[], None] | None = None
+    ) -> None:
         self._document = document
+        self._at_once = at_once
         self._is_wanted = at_once
+        self._on_new = on_new
         self._seen: _Seen | None = None
         self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._seen_once: deque[tuple[Any, ...]] = deque(maxlen=MAX_PLANS)
 
-    def of(self, variables: dict[str, Any]) -> Plan | None:
-        """Return the plan for these coerced values of the variables; None where graphql-core is to do it all."""
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def known(self, variables: dict[str, Any]) -> Plan | None:
+        """Return the plan for these coerced values of the variables, if there is one."""
+        return self._plans.get(self._key(self._seen, variables)) if self._seen is not None else None
+
+    def is_wanted(self, variables: dict[str, Any]) -> bool:
+        """Whether a plan is to be made for these values, of which none is known."""
         if not self._is_wanted:
             # What is asked only once is answered sooner than it is compiled.
             self._is_wanted = True
-            return None
+            return False
         seen = self._look()
-        if not seen.is_plannable:
-            return None
+        if not seen.is_plannable or len(self._plans) >= MAX_PLANS:
+            return False
         key = self._key(seen, variables)
-        plan = self._plans.get(key)
-        if plan is None and len(self._plans) < MOST_PLANS:
-            plan = self._plans[key] = Plan()
+        if not self._plans or self._at_once or key in self._seen_once:
+            return True
+        self._seen_once.append(key)
+        return False
+
+    def keep(self, variables: dict[str, Any], plan: Plan) -> None:
+        """Keep the plan for these values."""
+        self._plans[self._key(self._look(), variables)] = plan
+        if self._on_new is not None:
+            self._on_new()
+
+    def of(self, variables: dict[str, Any]) -> Plan | None:
+        """Return the plan for these values, a new one where it is wanted; None where graphql-core is to do it all."""
+        plan = self.known(variables)
+        if plan is None and self.is_wanted(variables):
+            plan = Plan()
+            self.keep(variables, plan)
         return plan
+
+    @property
+    def is_plannable(self) -> bool:
+        """Whether the values of variables alone decide what is selected."""
+        return self._look().is_plannable
 
     @property
     def are_known(self) -> bool:
@@ -138,11 +177,6 @@ class Plans:
             self._seen = _Seen()
             visit(self._document, self._seen)
         return self._seen
-
-    def whole(self, variables: dict[str, Any]) -> Subtree | Mutation | None:
-        """Return what answers the whole operation for these values, once it is compiled and if that is possible."""
-        plan = self._plans.get(self._key(self._seen, variables)) if self._seen is not None else None
-        return plan.whole if plan is not None else None
 
     @staticmethod
     def _key(seen: "_Seen", variables: dict[str, Any]) -> tuple[Any, ...]:
@@ -178,17 +212,26 @@ class _Seen(Visitor):
 
 
 class CompilingExecutor(IncrementalExecutor):
-    """graphql-core's executor with compiled plain subtrees; without `plans` it is graphql-core's own."""
+    """graphql-core's executor with compiled plain subtrees: by the `plan`, or one of the `plans`, if any is given."""
 
-    def __init__(self, *args: Any, plans: Plans | None = None, has_edges: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        plans: Plans | None = None,
+        plan: Plan | None = None,
+        has_edges: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.plan: Plan | None = None
+        #: The fields that begin to be resolved, and those that go on with what they were resolved to.
+        self._starts, self._ends = Starts(), Starts()
         #: Whether edges are compiled: until one of them has met a surprise, which the loaders are to meet only once.
         self._has_edges = has_edges
         self._only_compiles = False
         is_usual = self.middleware_manager is None and self.abort_signal is None
-        if plans is not None and is_usual and self.field_resolver is default_field_resolver:
-            self.plan = plans.of(self.variable_values.coerced)
+        if is_usual and self.field_resolver is default_field_resolver:
+            self.plan = plan if plans is None else plans.of(self.variable_values.coerced)
         if self.plan is not None:
             self._relevant_sub_fields = self.plan.sub_fields
 
@@ -302,6 +345,42 @@ class CompilingExecutor(IncrementalExecutor):
         subtree = self.plan.subtrees[key]
         return by_graphql_core() if subtree is None else self._complete(subtree, result, by_graphql_core)
 
+    def complete_list_value(
+        self,
+        return_type: GraphQLList[GraphQLOutputType],
+        field_details_list: FieldDetailsList,
+        info: GraphQLResolveInfo[Any],
+        path: Path,
+        result: Any,
+        position_context: Any,
+    ) -> Any:
+        """Complete a list that is not compiled, in turns with others where it is long."""
+        is_list = isinstance(result, Collection) and not isinstance(result, str | bytes | Mapping)
+        if is_list and len(result) > MOST_AT_ONCE:
+            result = _in_turns(result)
+        return super().complete_list_value(return_type, field_details_list, info, path, result, position_context)
+
+    async def complete_awaitable_value(
+        self,
+        return_type: GraphQLOutputType,
+        field_details_list: FieldDetailsList,
+        info: GraphQLResolveInfo[Any],
+        path: Path,
+        result: Any,
+        position_context: Any,
+    ) -> Any:
+        """Await and complete what a resolver returns; of many that would do so at once, a few do in each round."""
+        await self._starts.next()
+
+        async def resolved() -> Any:
+            value = await result
+            await self._ends.next()
+            return value
+
+        return await super().complete_awaitable_value(
+            return_type, field_details_list, info, path, resolved(), position_context
+        )
+
     def _complete(self, subtree: Subtree, value: Any, by_graphql_core: Callable[[], Any]) -> Any:
         """Return what the answer says of the value, by the subtree, or else by graphql-core."""
         try:
@@ -374,6 +453,14 @@ class CompilingExecutor(IncrementalExecutor):
             return compiler.finish(write(compiler))
         except Exception:  # noqa: BLE001  # Also of what is never reached; graphql-core will meet what is, and tell it.
             return None
+
+
+async def _in_turns(items: Collection[Any]) -> AsyncIterator[Any]:
+    turn = Turn()
+    for item in items:
+        if turn.is_over:
+            await turn.next()
+        yield item
 
 
 class Executor(CompilingExecutor, StrawberryGraphQLCoreExecutionContext):

@@ -1,51 +1,32 @@
-"""How much one request may ask for: of its document, when it is prepared, and of the rows it reads, when it is run.
+"""How much one request may ask for, and how much of that is its document; `schema/cost.py` has the rest.
 
 A document is measured before graphql-core validates it, because some rules of validation take far longer than the text
 is long. Each fragment is measured once, so measuring takes as long as reading, however fragments spread each other.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from graphql import (
-    BooleanValueNode,
     DirectiveNode,
     DocumentNode,
     FieldNode,
     FragmentDefinitionNode,
     FragmentSpreadNode,
     GraphQLError,
-    GraphQLField,
-    GraphQLInterfaceType,
-    GraphQLNamedType,
-    GraphQLObjectType,
-    GraphQLSchema,
     InlineFragmentNode,
-    IntValueNode,
     ListValueNode,
     Node,
     ObjectValueNode,
     OperationDefinitionNode,
     SelectionSetNode,
-    StringValueNode,
     ValueNode,
-    VariableNode,
-    get_named_type,
-    get_nullable_type,
-    is_introspection_type,
-    is_list_type,
 )
-from graphql.type import SchemaMetaFieldDef, TypeMetaFieldDef
 
 from resolvers.actor import Actor
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
-from resolvers.context import Clock
 from resolvers.errors import LimitExceeded
-from resolvers.usage import DEFAULT_DAYS
-from resolvers.values import parse_day
-from schema.connections import DEFAULT_PAGE
 from storage.tables import Environment
 
 
@@ -61,6 +42,8 @@ class Limits:
     fragments: int = 100
     list_items: int = 1_000
     cost: int = 100_000
+    answer_values: int = 1_000_000
+    answer_bytes: int = 83_886_080
     #: Who may ask the schema about itself: `all`, `keys` (no customer's session), `sandbox` (its keys alone), `none`.
     introspection: str = "all"
     #: What bounds the lists that are asked for; most are checked where they are read.
@@ -223,219 +206,3 @@ class _Measure:
         elif isinstance(value, ObjectValueNode):
             for field in value.fields:
                 self._check_value(field.value)
-
-
-#: The coerced values of an operation's variables.
-_Values: TypeAlias = Mapping[str, Any]
-
-#: How many rows something comes to, by the values of the variables and the day of today.
-_Count: TypeAlias = Callable[[_Values, date], int]
-
-#: The most values of its variables for which an operation's cost is remembered.
-MOST_REMEMBERED = 64
-
-
-class Cost:
-    """The rows that one operation of a valid document may read at most, by the values of its variables."""
-
-    def __init__(
-        self,
-        schema: GraphQLSchema,
-        fragments: Mapping[str, FragmentDefinitionNode],
-        node: OperationDefinitionNode,
-        bounds: Bounds,
-    ) -> None:
-        self._schema = schema
-        self._bounds = bounds
-        self._fragments = fragments
-        self._compiled: dict[str, _Count] = {}
-        self._variables: set[str] = set()
-        self._needs_today = False
-        #: Whether it asks the schema about itself.
-        self.introspects = False
-        root = schema.get_root_type(node.operation)
-        assert root is not None  # noqa: S101  # The document is valid.
-        self._count = self._of_selections(node.selection_set, root)
-        self._names = tuple(sorted(self._variables))
-        self._remembered: dict[tuple[Any, ...], int] = {}
-
-    def of(self, values: _Values, clock: Clock) -> int:
-        """Return the rows for these coerced values of the variables; the clock tells today."""
-        key = tuple([_brief(values.get(name)) for name in self._names])
-        today = date.min
-        if self._needs_today:
-            today = clock().date()
-            key = (today, *key)
-        rows = self._remembered.get(key)
-        if rows is None:
-            if len(self._remembered) >= MOST_REMEMBERED:
-                self._remembered.clear()
-            rows = self._remembered[key] = self._count(values, today)
-        return rows
-
-    def _of_selections(self, selection_set: SelectionSetNode | None, parent: GraphQLNamedType) -> _Count:
-        counts: list[_Count] = []
-        for selection in selection_set.selections if selection_set is not None else ():
-            if isinstance(selection, FieldNode):
-                count = self._of_field(selection, parent)
-            elif isinstance(selection, FragmentSpreadNode):
-                count = self._of_fragment(selection.name.value)
-            else:
-                assert isinstance(selection, InlineFragmentNode)  # noqa: S101  # There is no other selection.
-                condition = selection.type_condition
-                type_ = parent if condition is None else self._schema.type_map[condition.name.value]
-                count = self._of_selections(selection.selection_set, type_)
-            if count is not _nothing:
-                counts.append(self._where_included(selection.directives, count))
-        if not counts:
-            return _nothing
-        return counts[0] if len(counts) == 1 else lambda values, today: sum([count(values, today) for count in counts])
-
-    def _of_fragment(self, name: str) -> _Count:
-        if name not in self._compiled:
-            fragment = self._fragments[name]
-            type_ = self._schema.type_map[fragment.type_condition.name.value]
-            self._compiled[name] = self._of_selections(fragment.selection_set, type_)
-        return self._compiled[name]
-
-    def _of_field(self, node: FieldNode, parent: GraphQLNamedType) -> _Count:
-        field = self._definition(node.name.value, parent)
-        if field is None or node.selection_set is None:
-            return _nothing
-        below = self._of_selections(node.selection_set, get_named_type(field.type))
-        rows = self._rows(node, field, parent)
-        if rows is None:
-            return below
-        if below is _nothing:
-            return rows
-
-        def count(values: _Values, today: date) -> int:
-            own = rows(values, today)
-            return own + own * below(values, today)
-
-        return count
-
-    def _definition(self, name: str, parent: GraphQLNamedType) -> GraphQLField | None:
-        if name in {"__schema", "__type"}:
-            self.introspects = True
-            return SchemaMetaFieldDef if name == "__schema" else TypeMetaFieldDef
-        return parent.fields.get(name) if isinstance(parent, GraphQLObjectType | GraphQLInterfaceType) else None
-
-    def _rows(self, node: FieldNode, field: GraphQLField, parent: GraphQLNamedType) -> _Count | None:
-        """Return how many rows one of these fields reads; None: no other than those of the field it lies in."""
-        type_ = get_named_type(field.type)
-        is_list = is_list_type(get_nullable_type(field.type))
-        if is_introspection_type(parent):
-            most = self._most_in_schema(node.name.value) if is_list else 0
-            return (lambda _values, _today: most) if most else None
-        if parent.name.endswith(("Connection", "Edge")):
-            return None
-        if type_.name.endswith("Connection"):
-            return self._page(node)
-        if type_.name == "UsageDay":
-            return self._usage_days(node)
-        if is_list:
-            # The two lists that are as long as one that is given: `nodes` and `recordUsageBatch`.
-            given = self._argument(node, "ids" if type_.name == "Node" else "input")
-            return lambda values, _today: _length(given(values))
-        is_row = type_.name == "Node" or "Node" in [each.name for each in getattr(type_, "interfaces", ())]
-        return _one if is_row or parent is self._schema.mutation_type else None
-
-    def _page(self, node: FieldNode) -> _Count:
-        first, last = self._argument(node, "first"), self._argument(node, "last")
-        most = self._bounds.page_rows
-
-        def rows(values: _Values, _today: date) -> int:
-            asked = first(values) or last(values)
-            # What is out of range is refused where the page is read.
-            return min(max(asked, 1) if isinstance(asked, int) else DEFAULT_PAGE, most)
-
-        return rows
-
-    def _usage_days(self, node: FieldNode) -> _Count:
-        first, last, names, fills = (self._argument(node, name) for name in ("from", "to", "names", "fillZeros"))
-        # A range without an end ends today.
-        self._needs_today = self._needs_today or any(each.name.value == "from" for each in node.arguments or ())
-        bounds = self._bounds
-        # Which names are filled with zeros is known from what is read: there may be as many as may be answered over the
-        # longest range.
-        most_names = bounds.usage_days // bounds.range_days
-
-        def rows(values: _Values, today: date) -> int:
-            start, end = _day(first(values)), _day(last(values))
-            days = DEFAULT_DAYS if start is None else ((end or today) - start).days + 1
-            all_names = most_names if fills(values) else 1
-            days = min(max(days, 1), bounds.range_days)
-            return min(days * (_length(names(values)) or all_names), bounds.usage_days)
-
-        return rows
-
-    def _argument(self, node: FieldNode | DirectiveNode, name: str) -> Callable[[_Values], Any]:
-        for argument in node.arguments or ():
-            if argument.name.value == name:
-                return self._value(argument.value)
-        return lambda _values: None
-
-    def _value(self, node: ValueNode) -> Callable[[_Values], Any]:
-        """Return the function that tells an argument's value: of a list, its items or their nodes."""
-        if isinstance(node, VariableNode):
-            name = node.name.value
-            self._variables.add(name)
-            return lambda values: values.get(name)
-        value: Any = None
-        if isinstance(node, IntValueNode):
-            value = int(node.value)
-        elif isinstance(node, StringValueNode | BooleanValueNode):
-            value = node.value
-        elif isinstance(node, ListValueNode):
-            value = node.values
-        elif isinstance(node, ObjectValueNode):
-            value = (node,)
-        return lambda _values: value
-
-    def _where_included(self, directives: Iterable[DirectiveNode] | None, count: _Count) -> _Count:
-        for directive in directives or ():
-            if directive.name.value not in {"skip", "include"}:
-                continue
-            value, wanted = self._argument(directive, "if"), directive.name.value == "include"
-            count = _counted_if(value, wanted, count)
-        return count
-
-    def _most_in_schema(self, name: str) -> int:
-        """Return how long this list of the introspection is at most: as its fields are called."""
-        types = self._schema.type_map.values()
-        if name == "types":
-            return len(types)
-        if name == "directives":
-            return len(self._schema.directives)
-        if name == "args":
-            every = [field for type_ in types for field in getattr(type_, "fields", {}).values()]
-            return max(len(getattr(field, "args", ())) for field in every)
-        of_types = {"enumValues": "values", "possibleTypes": "types", "inputFields": "fields"}
-        return max(len(getattr(type_, of_types.get(name, name), ())) for type_ in types)
-
-
-def _counted_if(value: Callable[[_Values], Any], wanted: bool, count: _Count) -> _Count:  # noqa: FBT001
-    return lambda values, today: count(values, today) if value(values) is wanted else 0
-
-
-def _nothing(_values: _Values, _today: date) -> int:
-    return 0
-
-
-def _one(_values: _Values, _today: date) -> int:
-    return 1
-
-
-def _length(value: Any) -> int:
-    # A single value stands for a list of it.
-    return len(value) if isinstance(value, list | tuple) else value is not None
-
-
-def _day(value: Any) -> date | None:
-    return parse_day(value) if isinstance(value, str) else value
-
-
-def _brief(value: Any) -> Any:
-    """Return what of a variable's value decides a cost."""
-    return len(value) if isinstance(value, list) else value if isinstance(value, int | date) else value is not None

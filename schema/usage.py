@@ -35,6 +35,7 @@ from schema.ledger import LedgerEntry
 from schema.scalars import BigInt, Malformed
 from storage.billing_meters import BillingMeterRow
 from storage.tables import OverLimitPolicy as Policy
+from storage.turns import turn_for
 from storage.usage import UsageDayRow
 
 if TYPE_CHECKING:
@@ -123,7 +124,23 @@ async def usage_of(
     wanted = [UsageOfMeter(meter.id, *days_in(meter.timezone), usage_names) for meter in meters]
     found: Sequence[Sequence[UsageDayRow]] = await loaders.usage_of_meter.load_many(wanted)
     if fill_zeros:
-        found = [
+        found = await _with_zeros(found, wanted, usage_names, bounds)
+    return cast("list[list[UsageDay]]", found)
+
+
+async def _with_zeros(
+    found: Sequence[Sequence[UsageDayRow]],
+    wanted: Sequence[UsageOfMeter],
+    usage_names: Sequence[str] | None,
+    bounds: Bounds,
+) -> list[list[UsageDayRow]]:
+    """Return the usage days of each meter with those that are missing, in turns with others who work long."""
+    turn = await turn_for(sum((key.last - key.first).days + 1 for key in wanted) * len(usage_names or (None,)))
+    filled = []
+    for key, rows in zip(wanted, found, strict=True):
+        if turn.is_over:
+            await turn.next()
+        filled.append(
             with_zeros(
                 rows,
                 meter_id=key.meter_id,
@@ -132,9 +149,8 @@ async def usage_of(
                 usage_names=usage_names,
                 most=bounds.usage_days,
             )
-            for key, rows in zip(wanted, found, strict=True)
-        ]
-    return cast("list[list[UsageDay]]", found)
+        )
+    return filled
 
 
 def _checked(first: date | None, last: date | None, names: list[str] | None, bounds: Bounds) -> list[str] | None:

@@ -110,7 +110,6 @@ class Variables:
         )
 
 
-@cache
 def _reader_of(type_: GraphQLInputType) -> _Read:
     """Return the function that reads a value of this type. It raises anything for what it is not for."""
     if is_non_null_type(type_):
@@ -123,6 +122,12 @@ def _given(type_: GraphQLInputType) -> _Read:
     if is_list_type(type_):
         read_item = _reader_of(type_.of_type)
         return lambda value: [read_item(item) for item in _checked(value, list)]
+    return _reader_of_named(type_)
+
+
+# Those of the schema alone: each document makes lists and non-null types of its own.
+@cache
+def _reader_of_named(type_: GraphQLInputType) -> _Read:
     if is_input_object_type(type_):
         return _InputObject(type_).read
     if type_ in {GraphQLString, GraphQLID}:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from graphql import get_introspection_query
 
 from gateway.gate import SECURITY_HEADERS
@@ -29,6 +30,10 @@ from tests.servers import Server, serving
 ANSWER_SECONDS = 3
 HEALTH_SECONDS = 1
 MOST_GROWTH_BYTES = 200 * 1024 * 1024
+
+#: The memory of a process after a million hostile requests, each of a document of less than so many characters.
+MAX_MEMORY_BYTES = 400 * 1000 * 1000
+MAX_SHORT_BOMB = 500
 
 #: So that what is slow is refused within the time that is promised for every answer.
 IMPATIENT = {"TOLLGATE_HEAD_SECONDS": "1", "TOLLGATE_BODY_SECONDS": "1"}
@@ -340,6 +345,61 @@ async def test_a_thousand_connections_leave_room_for_others(on_sqlite: Gateway, 
         assert all("retry-after: 1\r\n" in answer.headers for answer in answers if answer.status == 503)
         for _, writer in connections:
             writer.close()
+
+
+async def test_the_client_that_has_not_read_for_longest_is_closed_where_too_much_is_unread(
+    on_sqlite: Gateway, tmp_path: Path
+) -> None:
+    meter_id = await make_meter(on_sqlite)
+    names = [chr(0x1F600) * 127 + chr(0x1F600 + number) for number in range(27)]
+    fields = " ".join(
+        f'u{number}: usage(billingId: "{meter_id}", from: "2025-03-17", to: "2026-03-16", fillZeros: true, names: $n)'
+        " { billingUsageName }"
+        for number in range(2)
+    )
+    body = json.dumps({"query": f"query ($n: [String!]) {{ {fields} }}", "variables": {"n": names}}).encode()
+    settings = {"TOLLGATE_MAX_UNREAD_BYTES": str(8 * 1024 * 1024)}
+    async with serving(on_sqlite.services.settings.database_url, tmp_path, **settings) as server:
+        it = Attack(server, on_sqlite.key)
+        # Each answer has some 10 MB, of which the system itself keeps a few.
+        readers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1_000)
+            writer.write(it.head(len(body)) + body)
+            await reader.readuntil(b"\r\n\r\n")
+            readers.append((reader, writer))
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await readers[0][0].readexactly(10_000_000)
+        assert (await readers[1][0].readexactly(10_000_000)).startswith(b'{"data":{"u0":[')
+        for _, writer in readers:
+            writer.close()
+    assert server.logged.count("ANSWER_UNREAD") == 1
+
+
+async def test_however_many_hostile_requests_come_the_memory_stays(
+    on_sqlite: Gateway, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With `--torture` there are a million, which take half an hour."""
+    count = 1_000_000 if request.config.getoption("--torture") else 1_000
+    texts = [text for text in bombs() if len(text) < MAX_SHORT_BOMB]
+    clients = 8
+    async with serving(on_sqlite.services.settings.database_url, tmp_path, TOLLGATE_LOG_LEVEL="error") as server:
+        it = Attack(server, on_sqlite.key)
+
+        async def send_some(first: int) -> None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            for number in range(first, count, clients):
+                # The comment makes each a new document.
+                body = json.dumps({"query": f"{texts[number % len(texts)]} # {number}"}).encode()
+                writer.write(it.head(len(body)) + body)
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+            writer.close()
+
+        await asyncio.gather(*map(send_some, range(clients)))
+        print(f"{memory_bytes(server) / 1e6:.0f} MB after {count} requests")  # noqa: T201  # pytest shows it on failure.
+        assert memory_bytes(server) < MAX_MEMORY_BYTES
+        assert "Traceback" not in server.logged
 
 
 async def test_the_deadlines_hold_that_nobody_has_set(on_sqlite: Gateway, tmp_path: Path) -> None:

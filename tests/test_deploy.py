@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from gateway.settings import Settings
+from schema.documents import MAX_KEPT_BYTES
+from schema.room import MAX_WEIGHT
 from tests import dockerfile
 from tests.dockerfile import ROOT
 
@@ -119,6 +121,17 @@ def test_the_compositions_gateways_have_no_rights_and_settings_that_are_settings
     assert settings.has_graphiql is False
     # It is given the time to drain, and then to finish.
     assert settings.drain_seconds + 10 <= int(gateway["stop_grace_period"].removesuffix("s"))
+
+
+def test_a_gateway_has_the_memory_that_its_limits_let_it_take() -> None:
+    unit = (DEPLOY / "tollgate.service").read_text("utf-8")
+    limits = re.findall(r"^MemoryMax=(\d+)M$", unit, re.MULTILINE)
+    limits += [composed()["services"][name]["mem_limit"].removesuffix("m") for name in ("gateway-1", "gateway-2")]
+    at_the_start, taken = 100_000_000, MAX_WEIGHT + MAX_KEPT_BYTES + Settings().max_unread_bytes
+    for limit in limits:
+        # Python gives back only a part of what it no longer needs.
+        assert int(limit) * 1024 * 1024 > 1.5 * (at_the_start + taken)
+    assert len(limits) == 3
 
 
 def test_the_proxies_lead_to_the_gateways_and_ask_whether_they_are_ready() -> None:

@@ -50,7 +50,7 @@ async def cost(caller: Caller, query: str, variables: dict[str, Any] | None = No
     response = await caller.post(query, variables, extensions={"cost": True})
     body = response.json()
     assert set(body) - {"errors"} == {"data", "extensions"}, body
-    assert set(body["extensions"]["cost"]) == {"rows", "most"}
+    assert set(body["extensions"]["cost"]) == {"rows", "most", "values", "mostValues", "bytes", "mostBytes"}
     assert body["extensions"]["cost"]["most"] == DEFAULT.cost
     return int(body["extensions"]["cost"]["rows"])
 
@@ -413,7 +413,16 @@ class TestCost:
 
     async def test_it_is_told_only_on_request(self, own: Gateway) -> None:
         query = "{ customers { nodes { id } } }"
-        told = {"cost": {"rows": 25, "most": 100_000}}
+        told = {
+            "cost": {
+                "rows": 25,
+                "most": 100_000,
+                "values": 101,
+                "mostValues": 1_000_000,
+                "bytes": 1_942,
+                "mostBytes": 83_886_080,
+            }
+        }
         assert (await own.post(query, extensions={"cost": True})).json()["extensions"] == told
         for extensions in (None, {}, {"cost": False}, {"cost": None}, {"cost": 1}, {"cost": "true"}):
             assert set((await own.post(query, extensions=extensions)).json()) == {"data"}

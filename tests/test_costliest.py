@@ -1,0 +1,494 @@
+"""The costliest requests that the limits admit: what each costs, and that none holds up the others.
+
+What is promised is in `docs/limits.md`, whose table these tests hold against the gateway. A request holds the others up
+for as long as the event loop is in one of its rounds, which is measured by the processor's time of its thread.
+"""
+
+import asyncio
+import gc
+import re
+import secrets
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import process_time, thread_time
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from graphql import get_introspection_query, get_named_type, is_input_object_type, is_scalar_type
+from hypothesis import given, settings, target
+from hypothesis import strategies as st
+
+from gateway.services import collect_less_often
+from schema.cost import LIST_ITEMS, SCALAR_BYTES, TEXT_BYTES, Size
+from schema.documents import (
+    MAX_KEPT_BYTES,
+    Document,
+    KeptDocuments,
+    Runnable,
+    document_of,
+    prepare,
+)
+from schema.limits import DEFAULT, Limits
+from schema.room import MAX_WEIGHT, Room
+from schema.root import schema
+from tests.conftest import NOW, Gateway, gateway_on
+from tests.meters import ENTRY, METER, make_meter
+
+#: How long one request may hold up the others.
+MAX_HELD_SECONDS = 0.25
+
+PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
+
+YEAR = 'from: "2025-03-17", to: "2026-03-16"'
+#: As many names as a year of a meter may be filled with zeros for.
+NAMES = 27
+
+
+def usage(fields: int, leaves: int) -> str:
+    """Return a query of so many years of usage, each of so many aliases of the usage's name."""
+    leaf = " ".join(f"l{number}: billingUsageName" for number in range(leaves))
+    years = " ".join(
+        f"u{n}: usage(billingId: $m, {YEAR}, fillZeros: true, names: $n) {{ {leaf} }}" for n in range(fields)
+    )
+    return f"query Q{secrets.token_hex(4)} ($m: ID!, $n: [String!]) {{ {years} }}"
+
+
+def ledgers(pages: int) -> str:
+    page = " ".join(f"l{n}: ledger(first: 100) {{ nodes {{ metadata }} }}" for n in range(pages))
+    return f"query Q{secrets.token_hex(4)} ($m: ID!) {{ node(id: $m) {{ ... on BillingMeter {{ {page} }} }} }}"
+
+
+def introspection(count: int) -> str:
+    each = "{ types { name description fields { name description args { name } } } }"
+    return f"query Q{secrets.token_hex(4)} {{ {' '.join(f's{n}: __schema {each}' for n in range(count))} }}"
+
+
+def failing(count: int) -> str:
+    fields = " ".join(f"c{n}: customer {{ billingMeters(first: 0) {{ nodes {{ id }} }} }}" for n in range(count))
+    return f"query Q{secrets.token_hex(4)} {{ billingMeters(first: 100) {{ nodes {{ {fields} }} }} }}"
+
+
+def voids(count: int) -> str:
+    chain = "voids { " * 15 + "id key" + " }" * 15
+    pages = " ".join(f"l{n}: ledger(first: 2) {{ nodes {{ {chain} }} }}" for n in range(count))
+    return f"query Q{secrets.token_hex(4)} {{ billingMeters {{ nodes {{ {pages} }} }} }}"
+
+
+def fragments(count: int) -> str:
+    spreads = " ".join(f"...F{number}" for number in range(count))
+    each = " ".join(f"fragment F{number} on Query {{ viewer {{ orgId }} }}" for number in range(count))
+    return f"query Q{secrets.token_hex(4)} {{ {spreads} }} {each}"
+
+
+def unknown(count: int) -> str:
+    fields = " ".join(f"f{number}: 1" for number in range(count))
+    return f"query Q{secrets.token_hex(4)} {{ customers(filter: {{ {fields} }}) {{ nodes {{ id }} }} }}"
+
+
+def batch(_: int) -> str:
+    return f"""mutation M{secrets.token_hex(4)} ($events: [RecordUsageInput!]!) {{ recordUsageBatch(input: $events) {{
+      ... on RecordUsageSuccess {{ accepted replayed entry {{ {ENTRY} }} billingMeter {{ {METER} }} }}
+      ... on IdempotencyConflict {{ code message entry {{ {ENTRY} }} }}
+    }} }}"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One kind of request: a document that grows by a number, and the values of its variables."""
+
+    document: Callable[[int], str]
+    names: list[str]
+    #: As much as the limits of a document let it grow, whatever it costs.
+    most: int
+
+
+SHORT = [f"n{number}" for number in range(NAMES)]
+ASTRAL = [chr(0x1F600) * 127 + chr(0x1F600 + number) for number in range(NAMES)]
+CONTROL = ["\x01" * 127 + chr(0x61 + number) for number in range(NAMES)]
+
+REQUESTS = {
+    "usage of a year, ten times, of nine aliases": Request(lambda n: usage(10, n), SHORT, 9),
+    "usage of a year, of a hundred aliases": Request(lambda n: usage(1, n), SHORT, 99),
+    "usage under the longest names": Request(lambda n: usage(n, 1), ASTRAL, 90),
+    "usage under names of control characters": Request(lambda n: usage(n, 1), CONTROL, 90),
+    "metadata of ledger entries": Request(ledgers, SHORT, 98),
+    "introspection": Request(introspection, SHORT, 90),
+    "a field that fails in every row": Request(failing, SHORT, 95),
+    "a document of many levels": Request(voids, SHORT, 50),
+    "a document of many fragments": Request(fragments, SHORT, 99),
+    "a document of unknown fields": Request(unknown, SHORT, 1_600),
+    "a batch of 1,000 events": Request(batch, SHORT, 1),
+}
+
+
+def size_of(text: str, names: list[str], limits: Limits = DEFAULT) -> Size | None:
+    """Return what an operation comes to at most; None: its document is refused."""
+    document = prepare(text, limits)
+    if not isinstance(document, Document):
+        return None
+    operation = document.operation(None)
+    assert operation is not None
+    events = [{"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "1"}] * 1_000
+    values = operation._variables.read({"m": "x", "n": names, "events": events})
+    assert not isinstance(values, list), values
+    return operation._cost.of(values.coerced, lambda: NOW)
+
+
+def is_admitted(size: Size, limits: Limits = DEFAULT) -> bool:
+    return size.rows <= limits.cost and size.values <= limits.answer_values and size.bytes <= limits.answer_bytes
+
+
+def largest(request: Request) -> str:
+    """Return the largest document of this kind that is admitted."""
+    least, most = 1, request.most
+    while least < most:
+        middle = (least + most + 1) // 2
+        size = size_of(request.document(middle), request.names)
+        least, most = (middle, most) if size is None or is_admitted(size) else (least, middle - 1)
+    return request.document(least)
+
+
+class Watch:
+    """Measures the longest round of the event loop, in seconds of its thread's processor time."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._began = thread_time()
+        self._loop = asyncio.get_running_loop()
+        self._next = self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        now = thread_time()
+        self.longest = max(self.longest, now - self._began)
+        self._began = now
+        self._next = self._loop.call_soon(self._look)
+
+    def stop(self) -> float:
+        self._look()
+        self._next.cancel()
+        return self.longest
+
+
+@contextmanager
+def watch() -> Iterator[Watch]:
+    watch = Watch()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+
+
+@contextmanager
+def searching_as_the_server_does() -> Iterator[None]:
+    """Let Python search for cycles as `gateway.services` has it: a search through all of the tests takes long."""
+    threshold = gc.get_threshold()
+    collect_less_often()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*threshold)
+
+
+async def send(gateway: Gateway, query: str, variables: dict[str, Any]) -> tuple[int, bytes]:
+    """Send an operation to the application itself, and return its status and body: a client would take time, too."""
+    transport = gateway.client._transport
+    assert isinstance(transport, httpx.ASGITransport)
+    content = orjson.dumps({"query": query, "variables": variables})
+    headers = {"authorization": f"Bearer {gateway.key}", "content-type": "application/json"}
+    scope = {
+        "type": "http",
+        "scheme": "http",
+        "method": "POST",
+        "path": "/graphql",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": content}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await transport.app(scope, receive, send)
+    return sent[0]["status"], sent[1]["body"]
+
+
+METADATA = {"m": "x" * 16_000}
+
+
+@pytest.fixture
+async def meter(on_sqlite: Gateway) -> str:
+    """A meter of a customer among others, with 100 entries whose metadata is as large as may be."""
+    made = await on_sqlite.mutate(
+        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com", metadata=METADATA
+    )
+    customer_id = made["customer"]["id"]
+    input_ = '{workspaceId: "w", externalMeterId: "m%s", customerId: "%s"}'
+    made_each = " ".join(
+        f"m{n}: createBillingMeter(input: {input_ % (n, customer_id)}) {{ __typename }}" for n in range(99)
+    )
+    await on_sqlite.data(f"mutation {{ {made_each} }}")
+    meter = await make_meter(on_sqlite, totalCredits="1000000", customerId=customer_id)
+    for first in (0, 50):
+        events = [event(number) | {"metadata": METADATA} for number in range(first, first + 50)]
+        await on_sqlite.data(
+            "mutation ($e: [RecordUsageInput!]!) { recordUsageBatch(input: $e) { __typename } }", {"e": events}
+        )
+    return meter
+
+
+def event(number: int) -> dict[str, Any]:
+    return {"workspaceId": "w", "externalMeterId": "m", "eventId": f"e{number}", "amount": "1"}
+
+
+def promised() -> dict[str, list[int]]:
+    """Return the table of the page: of each request the seconds of CPU and the megabytes that it takes at most."""
+    section = PAGE.read_text("utf-8").partition("## The costliest requests")[2]
+    rows = re.findall(r"^\| ([a-z].*?) \| (\d+) s \| (\d+) MB \|", section, re.MULTILINE)
+    return {name: [int(number) for number in numbers] for name, *numbers in rows}
+
+
+class TestTheCostliest:
+    @pytest.mark.parametrize("name", REQUESTS)
+    async def test_the_costliest_request_costs_what_the_page_says_and_holds_nobody_up(
+        self, on_sqlite: Gateway, meter: str, name: str
+    ) -> None:
+        request = REQUESTS[name]
+        text = largest(request)
+        variables = {"m": meter, "n": request.names, "events": [event(1_000 + number) for number in range(1_000)]}
+        await send(on_sqlite, "{ __typename }", {})
+        with searching_as_the_server_does(), watch() as watched:
+            began = process_time()
+            status, body = await send(on_sqlite, text, variables)
+            seconds = process_time() - began
+        print(name, f"{seconds:.2f} s, {len(body) / 1e6:.1f} MB, held {watched.longest * 1_000:.0f} ms")  # noqa: T201
+        assert status == 200
+        assert b"LIMIT_EXCEEDED" not in body[:1_000]
+        seconds_promised, megabytes_promised = promised()[name]
+        assert seconds < seconds_promised
+        assert len(body) < megabytes_promised * 1_000_000
+        assert watched.longest < MAX_HELD_SECONDS
+
+    def test_the_page_lists_them_all(self) -> None:
+        assert promised().keys() == REQUESTS.keys()
+
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @given(fields=st.integers(1, 20), leaves=st.integers(1, 60), length=st.integers(1, 128), count=st.integers(1, 100))
+    def test_whatever_usage_is_asked_for_what_is_admitted_is_no_larger(
+        self, fields: int, leaves: int, length: int, count: int
+    ) -> None:
+        names = [chr(0x1F600) * (length - 1) + chr(0x1F600 + number) for number in range(count)]
+        size = size_of(usage(fields, leaves), names)
+        if size is not None and is_admitted(size):
+            target(size.weight)
+            # Of each row the alias and the name are written at least.
+            assert size.rows * leaves * 4 * length < DEFAULT.answer_bytes
+            assert size.weight < MAX_WEIGHT
+
+    async def test_a_session_cannot_ask_for_half_a_gigabyte(self, on_sqlite: Gateway, meter: str) -> None:
+        query = usage(10, 9)
+        with on_sqlite.statements() as statements:
+            error = await on_sqlite.error(query, {"m": meter, "n": ASTRAL})
+        assert statements == []
+        assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
+        assert re.fullmatch(
+            r"The answer may have 4\d{8} bytes, and at most 83886080 may be returned at once: "
+            r"ask for fewer fields, smaller pages, fewer days, or the usage names that are needed\.",
+            error["message"],
+        )
+
+
+ROW = "id email name externalId createdAt updatedAt environment metadata orgId"
+
+#: What is large and ordinary.
+ORDINARY = (
+    f"""{{ customers(first: 100) {{ nodes {{ {ROW} billingMeters(first: 25) {{ nodes {{
+      id workspaceId externalMeterId totalCredits usedCredits availableCredits
+      usage {{ day totalBillingUsage billingUsageName }} }} }} }} }} }}""",
+    f"{{ customers(first: 100) {{ nodes {{ {ROW} }} edges {{ cursor }} pageInfo {{ hasNextPage endCursor }} }} }}",
+    f'{{ usage(billingId: "x", {YEAR}, fillZeros: true) {{ billingId day totalBillingUsage billingUsageName }} }}',
+    f"{{ billingMeters(first: 25) {{ nodes {{ {METER} ledger(first: 100) {{ nodes {{ {ENTRY} }} }} }} }} }}",
+    batch(1),
+    get_introspection_query(),
+)
+
+
+class TestSize:
+    @pytest.mark.parametrize("query", ORDINARY)
+    def test_what_is_large_and_ordinary_is_admitted(self, query: str) -> None:
+        size = size_of(query, [])
+        assert size is not None
+        assert is_admitted(size), size
+
+    async def test_no_answer_is_larger_than_it_may_be(
+        self, on_sqlite: Gateway, meter: str, subtests: pytest.Subtests
+    ) -> None:
+        for name, request in REQUESTS.items():
+            if "unknown" in name or "events" in name:
+                continue
+            with subtests.test(name=name):
+                text = request.document(1)
+                size = size_of(text, request.names)
+                _, body = await send(on_sqlite, text, {"m": meter, "n": request.names})
+                assert size is not None
+                assert len(body) <= size.bytes + len('{"data":}')
+                assert values_of(orjson.loads(body)["data"]) <= size.values + 1
+
+    def test_each_value_of_the_schema_has_a_length(self) -> None:
+        own = [type_ for type_ in schema._schema.type_map.values() if not type_.name.startswith("__")]
+        fields = {
+            name: get_named_type(field.type).name
+            for type_ in own
+            if not is_input_object_type(type_)
+            for name, field in getattr(type_, "fields", {}).items()
+        }
+        assert {name for name, type_ in fields.items() if type_ in {"String", "ID"}} == set(TEXT_BYTES)
+        scalars = {type_.name for type_ in own if is_scalar_type(type_)} - {"String", "ID", "Float"}
+        assert scalars == set(SCALAR_BYTES)
+        assert set(LIST_ITEMS) >= {"scopes", "workspaceIds", "field", "locations"}
+
+    async def test_the_limits_are_settings(self, on_sqlite: Gateway) -> None:
+        url = on_sqlite.services.settings.database_url
+        query = "{ customers(first: 100) { nodes { id email } } }"
+        for setting, least, what in (("max_answer_values", 300, "values"), ("max_answer_bytes", 100_000, "bytes")):
+            own: dict[str, Any] = {setting: least}
+            async with gateway_on(url, **own) as gateway:
+                error = await gateway.error(query)
+                assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
+                assert f" {what}, and at most {least} may be returned at once" in error["message"]
+                assert await gateway.data("{ customers(first: 10) { nodes { id } } }") == {"customers": {"nodes": []}}
+
+
+def values_of(value: Any) -> int:
+    """Return how many values an answer has."""
+    if isinstance(value, dict):
+        return 1 + sum(map(values_of, value.values()))
+    return 1 + (sum(map(values_of, value)) if isinstance(value, list) else 0)
+
+
+class TestKeptDocuments:
+    @staticmethod
+    def document(number: int) -> str:
+        """Return a document of 9 kB whose three variables decide what is selected."""
+        skips = " ".join(f"s{place}: viewer @skip(if: $v{place}) {{ orgId }}" for place in range(3))
+        fields = " ".join(
+            f"a{n}: billingMeter(workspaceId: $w, externalMeterId: $w) {{ id timezone }}" for n in range(90)
+        )
+        return f"query Q{number}($w: String!, $v0: Boolean!, $v1: Boolean!, $v2: Boolean!) {{ {skips} {fields} }}"
+
+    def test_documents_and_their_plans_take_no_more_than_they_may(self) -> None:
+        kept = KeptDocuments()
+        assert len(self.document(1)) > 6_000
+        for number in range(12):
+            text = self.document(number)
+            document = prepare(text)
+            assert isinstance(document, Document)
+            kept.put(text, DEFAULT, document)
+            for values in range(4):
+                self.run(document, values)
+                self.run(document, values)
+            kept.trim()
+            assert kept.weight <= MAX_KEPT_BYTES
+        assert kept.get(self.document(11), DEFAULT) is not None
+        assert kept.get(self.document(0), DEFAULT) is None
+
+    def test_what_a_document_takes_is_no_more_than_is_estimated(self) -> None:
+        prepare(self.document(0))
+        tracemalloc.start()
+        try:
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            document = prepare(self.document(1))
+            assert isinstance(document, Document)
+            for values in range(3):
+                self.run(document, values)
+                self.run(document, values)
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert after - before < document.weight
+
+    def test_a_further_plan_is_made_when_its_values_recur(self) -> None:
+        document = prepare(self.document(1))
+        assert isinstance(document, Document)
+        counts = [self.run(document, values) for values in (0, 0, 1, 2, 1, 2, 3)]
+        # The first is made the second time that the document is run, whatever its values.
+        assert counts == [0, 1, 1, 1, 2, 3, 3]
+
+    @staticmethod
+    def run(document: Document, number: int) -> int:
+        """Compile it as for a run with the variables' values of this number; return how many plans it has."""
+        operation = document.operation(None)
+        assert isinstance(operation, Runnable)
+        given = {"w": "w"} | {f"v{place}": bool(number >> place & 1) for place in range(3)}
+        values = operation._variables.read(given)
+        assert not isinstance(values, list)
+        asyncio.run(operation._plan(values, Size()))
+        return operation.plan_count
+
+    def test_nothing_stays_of_a_document_that_is_given_up(self) -> None:
+        def prepare_some(first: int) -> None:
+            for number in range(first, first + 100):
+                document = prepare(f"query Q{number}($ids: [ID!]!) {{ nodes(ids: $ids) {{ id }} }}")
+                assert isinstance(document, Document)
+                assert document.operation(None) is not None
+
+        tracemalloc.start()
+        try:
+            # What Python itself keeps of names is kept once.
+            prepare_some(0)
+            gc.collect()
+            before, _ = tracemalloc.get_traced_memory()
+            prepare_some(100)
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert after - before < 20_000
+
+    async def test_what_was_asked_for_lately_is_not_prepared_again(self) -> None:
+        first = await document_of(self.document(1_000))
+        assert await document_of(self.document(1_000)) is first
+        wrong = await document_of("{ nothing }")
+        assert await document_of("{ nothing }") is wrong
+
+
+class TestRoom:
+    async def test_what_is_large_waits_until_there_is_room(self) -> None:
+        first, second, third = Room(), Room(), Room()
+        await first.take(MAX_WEIGHT - 1)
+        waiting = asyncio.ensure_future(second.take(MAX_WEIGHT))
+        after = asyncio.ensure_future(third.take(1))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        # It came later, and does not go first.
+        assert not after.done()
+        first.leave()
+        await waiting
+        assert not after.done()
+        second.leave()
+        await after
+        third.leave()
+
+    async def test_who_gives_up_leaves_the_room_to_others(self) -> None:
+        first, second, third = Room(), Room(), Room()
+        await first.take(MAX_WEIGHT)
+        waiting = asyncio.ensure_future(second.take(MAX_WEIGHT))
+        after = asyncio.ensure_future(third.take(1))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        first.leave()
+        await after
+        third.leave()
+        await first.take(MAX_WEIGHT)
+        first.leave()
