@@ -51,7 +51,7 @@ def _refusal_of_codings(version: str, headers: Headers) -> Refusal | None:
 def origin_form(method: bytes, target: bytes) -> bytes | None:
     """Return the path and query of a request's target; None: it is no target of this method."""
     if target.startswith(b"/"):
-        return target
+        return target if b"#" not in target else None
     if target == b"*":
         return target if method == b"OPTIONS" else None
     match = _ABSOLUTE.fullmatch(target)

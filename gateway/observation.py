@@ -50,6 +50,7 @@ _STEPS = ("auth", "read", "parse", "validate", "execute", "queue", "group", "sql
 #: status and the code that this is told by, if anybody can be told.
 REASONS: dict[str, tuple[int, str]] = {
     "TOO_MANY_CONNECTIONS": (503, "UNAVAILABLE"),
+    "TOO_MANY_PIPELINED": (503, "UNAVAILABLE"),
     "MALFORMED": (400, "BAD_USER_INPUT"),
     "CODING_NOT_SUPPORTED": (501, "BAD_USER_INPUT"),
     "VERSION_NOT_SUPPORTED": (505, "BAD_USER_INPUT"),

@@ -27,6 +27,9 @@ _BYTES_FOR_ONE = 8
 #: How many requests of one connection may wait for the one that is being answered. What comes after them is not read.
 MAX_PIPELINED = 16
 
+#: How many bytes of such requests all connections of a process may hold.
+MAX_HELD_BYTES = 32 * 1024 * 1024
+
 #: An empty line ends each head.
 _END_OF_HEAD = b"\r\n\r\n"
 
@@ -39,6 +42,9 @@ LINGER_SECONDS = 2
 
 #: The connections whose clients do not read as fast as they are answered, the one first that has not for longest.
 _UNREAD: "dict[Protocol, None]" = {}
+
+#: The connections that hold what is not parsed yet.
+_HOLDING: "set[Protocol]" = set()
 
 
 @cache
@@ -70,8 +76,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # What version is served is decided here, so that another one is named in the refusal.
-        self.parser.set_dangerous_leniencies(lenient_version=True)
+        self.parser = self._new_parser()
         self._limits = _settings()
         self._deadline: Any = None
         self._unread: Any = None
@@ -97,6 +102,13 @@ class Protocol(HttpToolsProtocol):
         self._refusal: tuple[str, str] | None = None
         #: The request that is being answered; uvicorn itself knows the last one that has come.
         self._running: Any = None
+
+    def _new_parser(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        # What follows the last request of a connection is passed over. What version is served is decided here, so that
+        # another one is named in the refusal.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True, lenient_version=True)
+        return parser
 
     def connection_made(self, transport: Any) -> None:
         """Take the connection, or refuse it where there are too many."""
@@ -144,6 +156,8 @@ class Protocol(HttpToolsProtocol):
             self._parse_held()
         else:
             self._parse(data)
+        if self._held and sum([len(each._held) for each in _HOLDING]) > MAX_HELD_BYTES:  # noqa: SLF001  # They are of this class.
+            self._refuse("TOO_MANY_PIPELINED", "Too many requests are sent before those ahead of them are answered.")
         self._hold_against_limits()
 
     def _parse_held(self) -> None:
@@ -158,6 +172,7 @@ class Protocol(HttpToolsProtocol):
                 self._release()
             self._parse(part)
         if self._held:
+            _HOLDING.add(self)
             self.flow.is_held = True
             self.flow.pause_reading()
         elif not self.pipeline:
@@ -166,6 +181,7 @@ class Protocol(HttpToolsProtocol):
     def _release(self) -> None:
         """Hold nothing any more."""
         self._held, self._held_from = b"", 0
+        _HOLDING.discard(self)
         self.flow.is_held = False
 
     def _parse(self, data: bytes) -> None:
@@ -179,8 +195,11 @@ class Protocol(HttpToolsProtocol):
                     data = b""
                 except httptools.HttpParserUpgrade as upgrade:
                     # The parser takes what follows the head for another protocol's. None is served, and so the upgrade
-                    # is ignored (RFC 9110, section 7.8): the parser gets the head again without it.
-                    self.parser.feed_data(self._head_without_upgrade())
+                    # is ignored (RFC 9110, section 7.8): a new parser, to which no request was the last one yet, gets
+                    # the head again without it.
+                    head = self._head_without_upgrade()
+                    self.parser = self._new_parser()
+                    self.parser.feed_data(head)
                     data = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             self._refuse(*(self._refusal or self._refusal_of(error)))
@@ -251,8 +270,11 @@ class Protocol(HttpToolsProtocol):
         self._refusal = refusal_of(self.parser.get_http_version(), self.headers)
         if self._refusal is not None:
             raise Refused
-        if not self.url.startswith(b"/"):
+        if not self.url.startswith(b"/") or b"#" in self.url:
             self.url = self._origin_form()
+        if self.expect_100_continue and self.parser.get_http_version() == "1.0":
+            # A client of HTTP/1.0 would take a 100 for its answer (RFC 9110, section 15.2).
+            self.expect_100_continue = False
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 self._refusal = "MALFORMED", "CONNECT is not served: the gateway is no proxy."
@@ -270,7 +292,7 @@ class Protocol(HttpToolsProtocol):
     def _origin_form(self) -> bytes:
         target = origin_form(self.parser.get_method(), self.url)
         if target is None:
-            self._refusal = "MALFORMED", "The request's target must be a path, or the URL of one."
+            self._refusal = "MALFORMED", "The request's target must be a path, or the URL of one, and have no #."
             raise Refused
         return target
 
@@ -312,6 +334,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on to the next request, or close the connection when the client has read the answer."""
+        # What the application has not read of the body would be kept for as long as the connection.
+        self._running.body.clear()
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_soon()

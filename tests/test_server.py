@@ -47,6 +47,14 @@ def telling(paths: list[str]) -> ASGIApp:
     return noting
 
 
+async def with_refusals(told: list[str], scope: Scope, receive: Receive, send: Send) -> None:
+    """Be an application's lifespan in which the reasons of the server's refusals are noted."""
+    scope["state"][SERVER_REFUSED] = lambda reason, **_: told.append(reason)
+    for step in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{step}.complete"})
+
+
 @asynccontextmanager
 async def served(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", idle_seconds: int = 5) -> AsyncIterator[int]:
     """Serve the application by our protocol, and return the port."""
@@ -142,10 +150,7 @@ class TestPipeline:
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":
-                scope["state"][SERVER_REFUSED] = lambda reason, **_: told.append(reason)
-                for step in ("startup", "shutdown"):
-                    await receive()
-                    await send({"type": f"lifespan.{step}.complete"})
+                await with_refusals(told, scope, receive, send)
                 return
             # It reads on, and so lets the server read on.
             await receive()
@@ -199,6 +204,36 @@ class TestPipeline:
                 bodies = (b"", b"\r\n\r\n", b"\r\n\r\n")
                 assert found == [(f"/{number}", bodies[number % 3]) for number in range(count)] + [(f"/{count}", b"")]
                 assert max(waiting) <= server.MAX_PIPELINED
+
+    async def test_what_all_connections_hold_has_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server, "MAX_HELD_BYTES", 100_000)
+        paths: list[str] = []
+        told: list[str] = []
+        may_answer = asyncio.Event()
+        answer = telling(paths)
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "lifespan":
+                await with_refusals(told, scope, receive, send)
+                return
+            await may_answer.wait()
+            await answer(scope, receive, send)
+
+        get = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+        count = 60_000 // len(get)
+        last = get[:-2] + b"connection: close\r\n\r\n"
+        async with served(late, lifespan="on") as port:
+            # The first one holds less than may be held, and the two together more.
+            first = asyncio.create_task(sent(port, get * count + last))
+            await asyncio.sleep(0.2)  # Until it was read: nobody reports it.
+            second = asyncio.create_task(sent(port, get * count + last))
+            while not told:  # noqa: ASYNC110  # Likewise.
+                await asyncio.sleep(0.01)
+            may_answer.set()
+            assert (await second).count(b"HTTP/1.1 200 ") == 1 + server.MAX_PIPELINED
+            assert (await first).count(b"HTTP/1.1 200 ") == count + 1
+        assert told == ["TOO_MANY_PIPELINED"]
+        assert not server._HOLDING
 
     @pytest.mark.parametrize(
         "raw", [b"\0" * 40_000, b"GET / HTTP/1.1\r\nx: %s\r\n\r\n" % (b"y" * 40_000)], ids=["none", "large"]
@@ -277,10 +312,7 @@ class TestHead:
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":
-                scope["state"][SERVER_REFUSED] = lambda reason, **_: told.append(reason)
-                for step in ("startup", "shutdown"):
-                    await receive()
-                    await send({"type": f"lifespan.{step}.complete"})
+                await with_refusals(told, scope, receive, send)
                 return
             await answer_now(scope, receive, send)
 
@@ -339,6 +371,7 @@ class TestHead:
                 b"GET / HTTP/1.0\r\nhost: x\r\nhost: y\r\n\r\n",
                 *[get + b"host: %s\r\n\r\n" % host for host in BAD_HOSTS],
                 *[b"GET http://%s/ HTTP/1.1\r\nhost: x\r\n\r\n" % host for host in (b"u@x", b"", b"x:y")],
+                *[b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % target for target in (b"/a#b", b"/?a#", b"http://x/a#b")],
                 *[
                     post + b"transfer-encoding: " + codings + b"\r\n" + chunk
                     for codings in (
@@ -453,6 +486,16 @@ class TestHead:
             (b"connection", b"close"),
         ]
 
+    async def test_a_client_of_http_1_0_is_not_sent_a_100(self, subtests: pytest.Subtests) -> None:
+        head = b"POST / HTTP/%s\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 2\r\nconnection: close\r\n\r\n"
+        for version, statuses in ((b"1.0", [b"200"]), (b"1.1", [b"100", b"200"])):
+            with subtests.test(version=version):
+                found: list[tuple[str, bytes]] = []
+                async with served(keeping(found)) as port:
+                    answer = await sent(port, head % version, b"{}")
+                assert re.findall(rb"HTTP/1\.1 (\d{3}) ", answer) == statuses
+                assert found == [("/", b"{}")]
+
     async def test_what_is_refused_has_an_id(self, subtests: pytest.Subtests) -> None:
         given = b"GET / HTTP/1.1\r\nx-request-id: 0123456789abcdef\r\n"
         for raw, told in (
@@ -511,6 +554,16 @@ class TestIdle:
             assert (await sent(port, self.GET)).endswith(b"done")
         # Load balancers keep theirs for 60 seconds.
         assert Settings().keep_alive_seconds == 75
+
+    async def test_a_body_that_was_not_read_is_not_kept(self) -> None:
+        async with running_server(answering(b"done")) as running:
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.config.port)
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000\r\n\r\n" + b"y" * 9_000)
+            assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+            [connection] = running.server_state.connections
+            assert isinstance(connection, server.Protocol)
+            assert connection.cycle.body == b""
+            writer.close()
 
     async def test_the_longest_idle_one_makes_room_for_a_new_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TOLLGATE_MAX_CONNECTIONS", "3")
@@ -588,6 +641,22 @@ class TestUpgrade:
                     assert answer.count(b"HTTP/1.1 200 ") == answer.count(b"HTTP/1.1 ") == 2
                     assert found == [("/asked", inner), ("/after", b"")]
         assert caplog.records == []
+
+    async def test_one_in_the_last_request_of_a_connection_is_answered_at_once(self, subtests: pytest.Subtests) -> None:
+        last = b"connection: upgrade\r\nupgrade: h2c\r\nconnection: close\r\n"
+        for head in (
+            b"HTTP/1.1\r\n" + last,
+            b"HTTP/1.1\r\nconnection: close, upgrade\r\nupgrade: websocket\r\n",
+            b"HTTP/1.0\r\nconnection: upgrade\r\nupgrade: websocket\r\n",
+        ):
+            for body in (b"", b"{}"):
+                with subtests.test(head=head, body=body):
+                    found: list[tuple[str, bytes]] = []
+                    raw = b"POST /asked " + head + b"host: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+                    async with served(keeping(found)) as port, asyncio.timeout(Settings().head_seconds - 2):
+                        answer = await sent(port, raw + b"GET /after HTTP/1.1\r\nhost: x\r\n\r\n")
+                    assert answer.count(b"HTTP/1.1 200 ") == answer.count(b"HTTP/1.1 ") == 1
+                    assert found == [("/asked", body)]
 
     async def test_without_a_body_too_and_its_header_reaches_the_application(self, subtests: pytest.Subtests) -> None:
         head = b"GET /asked HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
