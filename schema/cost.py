@@ -5,7 +5,7 @@ value may be. An operation is compiled once into functions of its variables' val
 takes as long as the document, written out, is long.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
@@ -41,7 +41,7 @@ from graphql import (
 )
 from graphql.type import SchemaMetaFieldDef, TypeMetaFieldDef
 
-from resolvers.bounds import Bounds
+from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.context import Clock
 from resolvers.usage import DEFAULT_DAYS
 from resolvers.values import (
@@ -430,9 +430,11 @@ def _length(value: Any) -> int:
     return len(value) if isinstance(value, list | tuple) else value is not None
 
 
-def _longest(names: Iterable[str | ValueNode]) -> int:
+def _longest(names: Sequence[str | ValueNode]) -> int:
     """Return the bytes of the longest of some names, which are texts or their literals."""
-    return max(_json_bytes(name if isinstance(name, str) else getattr(name, "value", "")) for name in names)
+    # More than may be asked for are refused before anything is read.
+    some = names[: DEFAULT_BOUNDS.usage_names]
+    return max(_json_bytes(name if isinstance(name, str) else getattr(name, "value", "")) for name in some)
 
 
 def _json_bytes(text: str) -> int:

@@ -98,8 +98,11 @@ def _of_field(error: GraphQLError, request_id: str, *, is_mutation: bool) -> dic
 
 
 def _in_json_words(message: str) -> str:
-    """Return graphql-core's message with the words of JSON for values, and without those of an error of Python's."""
-    message = _PYTHON_ERROR.sub("", message)
+    """Return graphql-core's message with the words of JSON for values, and without those of an error of Python's.
+
+    Of a long one only the beginning, which is all that is shown: the patterns take long where a name repeats them.
+    """
+    message = _PYTHON_ERROR.sub("", message[: 4 * MAX_MESSAGE_LENGTH])
     return _PYTHON_WORD.sub(lambda found: _JSON_WORDS.get(found[0], found[0]), message)
 
 

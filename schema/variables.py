@@ -31,10 +31,15 @@ from graphql.execution.get_variable_signature import GraphQLVariableSignature, g
 from graphql.execution.values import VariableValues, VariableValueSource
 from graphql.utilities.coerce_input_value import coerce_default_value
 
+from schema.limits import exceeded
 from schema.malformed import is_batch, with_malformed
 
-#: How many errors of one request's variables are told.
-MOST_ERRORS = 20
+#: How many errors of one request's variables are returned.
+MAX_ERRORS = 20
+
+#: The maximum number of items of a list, and of fields of an object, that graphql-core reads again to describe what is
+#: wrong with them: no argument of the schema takes more.
+MAX_ITEMS = 1_000
 
 _Read: TypeAlias = Callable[[Any], Any]
 
@@ -73,6 +78,13 @@ class Variables:
         return VariableValues(sources, coerced)
 
     def _read_by_core(self, given: Mapping[str, Any]) -> VariableValues | list[GraphQLError]:
+        for signature, *_ in self._readers:
+            too_large = _too_large(given.get(signature.name), signature.type)
+            if too_large is not None:
+                message = (
+                    f"Variable '${signature.name}' has {too_large}, and is malformed; at most {MAX_ITEMS} may be sent."
+                )
+                return [exceeded(message)]
         values = self._core_values(given)
         batches = [signature for signature, *_ in self._readers if is_batch(signature.type)]
         if isinstance(values, list) and batches:
@@ -94,10 +106,12 @@ class Variables:
                 continue
 
             def note(_: GraphQLError, path: list[str | int], name: str = signature.name) -> None:
+                if len(paths) == len(errors):
+                    raise Surprise
                 paths.append([name, *path])
 
             # graphql-core validates them in this order, and keeps no path. What is nested too deeply has one error.
-            with suppress(RecursionError):
+            with suppress(RecursionError, Surprise):
                 validate_input_value(value, signature.type, note, hide_suggestions=True)
         for error, path in zip(errors, paths, strict=False):
             if any(isinstance(step, int) for step in path):
@@ -106,8 +120,21 @@ class Variables:
 
     def _core_values(self, given: Mapping[str, Any]) -> VariableValues | list[GraphQLError]:
         return get_variable_values(
-            self._schema, self._definitions, dict(given), max_errors=MOST_ERRORS, hide_suggestions=True
+            self._schema, self._definitions, dict(given), max_errors=MAX_ERRORS, hide_suggestions=True
         )
+
+
+def _too_large(value: Any, type_: GraphQLInputType) -> str | None:
+    """Return what of a variable's value is too large to be read by graphql-core, if anything is."""
+    if is_non_null_type(type_):
+        return _too_large(value, type_.of_type)
+    if is_list_type(type_) and isinstance(value, list):
+        if len(value) > MAX_ITEMS:
+            return f"a list of {len(value)} items"
+        return next((found for item in value if (found := _too_large(item, type_.of_type))), None)
+    if is_input_object_type(type_) and isinstance(value, dict) and len(value) > MAX_ITEMS:
+        return f"an object of {len(value)} fields"
+    return None
 
 
 def _reader_of(type_: GraphQLInputType) -> _Read:

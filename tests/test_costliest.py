@@ -256,6 +256,21 @@ def promised() -> dict[str, list[int]]:
     return {name: [int(number) for number in numbers] for name, *numbers in rows}
 
 
+_CUSTOMER = ("CreateCustomerInput!", "createCustomer(input: $v)")
+_BATCH = ("[RecordUsageInput!]!", "recordUsageBatch(input: $v)")
+
+#: Variables of a megabyte, which graphql-core reads again and describes what is wrong with: their type, the field that
+#: they are for, the value, and the code of the errors.
+MALFORMED: dict[str, tuple[str, str, Any, str]] = {
+    "a list of numbers": ("[String!]!", 'usage(billingId: "x", names: $v)', [1] * 200_000, "LIMIT_EXCEEDED"),
+    "a batch of nothing": (*_BATCH, [{}] * 300_000, "LIMIT_EXCEEDED"),
+    "a batch of unknown fields": (*_BATCH, [{f"f{n}": 1 for n in range(90)}] * 1_000, "BAD_USER_INPUT"),
+    "unknown fields": (*_CUSTOMER, {f"f{number}": 1 for number in range(80_000)}, "LIMIT_EXCEEDED"),
+    "a name of repeated errors": (*_CUSTOMER, {", but encountered error '" * 40_000: 1}, "BAD_USER_INPUT"),
+    "a name of escaped quotes": (*_CUSTOMER, {"\\'" * 300_000: 1}, "BAD_USER_INPUT"),
+}
+
+
 class TestTheCostliest:
     @pytest.mark.parametrize("name", REQUESTS)
     async def test_the_costliest_request_costs_what_the_page_says_and_holds_nobody_up(
@@ -275,6 +290,20 @@ class TestTheCostliest:
         seconds_promised, megabytes_promised = promised()[name]
         assert seconds < seconds_promised
         assert len(body) < megabytes_promised * 1_000_000
+        assert watched.longest < MAX_HELD_SECONDS
+
+    @pytest.mark.parametrize("name", MALFORMED)
+    async def test_malformed_variables_hold_nobody_up(self, on_sqlite: Gateway, name: str) -> None:
+        type_, field, value, code = MALFORMED[name]
+        operation = "query" if type_ == "[String!]!" else "mutation"
+        await send(on_sqlite, "{ __typename }", {})
+        with on_sqlite.statements() as statements, searching_as_the_server_does(), watch() as watched:
+            _, body = await send(on_sqlite, f"{operation} ($v: {type_}) {{ {field} {{ __typename }} }}", {"v": value})
+        answer = orjson.loads(body)
+        assert {error["extensions"]["code"] for error in answer["errors"]} == {code}
+        assert "data" not in answer
+        assert statements == []
+        assert len(body) < 20_000
         assert watched.longest < MAX_HELD_SECONDS
 
     def test_the_page_lists_them_all(self) -> None:
