@@ -528,7 +528,8 @@ def import_(
     """
     from gateway.usage_import import Import
 
-    with _opened_rejects(rejects, file) as opened, _opened_lines(file) as lines:
+    # What is read is opened first: a file that is not there must not be found in its own rejects.
+    with _opened_lines(file) as lines, _opened_rejects(rejects, file) as opened:
         usage_import = Import(
             org_id=org,
             environment=environment,
@@ -571,7 +572,9 @@ def _opened_rejects(path: Path | None, file: str) -> "Rejects":
     except FileExistsError:
         fail(f"--rejects {path} is there already, and nothing is written over: name a file that is not there.", code=2)
     except OSError as error:
-        fail(f"{path or 'The file of rejects'} cannot be written: {error.strerror}")
+        if path is None:
+            fail(f"The file of rejects cannot be made here; name another by --rejects: {error.strerror}")
+        fail(f"{path} cannot be written: {error.strerror}")
 
 
 def _opened_lines(file: str) -> "Lines":
@@ -747,4 +750,4 @@ def _lifetime(text: str) -> timedelta:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
+    typer.echo(json.dumps(value))

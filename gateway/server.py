@@ -40,6 +40,9 @@ MOST_IN_VAIN_BYTES = 64 * 1024 * 1024
 LINGER_SECONDS = 2
 
 
+#: What a head has besides its method, its target and its headers: spaces, the version, the ends of lines.
+_BYTES_OF_FRAME = len("  HTTP/1.1\r\n\r\n")
+
 #: The connections whose clients do not read as fast as they are answered, the one first that has not for longest.
 _UNREAD: "dict[Protocol, None]" = {}
 
@@ -263,7 +266,8 @@ class Protocol(HttpToolsProtocol):
             self._refusal = _too_many(limits)
             raise Refused
         # How much has come does not tell: a part of it may have come with the request before.
-        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
+        size = len(self.parser.get_method()) + len(self.url) + _BYTES_OF_FRAME
+        size += sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > limits.max_head_bytes:
             self._refusal = _too_large(limits)
             raise Refused

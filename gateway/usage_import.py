@@ -4,8 +4,10 @@ Lines are recorded in file order, a group at a time, by the same writer and rule
 stops the rest. Nothing of the progress is kept but the events themselves, so an import is resumed by running it again.
 """
 
+import asyncio
 import base64
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,7 +34,7 @@ from resolvers.errors import (
     Unavailable,
 )
 from resolvers.usage import DEFAULT_USAGE_NAME, UsageEvent, UsageOutcome, usage_event
-from resolvers.values import parse_amount, parse_instant, parse_json
+from resolvers.values import parse_instant, parse_json, parse_sent_amount
 from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
 
@@ -121,7 +123,8 @@ class Import:
         try:
             with Progress(*_COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:
                 task = progress.add_task("Importing", total=lines.size, lines=0)
-                for group in self._groups(actor, lines):
+                groups = self._groups(actor, lines)
+                while (group := await _next(groups)) is not None:
                     await self._record(context, group)
                     progress.update(task, completed=lines.position, lines=self.counts.read)
         except (Unavailable, DatabaseUnavailable) as error:
@@ -134,6 +137,8 @@ class Import:
             self.failure = f"{reason} Run the import again to resume it."
         except _RejectsLost as error:
             self.failure = f"{error} Run the import again, with other --rejects, to resume it."
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            self.failure = "The import was interrupted. Run it again to resume it."
         return self.counts
 
     def _groups(self, actor: Actor, lines: Lines) -> Iterator[_Group]:
@@ -218,6 +223,20 @@ class Import:
         group.reject(line.number, line.text, result)
 
 
+async def _next(groups: Iterator[_Group]) -> _Group | None:
+    """Return the next group, if there is one. Raises `KeyboardInterrupt` if Ctrl+C is pressed meanwhile."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # The signal is ignored, as in the background.
+        return next(groups, None)
+    # Reading may wait for ever, and the event loop with it, whose own handler ends only what awaits.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        await asyncio.sleep(0)  # Ctrl+C that was pressed just before is raised here.
+        return next(groups, None)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 class _RejectsLost(Exception):
     """Lines that were not accepted cannot be written down."""
 
@@ -251,7 +270,7 @@ def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageE
         workspace_id=_text(fields, "workspaceId"),
         external_meter_id=_text(fields, "externalMeterId"),
         event_id=_text(fields, "eventId"),
-        amount=_read(fields, "amount", parse_amount),
+        amount=_read(fields, "amount", parse_sent_amount),
         usage_name=_text(fields, "usageName", DEFAULT_USAGE_NAME),
         occurred_at=_read(fields, "occurredAt", parse_instant) if fields.get("occurredAt") is not None else None,
         policy=_read(fields, "policy", _policy) if fields.get("policy") is not None else default_policy,

@@ -94,6 +94,20 @@ def parse_amount(value: object) -> int:
     return amount
 
 
+def parse_sent_amount(value: object) -> int:
+    """Return the amount of a JSON value, where a great number may have been another one before a program wrote it.
+
+    Raises `ValueError` as `parse_amount` does, and for a number greater than `MAX_EXACT`.
+    """
+    amount = parse_amount(value)
+    if amount > MAX_EXACT and not isinstance(value, str):
+        raise ValueError(
+            f"An amount greater than {MAX_EXACT} must be a string of digits, "
+            "as many clients round a JSON number so great."
+        )
+    return amount
+
+
 def parse_day(value: object) -> date:
     """Return the day that a string `YYYY-MM-DD` stands for. Raises `ValueError` for anything else."""
     if isinstance(value, str) and _DAY.fullmatch(value):

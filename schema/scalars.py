@@ -9,7 +9,7 @@ from graphql import GraphQLError, IntValueNode, StringValueNode, ValueNode
 from strawberry.scalars import JSON
 from strawberry.types.scalar import ScalarDefinition
 
-from resolvers.values import MAX_EXACT, parse_amount, parse_day, parse_instant
+from resolvers.values import parse_amount, parse_day, parse_instant, parse_sent_amount
 from storage.usage import MOST_DAYS_KEPT
 
 BigInt = NewType("BigInt", int)
@@ -34,17 +34,6 @@ def _value_reader(parse: Callable[[object], Any]) -> Callable[[object], Any]:
             raise GraphQLError(str(error), extensions={"code": "BAD_USER_INPUT"}) from None
 
     return read
-
-
-def _parse_sent_amount(value: object) -> int:
-    """Return the amount of a variable, where a number may have been another one before a client wrote it."""
-    amount = parse_amount(value)
-    if amount > MAX_EXACT and not isinstance(value, str):
-        raise ValueError(
-            f"An amount greater than {MAX_EXACT} must be a string of digits, "
-            "as many clients round a JSON number so great."
-        )
-    return amount
 
 
 def _literal_reader(parse: Callable[[object], Any], *kinds: type[ValueNode]) -> Callable[..., Any]:
@@ -86,7 +75,7 @@ SCALARS: dict[object, ScalarDefinition] = {
             "9007199254740991: clients may have rounded a greater one."
         ),
         serialize=str,
-        parse_value=_value_reader(_parse_sent_amount),
+        parse_value=_value_reader(parse_sent_amount),
         parse_literal=_literal_reader(parse_amount, IntValueNode, StringValueNode),
     ),
     date: strawberry.scalar(

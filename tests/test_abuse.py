@@ -435,7 +435,10 @@ async def test_connections_beyond_the_limit_are_refused_at_once(on_sqlite: Gatew
         it = Attack(server, on_sqlite.key)
         connections = [await asyncio.open_connection("127.0.0.1", it.server.port) for _ in range(50)]
         answer = await it.send(b"", is_patient=True)
-        assert (answer.status, answer.json["errors"][0]["extensions"]) == (503, {"code": "UNAVAILABLE"})
+        assert (answer.status, answer.json["errors"][0]["extensions"]) == (
+            503,
+            {"code": "UNAVAILABLE", "outcome": "NOT_WRITTEN"},
+        )
         for _, writer in connections:
             writer.close()
 

@@ -22,15 +22,25 @@ from graphql import GraphQLInterfaceType, GraphQLSchema, parse, validate
 
 from gateway.cli import app
 from gateway.observation import REASONS
+from gateway.server import LINGER_SECONDS, MAX_PIPELINED
 from gateway.settings import BadSetting, Settings, database_url, variable_of
 from resolvers import errors
+from resolvers.api_keys import MAX_LOOK_UPS
+from resolvers.values import METADATA_BYTES, NAME_LENGTH, USAGE_NAME_LENGTH
 from schema import refusals
+from schema.connections import DEFAULT_PAGE
+from schema.documents import LARGE_VALUES, MAX_ERRORS, MAX_IN_LOOP, MAX_KEPT_BYTES, MAX_KEPT_DOCUMENTS
+from schema.execution import MAX_FIELD_ERRORS
+from schema.executor import MAX_PLANS
+from schema.faults import MAX_MESSAGE_LENGTH
+from schema.room import MAX_WEIGHT, SMALL_WEIGHT
 from schema.root import schema
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "guide.md"
 ERRORS = ROOT / "docs" / "errors.md"
+LIMITS = ROOT / "docs" / "limits.md"
 PAGINATION = ROOT / "docs" / "pagination.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 
@@ -362,6 +372,72 @@ def test_a_setting_takes_the_values_that_are_documented(variable: str) -> None:
     for value in refused:
         with pytest.raises(BadSetting, match=f"^{variable} must "):
             Settings.read({variable: value})
+
+
+def limits_table() -> dict[str, tuple[int, str]]:
+    """Return the default of each setting in the tables of limits, and what is beyond it."""
+    rows = re.findall(r"^\| .+? \| ([0-9]+) \| `(TOLLGATE_\w+)` \| (.+?) \|", LIMITS.read_text("utf-8"), re.MULTILINE)
+    return {variable: (int(default), beyond) for default, variable, beyond in rows}
+
+
+def test_every_limit_is_listed_with_its_default() -> None:
+    defaults = {variable_of(each.name): each.default for each in fields(Settings)}
+    listed = {variable: default for variable, (default, _) in limits_table().items()}
+    assert listed == {variable: defaults[variable] for variable in listed}
+    # The cost has a section of its own.
+    assert {name for name in defaults if name.startswith("TOLLGATE_MAX_")} - set(listed) == {"TOLLGATE_MAX_COST"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_default_that_is_named_in_passing_is_the_setting_s(page: str) -> None:
+    defaults = {variable_of(each.name): each.default for each in fields(Settings)}
+    text = " ".join((ROOT / page).read_text("utf-8").split())
+    named = re.findall(r"`(TOLLGATE_\w+)`, ([0-9,]+)(?: seconds)? by default", text)
+    named += re.findall(r"`(TOLLGATE_\w+)`: [^.`|]*?, ([0-9,]+) seconds by default", text)
+    assert [(name, int(value.replace(",", ""))) for name, value in named] == [
+        (name, defaults[name]) for name, _ in named
+    ]
+
+
+#: The reasons of what the server refuses by itself, by the settings of these limits.
+REFUSED_BY_SERVER = {
+    "TOLLGATE_MAX_BODY_BYTES": "BODY_TOO_LARGE",
+    "TOLLGATE_MAX_HEAD_BYTES": "HEAD_TOO_LARGE",
+    "TOLLGATE_MAX_HEADERS": "TOO_MANY_HEADERS",
+    "TOLLGATE_HEAD_SECONDS": "HEAD_TOO_SLOW",
+    "TOLLGATE_BODY_SECONDS": "BODY_TOO_SLOW",
+    "TOLLGATE_MAX_CONNECTIONS": "TOO_MANY_CONNECTIONS",
+}
+
+
+def test_what_the_server_refuses_beyond_a_limit_has_the_status_that_is_shown() -> None:
+    shown = {variable: beyond[:3] for variable, (_, beyond) in limits_table().items() if variable in REFUSED_BY_SERVER}
+    assert shown == {variable: str(REASONS[reason][0]) for variable, reason in REFUSED_BY_SERVER.items()}
+
+
+#: What the page of limits says in numbers that are no settings.
+NUMBERS = (
+    f"at most {MAX_ERRORS} errors are returned, each of them once",
+    f"a message of at most {MAX_MESSAGE_LENGTH} characters",
+    f"returns at most {MAX_FIELD_ERRORS} errors",
+    f"A page has {DEFAULT_PAGE} rows without `first` or `last`",
+    f"| look-ups at once of keys that are not known yet | {MAX_LOOK_UPS} |",
+    f"| requests that wait on one connection for the one before them | {MAX_PIPELINED} |",
+    f"is passed over for {LINGER_SECONDS} seconds at most",
+    f"Documents of more than {MAX_IN_LOOP:,} characters",
+    f"An answer of more than {LARGE_VALUES:,} values",
+    f"{MAX_KEPT_DOCUMENTS} at most, and as many as take {MAX_KEPT_BYTES // 1024**2} MB with their plans",
+    f"that recurs, {MAX_PLANS} at most",
+    f"{SMALL_WEIGHT // 1024**2} MB with what it takes until it is sent",
+    f"take {MAX_WEIGHT // 1024**2} MB together",
+    f"a usage name of {USAGE_NAME_LENGTH} characters, a text of {NAME_LENGTH}",
+    f"metadata of {METADATA_BYTES // 1024} KiB",
+)
+
+
+@pytest.mark.parametrize("statement", NUMBERS)
+def test_a_number_of_the_page_of_limits_is_that_of_the_code(statement: str) -> None:
+    assert statement in " ".join(LIMITS.read_text("utf-8").split())
 
 
 @pytest.mark.parametrize(

@@ -127,14 +127,13 @@ class Explorer:
         await expect(self.page.locator(".graphiql-doc-explorer")).to_contain_text("mutation: Mutation")
         await self.page.get_by_label("Hide Documentation Explorer").click()
 
-    async def select_all(self) -> None:
-        """Select what is in the operation's editor."""
-        await self.page.locator(".graphiql-query-editor .view-lines").click()
+    async def select_all(self, editor: str = ".graphiql-query-editor") -> None:
+        """Select what is in an editor, that of the operation unless another one is named."""
+        await self.page.locator(f"{editor} .view-lines").click()
         await self.page.keyboard.press("Control+A")
 
-    async def write(self, text: str) -> None:
-        """Paste an operation with a name over what is there; when one types, the editor closes braces by itself."""
-        await self.select_all()
+    async def _paste(self, text: str) -> None:
+        """Paste over what is selected; when one types, the editor closes braces by itself."""
         await self.page.evaluate(
             """(text) => {
                 const clipboardData = new DataTransfer()
@@ -144,9 +143,21 @@ class Explorer:
             }""",
             text,
         )
+
+    async def write(self, text: str) -> None:
+        """Write an operation with a name over what is there."""
+        await self.select_all()
+        await self._paste(text)
         # GraphiQL reads the document a moment later, and sends the name with it.
         name = text.split()[1]
         await expect(self.page.locator(".graphiql-tab-active .graphiql-tab-button")).to_have_text(name)
+
+    async def write_variables(self, text: str) -> None:
+        """Write variables over what is there. Their editor must be open."""
+        editor = "section[aria-label=Variables]"
+        await self.select_all(editor)
+        await self._paste(text)
+        await expect(self.page.locator(f"{editor} .view-lines")).to_have_text(text)
 
     async def run(self) -> None:
         await self.page.locator(".graphiql-execute-button").click()
@@ -221,6 +232,23 @@ class TestPage:
             await graphiql.page.get_by_label("Prettify query").click()
             lines = graphiql.page.locator(".graphiql-query-editor .view-line")
             await expect(lines).to_have_text(["query Who {", "  viewer {", "    orgId", "  }", "}", ""])
+
+    async def test_an_amount_is_decided_as_it_was_written_or_not_at_all(self, demo: Server) -> None:
+        decide = """mutation Decide ($amount: BigInt!) {
+          recordUsage(
+            input: { workspaceId: "images", externalMeterId: "acme-robotics", eventId: "decide", amount: $amount }
+          ) { __typename ... on UserError { message } }
+        }"""
+        async with explorer(demo) as graphiql:
+            await graphiql.write(decide)
+            await graphiql.page.get_by_role("button", name="Variables").click()
+            # JavaScript reads the number as 9007199254740992.
+            await graphiql.write_variables('{"amount": 9007199254740993}')
+            await graphiql.run()
+            await graphiql.answers('"code": "BAD_USER_INPUT"', "9007199254740991 must be a string of digits")
+            await graphiql.write_variables('{"amount": "9007199254740993"}')
+            await graphiql.run()
+            await graphiql.answers('"__typename": "InsufficientCredits"', '"9007199254740993 credits are asked for')
 
     async def test_its_explorer_and_its_history_open(self, demo: Server) -> None:
         async with explorer(demo) as graphiql:

@@ -5,10 +5,12 @@ import base64
 import bz2
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
 import re
+import signal
 import sys
 import threading
 import zlib
@@ -321,6 +323,11 @@ IS_POLICY = "policy is refused: It must be one of REJECT, PARTIAL, FORCE."
 IS_JSON = "line must be JSON in UTF-8: "
 TOO_LONG = "line must have at most 262144 bytes; it is longer, and is not repeated here."
 
+IS_ROUNDED = (
+    "amount is refused: An amount greater than 9007199254740991 must be a string of digits, as many clients round a"
+    " JSON number so great."
+)
+
 #: Lines with the code and the beginning of the reason that they are rejected for.
 REJECTED: list[tuple[bytes, str, str]] = [
     # Not JSON, or not in UTF-8.
@@ -364,6 +371,8 @@ REJECTED: list[tuple[bytes, str, str]] = [
     (line(amount="٣"), INVALID, IS_AMOUNT),
     (line(amount=True), INVALID, IS_AMOUNT),
     (line(amount=[1]), INVALID, IS_AMOUNT),
+    (line(amount=2**53), INVALID, IS_ROUNDED),
+    (line(amount=2**63 - 1), INVALID, IS_ROUNDED),
     (line(amount=2**63), INVALID, IS_AMOUNT),
     (line(amount=str(2**63)), INVALID, IS_AMOUNT),
     (line(amount=2**64), INVALID, IS_AMOUNT),
@@ -873,6 +882,70 @@ async def test_rejects_are_written_over_nothing(on_sqlite: Gateway, tmp_path: Pa
             assert ran.stderr == f"Error: {message}\n"
     assert names_in(tmp_path) == before
     assert (notes.read_text(), file.read_bytes()) == ("precious", line("good") + b"\nbad\n")
+
+
+async def test_a_file_that_is_not_there_is_not_found_in_its_own_rejects(on_sqlite: Gateway, tmp_path: Path) -> None:
+    ran = await tollgate_import(on_sqlite, tmp_path, "usage.jsonl", "--json", "--rejects", "usage.jsonl")
+    assert ran == (1, "", "Error: usage.jsonl cannot be read: No such file or directory\n")
+    assert rejects_files(tmp_path) == []
+
+
+async def test_a_name_that_leaves_no_room_for_that_of_the_rejects_is_refused(
+    on_sqlite: Gateway, tmp_path: Path
+) -> None:
+    file = file_of(tmp_path, [b"bad"], "u" * 250)
+    ran = await tollgate_import(on_sqlite, tmp_path, file, "--json")
+    assert (ran.status, ran.stdout) == (1, "")
+    assert ran.stderr == (
+        "Error: The file of rejects cannot be made here; name another by --rejects: File name too long\n"
+    )
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waiting", "recording"])
+async def test_one_ctrl_c_ends_an_import_which_says_what_it_recorded(
+    on_sqlite: Gateway, tmp_path: Path, *, waits: bool
+) -> None:
+    gateway = on_sqlite
+    await make_meter(gateway, totalCredits="100000")
+    rejects = tmp_path / "rejects"
+    os.mkfifo(rejects)
+    process = await asyncio.create_subprocess_exec(
+        *(TOLLGATE, "import", "-", "--org", gateway.org_id, "--environment", "sandbox", "--json"),
+        *("--rejects", rejects),
+        env=environment_of(gateway),
+        cwd=tmp_path,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    # One group, whose rejects say that it is recorded; and then nothing more, or without an end.
+    process.stdin.write(b"".join(each + b"\n" for each in (*numbered(999), b"bad")))
+    with rejects.open("rb") as stream:
+        assert json.loads(await asyncio.to_thread(stream.readline))["line"] == 1_000
+
+    async def feed() -> None:
+        assert process.stdin is not None
+        for number in itertools.count(1_000):
+            process.stdin.write(line(f"e{number}") + b"\n")
+            await process.stdin.drain()
+
+    feeding = asyncio.create_task(asyncio.sleep(0) if waits else feed())
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stdout, stderr = await asyncio.gather(process.stdout.read(), process.stderr.read())
+    assert await process.wait() == 1
+    await asyncio.gather(feeding, return_exceptions=True)
+    counts = json.loads(stdout)
+    assert (counts["read"], counts["invalid"]) == (counts["accepted"] + 1, 1)
+    assert counts["accepted"] >= 999
+    assert stderr.decode() == (
+        f"Not accepted: 1. Which and why is in {rejects}.\n"
+        "Error: The import was interrupted. Run it again to resume it.\n"
+    )
+    # What was being recorded may be there as well.
+    assert (await books_of(gateway)).meter.used_credits >= counts["accepted"]
 
 
 async def test_each_import_in_a_folder_has_rejects_of_its_own(on_sqlite: Gateway, tmp_path: Path) -> None:

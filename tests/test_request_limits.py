@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import re
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
 import pytest
 from graphql import get_introspection_query
+from sqlalchemy import insert
 
 from gateway.documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
@@ -17,8 +20,8 @@ from resolvers.errors import Unavailable
 from schema.execution import MAX_FIELD_ERRORS
 from schema.faults import MAX_MESSAGE_LENGTH
 from schema.limits import NOT_INTROSPECTED, Limits
-from storage.database import Outcome
-from storage.tables import Environment
+from storage.database import Outcome, Writer
+from storage.tables import Environment, usage_days
 from tests.conftest import NOW, Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.test_usage_writer import event as gateway_event
@@ -473,6 +476,15 @@ LISTS = (
     ),
 )
 
+#: What the page of limits says of each list: the code of what is beyond it.
+CODES = dict(
+    re.findall(
+        r"^\| .+ \| `TOLLGATE_(\w+)` \| `([A-Z_]+)` \|$",
+        (Path(__file__).parent.parent / "docs" / "limits.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+)
+
 
 class TestLists:
     @pytest.mark.parametrize(("setting", "least", "too_large", "told"), LISTS)
@@ -485,8 +497,7 @@ class TestLists:
             await gateway.mutate("createCustomer", "", email="ada@example.com")
             error = await gateway.error(too_large)
             assert error["message"] == told
-            is_of_one_value = setting in {"max_page_rows", "max_range_days", "max_usage_names"}
-            assert error["extensions"]["code"] == ("BAD_USER_INPUT" if is_of_one_value else "LIMIT_EXCEEDED")
+            assert error["extensions"]["code"] == CODES[setting.upper()]
             assert await gateway.data(METER % "usedCredits ledger(first: 1) { nodes { kind } }") == {
                 "billingMeter": {"usedCredits": "0", "ledger": {"nodes": [{"kind": "OPENING"}]}}
             }
@@ -524,9 +535,34 @@ class TestLists:
                     tasks.create_task(gateway.data(BATCH % events))
             error = await gateway.error(everything % "ledger(first: 50) { nodes { id } }")
             assert error["message"] == "The ledgers of one request answer at most 101 entries."
-            assert error["extensions"]["code"] == "LIMIT_EXCEEDED"
+            assert error["extensions"]["code"] == CODES["MAX_REQUEST_ENTRIES"]
             answered = await gateway.data(everything % "ledger(first: 30) { nodes { id } }")
             assert [len(meter["ledger"]["nodes"]) for meter in answered["billingMeters"]["nodes"]] == [30] * 3
+
+    async def test_the_recorded_days_of_all_meters_are_bounded(self, database_url: str) -> None:
+        async with gateway_on(database_url, max_request_usage_days=10_000) as gateway:
+            ids = [await make_meter(gateway, externalMeterId=f"m{number}") for number in range(2)]
+            names = [f"n{number}" for number in range(14)]
+            rows = [
+                {"meter_id": id_, "day": NOW.date() - timedelta(days=day), "usage_name": name, "total_usage": 1}
+                for id_ in ids
+                for day in range(366)
+                for name in names
+            ]
+            # In parts, because a statement may have some 32,000 values.
+            for part in range(0, len(rows), 5_000):
+                statement = insert(usage_days).values(rows[part : part + 5_000])
+                await gateway.database.write(partial(Writer.execute, statement=statement))
+            query = """query ($names: [String!]) {
+              billingMeters(first: 2) { nodes { usage(from: "2025-03-16", names: $names) { day } } }
+            }"""
+            error = await gateway.error(query, {"names": names})
+            assert error["message"] == (
+                "usage answers at most 10000 usage days a meter and 10000 a request; ask for fewer days or names."
+            )
+            assert error["extensions"]["code"] == CODES["MAX_REQUEST_USAGE_DAYS"]
+            answered = await gateway.data(query, {"names": names[:13]})
+            assert [len(meter["usage"]) for meter in answered["billingMeters"]["nodes"]] == [13 * 366] * 2
 
     async def test_the_rest_operations_keep_to_the_same(self, database_url: str) -> None:
         async with gateway_on(database_url, max_range_days=30) as gateway:

@@ -7,7 +7,7 @@ import re
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +128,45 @@ async def test_who_does_not_read_an_answer_is_left_behind(
                     assert 0 < read < size * requests
                 # What was still to be answered is no bug.
                 assert caplog.records == []
+    finally:
+        server._settings.cache_clear()
+
+
+def head_of(size: int) -> bytes:
+    """Return a request whose head has as many bytes."""
+    head = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: %s\r\n\r\n"
+    return head % (b"a" * (size - len(head % b"")))
+
+
+def headers_of(count: int) -> bytes:
+    """Return a request of as many headers."""
+    return b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + b"x: a\r\n" * (count - 2) + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "limit", "request_of", "beyond", "message"),
+    [
+        ("TOLLGATE_MAX_HEAD_BYTES", 2_000, head_of, b"431", b"A request's head may have at most 2000 bytes."),
+        ("TOLLGATE_MAX_HEADERS", 20, headers_of, b"431", b"A request may have at most 20 headers."),
+    ],
+)
+async def test_as_much_as_the_limit_is_served_and_one_more_is_refused(
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    limit: int,
+    request_of: Callable[[int], bytes],
+    beyond: bytes,
+    message: bytes,
+) -> None:
+    monkeypatch.setenv(variable, str(limit))
+    server._settings.cache_clear()
+    try:
+        async with served(answering(b"done")) as port:
+            assert (await sent(port, request_of(limit))).endswith(b"done")
+            refused = await sent(port, request_of(limit + 1))
+            assert refused.startswith(b"HTTP/1.1 " + beyond)
+            assert message in refused
     finally:
         server._settings.cache_clear()
 
