@@ -626,7 +626,7 @@ async def filled(
     number, half, tenth, part = (digits.format(text) for text in ("n", "n / 2", "n / 10", "n / 200"))
     rows = {
         f"customers SELECT 'cus_' || {number}, {org}, 'sandbox', 'A@example.com', 'N', 'e' || n, '{{}}', {moment},"
-        f" {moment}, 'a' || (n / 100) || '@example.com', 'n' || n, NULL": CUSTOMERS,
+        f" {moment}, 'a' || (n / 100) || '@example.com', 'n' || n, NULL, NULL": CUSTOMERS,
         f"billing_meters SELECT 'mtr_' || {number}, {org}, 'sandbox', {workspace}, 'm' || n, 'cus_' || {half}, 'UTC',"
         f" 10, 0, {no}, NULL, n, 10, {moment}, {moment}, {bits}": METERS,
         f"usage_days SELECT 'mtr_' || {tenth}, {day}, 'default', 1": DAYS,
