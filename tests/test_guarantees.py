@@ -166,3 +166,24 @@ async def test_the_page_says_of_each_answer_what_became_of_the_write(
     seen.row(await gateway.post(RECORD, {"input": NAMES | {"eventId": "bug", "amount": "1"}}))
     seen.row(None)
     assert seen.rows == set(rows_of_page())
+
+
+async def test_what_cannot_be_read_after_a_write_is_unknown_and_never_invites_to_repeat(
+    postgresql: PostgresServer,
+) -> None:
+    async with on_postgresql(postgresql) as gateway:
+        await make_meter(gateway, totalCredits="10")
+        refill = """mutation ($input: RefillBillingMeterInput!) {
+          refillBillingMeter(input: $input) {
+            ... on RefillBillingMeterSuccess { billingMeter { usage { day } } }
+          }
+        }"""
+        await gateway.data("{ viewer { orgId } }")
+        # A refill touches no usage days, which are away as in a restore.
+        await gateway.database.write(lambda writer: writer.execute(text("ALTER TABLE usage_days RENAME TO elsewhere")))
+        response = await gateway.post(refill, {"input": NAMES | {"refill": "5"}})
+        (error,) = response.json()["errors"]
+        assert error["path"] == ["refillBillingMeter", "billingMeter", "usage"]
+        assert error["extensions"] == {"code": "UNAVAILABLE", "outcome": "UNKNOWN"}
+        assert "retry-after" not in response.headers
+        assert (await state_of(gateway))["billingMeter"]["totalCredits"] == "15"
