@@ -15,8 +15,8 @@ import asyncpg
 from benchmarks.scenario import METERS_A_CUSTOMER, ORG, TODAY, WORKSPACE
 from resolvers.actor import IMPORT, Scope
 from resolvers.api_keys import create_api_key
-from resolvers.billing_meters import settings_of
-from resolvers.limits import available_bits
+from resolvers.meters.limits import available_bits
+from resolvers.meters.settings import settings_of
 from storage import migrations
 from storage.billing_meters import BillingMeterRow
 from storage.customers import folded

@@ -1,6 +1,6 @@
 """The usage writer without the GraphQL layer: what recording costs below it.
 
-The same handlers as the limit's, over `resolvers.usage` and `resolvers.usage_writer`.
+The same handlers as the limit's, over `resolvers.meters`.
 """
 
 from collections.abc import AsyncIterator
@@ -18,8 +18,9 @@ from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.actor import Actor
 from resolvers.errors import Refusal
-from resolvers.limits import available_credits
-from resolvers.usage import UsageEvent, UsageOutcome, usage_event
+from resolvers.meters.commands import Decision
+from resolvers.meters.limits import available_credits
+from resolvers.meters.record_usage import RecordUsage
 from resolvers.values import parse_amount
 
 
@@ -46,7 +47,7 @@ async def record(request: Request) -> Response:
     """Record one usage event."""
     services: Services = request.app.state.services
     actor = await authenticate(request.scope, services.api_keys)
-    (result,) = await services.usage_writer.record([_event(actor, orjson.loads(await request.body()))])
+    (result,) = await services.meter_writer.submit([_event(actor, orjson.loads(await request.body()))])
     return Response(orjson.dumps(_result(result)), media_type="application/json")
 
 
@@ -55,12 +56,12 @@ async def batch(request: Request) -> Response:
     services: Services = request.app.state.services
     actor = await authenticate(request.scope, services.api_keys)
     events = [_event(actor, values) for values in orjson.loads(await request.body())]
-    results = await services.usage_writer.record(events)
+    results = await services.meter_writer.submit(events)
     return Response(orjson.dumps([_result(result) for result in results]), media_type="application/json")
 
 
-def _event(actor: Actor, values: dict[str, Any]) -> UsageEvent:
-    return usage_event(
+def _event(actor: Actor, values: dict[str, Any]) -> RecordUsage:
+    return RecordUsage.of(
         actor,
         workspace_id=values["workspaceId"],
         external_meter_id=values["externalMeterId"],
@@ -70,7 +71,7 @@ def _event(actor: Actor, values: dict[str, Any]) -> UsageEvent:
     )
 
 
-def _result(result: UsageOutcome | Refusal) -> dict[str, Any]:
+def _result(result: Decision | Refusal) -> dict[str, Any]:
     if isinstance(result, Refusal):
         return {"code": result.code}
     meter = result.billing_meter

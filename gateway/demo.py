@@ -13,11 +13,11 @@ from gateway.services import Services
 from gateway.settings import Settings
 from resolvers.actor import DEMO, Actor, Scope
 from resolvers.api_keys import create_api_key
-from resolvers.billing_meters import create_billing_meter
 from resolvers.context import Context
 from resolvers.customers import create_customer
 from resolvers.errors import Refusal, Unauthenticated
-from resolvers.usage import usage_event
+from resolvers.meters.create import create_billing_meter
+from resolvers.meters.record_usage import RecordUsage
 from storage.tables import Environment, OverLimitPolicy
 
 ORG = "demo"
@@ -81,9 +81,9 @@ async def _seed_customer(context: Context, name: str) -> None:
 async def _seed_usage(context: Context, workspace_id: str, external_id: str, daily: dict[str, int]) -> None:
     noon = context.clock().replace(hour=12, minute=0, second=0, microsecond=0)
     days = [noon - timedelta(days=back) for back in range(DAYS, 0, -1)]
-    results = await context.usage_writer.record(
+    results = await context.meter_writer.submit(
         [
-            usage_event(
+            RecordUsage.of(
                 context.actor,
                 workspace_id=workspace_id,
                 external_meter_id=external_id,

@@ -38,7 +38,8 @@ from resolvers.errors import (
     LimitRefusal,
     Refusal,
 )
-from resolvers.usage import UsageEvent, UsageOutcome
+from resolvers.meters.commands import Command, Decision
+from resolvers.meters.record_usage import RecordUsage
 from storage.failures import description
 
 if TYPE_CHECKING:
@@ -180,23 +181,25 @@ class Metrics:
 
     def decided(
         self,
-        events: Sequence[UsageEvent],
-        results: Sequence[UsageOutcome | Refusal],
+        commands: Sequence[Command],
+        results: Sequence[Decision | Refusal],
         *,
         waits_ns: Sequence[int],
         took_ns: int,
     ) -> None:
-        """Hear that a group of usage events is committed."""
-        self._observe(GROUPS, (), len(events))
+        """Count a group of commands that is committed."""
+        self._observe(GROUPS, (), len(commands))
         self._observe(GROUP_SECONDS, (), took_ns / _BILLION)
         for wait_ns in waits_ns:
             self._observe(WAITS, (), wait_ns / _BILLION)
         accepted = refused = 0
-        for event, result in zip(events, results, strict=True):
+        for command, result in zip(commands, results, strict=True):
+            if not isinstance(command, RecordUsage):
+                continue
             if isinstance(result, Refusal):
                 word = result.code
                 if isinstance(result, LimitRefusal):
-                    refused += event.amount
+                    refused += command.amount
             elif result.entry is None:
                 word = "CHECKED"
             elif result.replayed:
@@ -209,9 +212,9 @@ class Metrics:
         self._add(CREDITS, ("ACCEPTED",), accepted)
         self._add(CREDITS, ("REFUSED",), refused)
 
-    def failed(self, events: int) -> None:
-        """Hear that as many usage events were not recorded."""
-        self._add(EVENTS, ("UNAVAILABLE",), events)
+    def failed(self, commands: Sequence[Command]) -> None:
+        """Count the usage events among commands that were not carried out."""
+        self._add(EVENTS, ("UNAVAILABLE",), sum(isinstance(command, RecordUsage) for command in commands))
 
     @asynccontextmanager
     async def watching(
@@ -222,7 +225,7 @@ class Metrics:
         def read() -> None:
             self._set(STATEMENTS, (), statements.count)
             self._set(IN_FLIGHT, (), in_flight() - self._asking)
-            self._set(WAITING, (), services.usage_writer.waiting)
+            self._set(WAITING, (), services.meter_writer.pending)
             for use, state in services.database.connections.items():
                 self._set(CONNECTIONS, (use,), state.in_use)
                 self._set(AWAITED, (use,), state.awaited)

@@ -18,11 +18,13 @@ from starlette.routing import Route
 
 from gateway.auth import authenticate
 from gateway.http import JSON, HTTPProblem, read_json
-from resolvers.billing_meters import check_names, create_billing_meter, refill_billing_meter
 from resolvers.context import Context
 from resolvers.customers import create_customer
 from resolvers.errors import AlreadyExists, BillingError, Forbidden, InvalidInput, Unauthenticated, Unavailable
 from resolvers.loaders import UsageOfMeter
+from resolvers.meters.create import create_billing_meter
+from resolvers.meters.names import meter_name
+from resolvers.meters.refill import refill_billing_meter
 from resolvers.usage import usage_days
 from resolvers.values import MAX_AMOUNT, MAX_EXACT, day_of, parse_amount, parse_day
 from schema.scalars import write_instant
@@ -70,7 +72,7 @@ class CustomerBilling(HTTPEndpoint):
         """Answer the meter of these names, or null."""
         context = await _context(request)
         names = _read(_query(request), _NAMES, required=_NAMES)
-        check_names(**names)
+        meter_name(context.actor, **names)
         loaders = context.reading
         context.actor.require_workspace(names["workspace_id"])
         row = await loaders.billing_meter_by_names.load((names["workspace_id"], names["external_meter_id"]))

@@ -8,7 +8,7 @@ from resolvers.actor import Actor
 from resolvers.api_keys import ApiKeys
 from resolvers.bounds import Bounds
 from resolvers.context import Clock, Context, utc_now
-from resolvers.usage_writer import UsageObserver, UsageWriter
+from resolvers.meters.writer import MeterObserver, MeterWriter
 from storage.database import Database
 
 
@@ -18,10 +18,10 @@ class Services:
 
     settings: Settings
     clock: Clock = utc_now
-    usage_observer: UsageObserver | None = None
+    meter_observer: MeterObserver | None = None
     database: Database = field(init=False)
     api_keys: ApiKeys = field(init=False)
-    usage_writer: UsageWriter = field(init=False)
+    meter_writer: MeterWriter = field(init=False)
     bounds: Bounds = field(init=False)
 
     def __post_init__(self) -> None:
@@ -32,17 +32,17 @@ class Services:
             wait_seconds=self.settings.wait_seconds,
         )
         self.api_keys = ApiKeys(self.database, self.clock)
-        self.usage_writer = UsageWriter(
-            self.database, self.clock, self.usage_observer, most_waiting=self.bounds.waiting_events
+        self.meter_writer = MeterWriter(
+            self.database, self.clock, self.meter_observer, max_pending=self.bounds.waiting_events
         )
 
     def context(self, actor: Actor) -> Context:
         """Return what one request of this actor has at hand."""
-        return Context(actor, self.database, self.usage_writer, self.clock, self.bounds)
+        return Context(actor, self.database, self.meter_writer, self.clock, self.bounds)
 
     async def close(self) -> None:
         """Finish what was begun, then close the database."""
-        await self.usage_writer.close()
+        await self.meter_writer.close()
         await self.database.close()
 
 

@@ -23,7 +23,6 @@ from gateway.services import Services
 from gateway.settings import variable_of
 from gateway.unavailable import reason_of
 from resolvers.actor import IMPORT, Actor, Scope
-from resolvers.billing_meters import create_billing_meter
 from resolvers.context import Context
 from resolvers.errors import (
     AlreadyExists,
@@ -33,7 +32,9 @@ from resolvers.errors import (
     Refusal,
     Unavailable,
 )
-from resolvers.usage import DEFAULT_USAGE_NAME, UsageEvent, UsageOutcome, usage_event
+from resolvers.meters.commands import Decision
+from resolvers.meters.create import create_billing_meter
+from resolvers.meters.record_usage import DEFAULT_USAGE_NAME, RecordUsage
 from resolvers.values import parse_instant, parse_json, parse_sent_amount
 from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
@@ -78,7 +79,7 @@ class Counts:
 class _Line(NamedTuple):
     number: int
     text: bytes
-    event: UsageEvent
+    event: RecordUsage
 
 
 @dataclass(slots=True)
@@ -173,13 +174,13 @@ class Import:
 
     async def _record(self, context: Context, group: _Group) -> None:
         """Record the group, and count and write down what became of its lines."""
-        results = await context.usage_writer.record([line.event for line in group.lines]) if group.lines else []
+        results = await context.meter_writer.submit([line.event for line in group.lines]) if group.lines else []
         missing = [
             line for line, result in zip(group.lines, results, strict=True) if isinstance(result, BillingMeterNotFound)
         ]
         if missing and self.create_meters:
             await self._create_meters(context, missing)
-            again = iter(await context.usage_writer.record([line.event for line in missing]))
+            again = iter(await context.meter_writer.submit([line.event for line in missing]))
             results = [next(again) if isinstance(result, BillingMeterNotFound) else result for result in results]
         for line, result in zip(group.lines, results, strict=True):
             self._count(group, line, result)
@@ -203,9 +204,9 @@ class Import:
                     allow_overages=True,
                 )
 
-    def _count(self, group: _Group, line: _Line, result: UsageOutcome | Refusal) -> None:
+    def _count(self, group: _Group, line: _Line, result: Decision | Refusal) -> None:
         counts = group.counts
-        if isinstance(result, UsageOutcome):
+        if isinstance(result, Decision):
             if result.replayed:
                 counts.replayed += 1
             elif result.refused:
@@ -251,7 +252,7 @@ def _as_it_was(text: bytes) -> dict[str, str | None]:
         return {"input": None, "inputBase64": base64.b64encode(text).decode()}
 
 
-def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageEvent:
+def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> RecordUsage:
     """Return the event of one line. Raises `InvalidInput`, whose field is `line` when the line is no object at all."""
     if len(text) > MAX_LINE_BYTES:
         raise InvalidInput("line", f"must have at most {MAX_LINE_BYTES} bytes; it is longer, and is not repeated here.")
@@ -265,7 +266,7 @@ def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> UsageE
     for name in fields:
         if name not in _FIELDS:
             raise InvalidInput(name, "is not a field of RecordUsageInput.")
-    return usage_event(
+    return RecordUsage.of(
         actor,
         workspace_id=_text(fields, "workspaceId"),
         external_meter_id=_text(fields, "externalMeterId"),

@@ -9,9 +9,11 @@ from typing import cast
 
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
+from resolvers.errors import Refusal
 from resolvers.loaders import Loaders
+from resolvers.meters.commands import Command, Decision
+from resolvers.meters.writer import MeterWriter
 from resolvers.observation import current
-from resolvers.usage_writer import UsageWriter
 from storage.database import Database, DatabaseUnavailable, Failed
 
 Clock = Callable[[], datetime]
@@ -28,7 +30,7 @@ class Context:
 
     actor: Actor
     database: Database
-    usage_writer: UsageWriter
+    meter_writer: MeterWriter
     clock: Clock = utc_now
     bounds: Bounds = DEFAULT_BOUNDS
     has_one_reader: bool = field(init=False, default=False)
@@ -53,6 +55,14 @@ class Context:
         self.has_one_reader, self._loaders = False, None
         if isinstance(error, DatabaseUnavailable):
             self.database = cast("Database", Failed(error))
+
+    async def change(self, command: Command) -> Decision:
+        """Carry out a command and return what was decided, once committed. Raises its refusals, and `Unavailable`."""
+        (result,) = await self.meter_writer.submit([command])
+        self.forget()
+        if isinstance(result, Refusal):
+            raise result
+        return result
 
     def forget(self) -> None:
         """Read again what was read before: something was written."""

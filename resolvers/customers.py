@@ -160,14 +160,13 @@ async def update_customer(context: Context, *, customer_id: str, changes: Mappin
     return changed
 
 
-async def require_attachable(reader: Reader, actor: Actor, customer_id: str) -> None:
-    """Raise `CustomerNotFound` unless the actor may give one of its meters to the customer.
+async def may_attach(reader: Reader, actor: Actor, customer_id: str) -> bool:
+    """Whether there is such a customer, and the actor may give one of its meters to it.
 
     A key limited to workspaces may name the customers that it sees, and those that it has made: it is by its first
     meter that a customer comes into a workspace.
     """
-    if not ids.is_id(customer_id, ids.CUSTOMER) or await _within_reach(reader, actor, customer_id) is None:
-        raise CustomerNotFound
+    return ids.is_id(customer_id, ids.CUSTOMER) and await _within_reach(reader, actor, customer_id) is not None
 
 
 async def _within_reach(reader: Reader, actor: Actor, customer_id: str) -> CustomerRow | None:

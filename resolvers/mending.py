@@ -7,7 +7,7 @@ meter the size of its available credits. What is right already is only read.
 from functools import partial
 from typing import NamedTuple
 
-from resolvers.limits import available_bits
+from resolvers.meters.limits import available_bits
 from storage import audit, billing_meters, customers
 from storage.billing_meters import BillingMeterRow
 from storage.database import Database, Writer

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from resolvers import idempotency
 from resolvers.actor import OPERATORS, Scope
-from resolvers.billing_meters import FIXED_SETTINGS, SETTINGS, creation_request, settings_of
-from resolvers.limits import available_bits, available_credits, limit_credits
-from resolvers.usage import EPOCH, NEWEST, OLDEST
+from resolvers.meters.create import creation_request
+from resolvers.meters.limits import available_bits, available_credits, limit_credits
+from resolvers.meters.record_usage import EPOCH, NEWEST, OLDEST
+from resolvers.meters.settings import FIXED_SETTINGS, SETTINGS, settings_of
 from resolvers.values import MAX_AMOUNT, day_of, parse_amount
 from storage import ids
 from storage.audit import KeyHolder
@@ -84,7 +85,9 @@ RULES: Mapping[LedgerEntryKind, KindRule] = {
         has=frozenset({"key", "usage_name", "day", "voids_seq", "reason"}),
         may_have=frozenset({"requested_amount"}),
     ),
-    LedgerEntryKind.SETTINGS: KindRule(0, 0, _ZERO, Scope.BILLING_WRITE, has=frozenset({"metadata"})),
+    LedgerEntryKind.SETTINGS: KindRule(
+        0, 0, _ZERO, Scope.BILLING_WRITE, has=frozenset({"metadata"}), may_have=frozenset({"key"})
+    ),
 }
 
 

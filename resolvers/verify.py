@@ -14,9 +14,9 @@ from typing import Protocol, TypeVar
 
 from sqlalchemy import Table
 
-from resolvers import billing_meters as meter_rules
 from resolvers.actor import OPERATORS, Scope
 from resolvers.meter_check import UNREADABLE, Disagreement, MeterCheck, unreadable
+from resolvers.meters.create import CREATE
 from resolvers.values import MAX_AMOUNT
 from storage import audit, ids, ledger, usage
 from storage.audit import CustomerNames, KeyHolder, KeyWithOrigin
@@ -241,7 +241,7 @@ async def _portion(
         # What the ledger holds leads on: a meter's own word for its newest entry may be wrong, and so may a number.
         first = await audit.next_seq(reader, meter_ids, after=last)
     made_by = {id_: check.made_by for id_, check in checks.items() if check.made_by is not None}
-    creations = await audit.creations(reader, meter_rules.CREATE, list(made_by.values()))
+    creations = await audit.creations(reader, CREATE, list(made_by.values()))
     days, failures = await _days(reader, meter_ids)
     for disagreement in failures:
         incomplete.add(disagreement.id)

@@ -8,9 +8,13 @@ import strawberry
 
 from resolvers import billing_meters
 from resolvers.actor import Actor
-from resolvers.billing_meters import MeterOutcome, check_names
 from resolvers.context import Context
-from resolvers.limits import available_credits, overage_credits
+from resolvers.meters.commands import Decision
+from resolvers.meters.create import create_billing_meter
+from resolvers.meters.limits import available_credits, overage_credits
+from resolvers.meters.names import meter_name
+from resolvers.meters.refill import refill_billing_meter
+from resolvers.meters.settings import update_billing_meter
 from schema.connections import After, Arguments, Before, Connection, First, Last, connection_of, page_arguments
 from schema.edges import ALONE, together
 from schema.errors import (
@@ -184,7 +188,7 @@ class BillingMeterQuery:
         ],
     ) -> BillingMeter | None:
         """Return the meter of these names."""
-        check_names(workspace_id, external_meter_id)
+        meter_name(info.context.actor, workspace_id, external_meter_id)
         loaders = info.context.reading
         info.context.actor.require_workspace(workspace_id)
         row = await loaders.billing_meter_by_names.load((workspace_id, external_meter_id))
@@ -285,27 +289,27 @@ class RefillBillingMeterInput:
 
 @strawberry.type(description="A billing meter was made.")
 class CreateBillingMeterSuccess:
-    """See `resolvers.billing_meters.MeterOutcome`."""
+    """See `resolvers.meters.commands.Decision`."""
 
     billing_meter: BillingMeter = strawberry.field(description="The meter, as it is now.")
     replayed: bool = strawberry.field(description="Whether an earlier request under the same key had made it.")
 
     @classmethod
-    def of(cls, outcome: MeterOutcome) -> "CreateBillingMeterSuccess":
-        """Return the outcome as clients see it."""
-        return cls(billing_meter=BillingMeter.of(outcome.billing_meter), replayed=outcome.replayed)
+    def of(cls, decision: Decision) -> "CreateBillingMeterSuccess":
+        """Return the decision as clients see it."""
+        return cls(billing_meter=BillingMeter.of(decision.billing_meter), replayed=decision.replayed)
 
 
 @strawberry.type(description="A billing meter was changed, or already was as wanted.")
 class UpdateBillingMeterSuccess:
-    """See `resolvers.billing_meters.MeterOutcome`."""
+    """See `resolvers.meters.commands.Decision`."""
 
     billing_meter: BillingMeter = strawberry.field(description="The meter, as it is now.")
 
 
 @strawberry.type(description="A billing meter was refilled.")
 class RefillBillingMeterSuccess:
-    """See `resolvers.billing_meters.MeterOutcome`."""
+    """See `resolvers.meters.commands.Decision`."""
 
     billing_meter: BillingMeter = strawberry.field(
         description="The meter, as it is now; the entry tells the totals right after this refill."
@@ -320,12 +324,12 @@ class RefillBillingMeterSuccess:
     )
 
     @classmethod
-    def of(cls, outcome: MeterOutcome, actor: Actor) -> "RefillBillingMeterSuccess":
-        """Return the outcome as the actor sees it."""
+    def of(cls, decision: Decision, actor: Actor) -> "RefillBillingMeterSuccess":
+        """Return the decision as the actor sees it."""
         return cls(
-            billing_meter=BillingMeter.of(outcome.billing_meter),
-            entry=LedgerEntry.of_answer(outcome.entry, actor),
-            replayed=outcome.replayed,
+            billing_meter=BillingMeter.of(decision.billing_meter),
+            entry=LedgerEntry.of_answer(decision.entry, actor),
+            replayed=decision.replayed,
         )
 
 
@@ -354,7 +358,7 @@ class BillingMeterMutation:
         input: Annotated[CreateBillingMeterInput, strawberry.argument(description="The new meter.")],
     ) -> CreateBillingMeterResult | None:
         """Make the meter."""
-        outcome = await billing_meters.create_billing_meter(
+        decision = await create_billing_meter(
             info.context,
             workspace_id=input.workspace_id,
             external_meter_id=input.external_meter_id,
@@ -365,7 +369,7 @@ class BillingMeterMutation:
             timezone=input.timezone,
             idempotency_key=given(input.idempotency_key),
         )
-        return CreateBillingMeterSuccess.of(outcome)
+        return CreateBillingMeterSuccess.of(decision)
 
     @strawberry.mutation(
         description=(
@@ -383,14 +387,14 @@ class BillingMeterMutation:
         ],
     ) -> UpdateBillingMeterResult | None:
         """Change the meter."""
-        outcome = await billing_meters.update_billing_meter(
+        decision = await update_billing_meter(
             info.context,
             workspace_id=input.workspace_id,
             external_meter_id=input.external_meter_id,
             changes=changes_of(input, "allow_overages", "spend_cap", "customer_id"),
             remove_spend_cap=input.remove_spend_cap,
         )
-        return UpdateBillingMeterSuccess(billing_meter=BillingMeter.of(outcome.billing_meter))
+        return UpdateBillingMeterSuccess(billing_meter=BillingMeter.of(decision.billing_meter))
 
     @strawberry.mutation(
         description="Adds credits to a billing meter's total; it never resets anything. Needs `billing:write`.",
@@ -404,11 +408,11 @@ class BillingMeterMutation:
         ],
     ) -> RefillBillingMeterResult | None:
         """Refill the meter."""
-        outcome = await billing_meters.refill_billing_meter(
+        decision = await refill_billing_meter(
             info.context,
             workspace_id=input.workspace_id,
             external_meter_id=input.external_meter_id,
             refill=given(input.refill),
             idempotency_key=given(input.idempotency_key),
         )
-        return RefillBillingMeterSuccess.of(outcome, info.context.actor)
+        return RefillBillingMeterSuccess.of(decision, info.context.actor)

@@ -11,6 +11,7 @@ from resolvers.actor import Actor
 from resolvers.context import Context
 from resolvers.errors import BadUserInput, Forbidden
 from resolvers.loaders import EntriesOfMeter
+from resolvers.meters.commands import is_gateway_key
 from schema.connections import Arguments, Connection, connection_of
 from schema.edges import together
 from schema.enums import LedgerEntryKind, OverLimitPolicy
@@ -107,7 +108,7 @@ class LedgerEntry(Node):
             amount=row.amount,
             total_credits_after=row.total_credits_after,
             used_credits_after=row.used_credits_after,
-            key=None if is_opening else row.key,
+            key=None if is_opening or is_gateway_key(row.key) else row.key,
             usage_name=row.usage_name,
             day=row.day,
             requested_amount=row.requested_amount,

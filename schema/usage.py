@@ -14,10 +14,11 @@ from resolvers.context import Context
 from resolvers.errors import InvalidInput as Refused
 from resolvers.errors import Refusal
 from resolvers.loaders import UsageOfMeter
-from resolvers.record_usage import record_usage, record_usage_batch
-from resolvers.usage import UsageOutcome, usage_days, with_zeros
+from resolvers.meters.commands import Decision
+from resolvers.meters.record_usage import record_usage, record_usage_batch
+from resolvers.meters.void_usage import void_usage
+from resolvers.usage import usage_days, with_zeros
 from resolvers.values import check_usage_names, day_of
-from resolvers.void_usage import VoidOutcome, void_usage
 from schema.edges import ALONE
 from schema.enums import OverLimitPolicy
 from schema.errors import (
@@ -235,7 +236,7 @@ class RecordUsageInput:
         return None
 
     def values(self) -> dict[str, Any]:
-        """Return the values as `resolvers.usage.usage_event` takes them."""
+        """Return the values as `resolvers.meters.record_usage.RecordUsage.of` takes them."""
         return {
             "workspace_id": self.workspace_id,
             "external_meter_id": self.external_meter_id,
@@ -250,7 +251,7 @@ class RecordUsageInput:
 
 @strawberry.type(description="An accepted debit.")
 class RecordUsageSuccess:
-    """See `resolvers.usage.UsageOutcome`."""
+    """See `resolvers.meters.record_usage`."""
 
     billing_meter: _MeterType = strawberry.field(
         description=(
@@ -274,15 +275,15 @@ class RecordUsageSuccess:
     )
 
     @classmethod
-    def of(cls, outcome: UsageOutcome, actor: Actor) -> "RecordUsageSuccess":
-        """Return the outcome as the actor sees it."""
+    def of(cls, decision: Decision, actor: Actor) -> "RecordUsageSuccess":
+        """Return the decision as the actor sees it."""
         return cls(
-            billing_meter=_billing_meter().of(outcome.billing_meter),
-            accepted=BigInt(outcome.accepted),
-            refused=BigInt(outcome.refused),
-            over_limit=outcome.over_limit,
-            entry=LedgerEntry.of_answer(outcome.entry, actor),
-            replayed=outcome.replayed,
+            billing_meter=_billing_meter().of(decision.billing_meter),
+            accepted=BigInt(decision.accepted),
+            refused=BigInt(decision.refused),
+            over_limit=decision.is_over_limit,
+            entry=LedgerEntry.of_answer(decision.entry, actor),
+            replayed=decision.replayed,
         )
 
 
@@ -317,7 +318,7 @@ class VoidUsageInput:
 
 @strawberry.type(description="Usage was voided.")
 class VoidUsageSuccess:
-    """See `resolvers.void_usage`."""
+    """See `resolvers.meters.void_usage`."""
 
     billing_meter: _MeterType = strawberry.field(
         description="The meter, as it is now; the entry tells the totals right after this void."
@@ -328,12 +329,13 @@ class VoidUsageSuccess:
     )
 
     @classmethod
-    def of(cls, outcome: VoidOutcome) -> "VoidUsageSuccess":
-        """Return the outcome as clients see it."""
+    def of(cls, decision: Decision) -> "VoidUsageSuccess":
+        """Return the decision as clients see it."""
+        assert decision.entry is not None  # noqa: S101  # Every void has its entry.
         return cls(
-            billing_meter=_billing_meter().of(outcome.billing_meter),
-            entry=LedgerEntry.of(outcome.entry),
-            replayed=outcome.replayed,
+            billing_meter=_billing_meter().of(decision.billing_meter),
+            entry=LedgerEntry.of(decision.entry),
+            replayed=decision.replayed,
         )
 
 
@@ -399,7 +401,7 @@ class UsageMutation:
         ],
     ) -> VoidUsageResult | None:
         """Void the event."""
-        outcome = await void_usage(
+        decision = await void_usage(
             info.context,
             workspace_id=input.workspace_id,
             external_meter_id=input.external_meter_id,
@@ -408,4 +410,4 @@ class UsageMutation:
             idempotency_key=input.idempotency_key,
             amount=given(input.amount),
         )
-        return VoidUsageSuccess.of(outcome)
+        return VoidUsageSuccess.of(decision)

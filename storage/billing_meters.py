@@ -46,18 +46,14 @@ class MeterName(NamedTuple):
 
 _COLUMNS = [billing_meters.c[name] for name in BillingMeterRow._fields]
 
-#: What may change on a meter and stands in an index, and what may change and does not; the rest is fixed when it is
-#: made. SQLite writes an index again when a statement names one of its columns, changed or not.
-_INDEXED = ("customer_id", "available_bits")
-_CHANGING = (
-    "total_credits",
-    "used_credits",
-    "allow_overages",
-    "spend_cap",
-    "limit_credits",
-    "last_seq",
-    "updated_at",
-)
+#: What is fixed when a meter is made. Every other column may change, and is written when it has.
+FIXED = frozenset(("id", *MeterName._fields, "timezone", "created_at"))
+
+#: The columns that may change, those that stand in an index apart: SQLite writes an index again when a statement names
+#: one of its columns, changed or not.
+_IN_INDEXES = frozenset(column.name for index in billing_meters.indexes for column in index.columns)
+_INDEXED = tuple(name for name in BillingMeterRow._fields if name in _IN_INDEXES - FIXED)
+_CHANGING = tuple(name for name in BillingMeterRow._fields if name not in _IN_INDEXES | FIXED)
 
 _indexed = attrgetter(*_INDEXED)
 _changing = attrgetter(*_CHANGING)
@@ -105,10 +101,11 @@ def _locked_by_names(dialect: str) -> Prepared:
 
 
 @cache
-def _locked_by_ids(dialect: str) -> Prepared:
+def _locked_by_ids(dialect: str, *, skip_locked: bool) -> Prepared:
     wanted = keys_table(dialect, id=Text())
     # Locked in the order of their ids, so that no two transactions wait for each other.
-    return Prepared(dialect, _joined(wanted).order_by(billing_meters.c.id).with_for_update(of=billing_meters))
+    ordered = _joined(wanted).order_by(billing_meters.c.id)
+    return Prepared(dialect, ordered.with_for_update(of=billing_meters, skip_locked=skip_locked))
 
 
 async def by_ids(
@@ -229,9 +226,13 @@ def _all_pages_by_customers(dialect: str, page: Page) -> Prepared:
     return Prepared(dialect, _pages_by_customers(dialect, page, None))
 
 
-async def lock(writer: Writer, ids: Sequence[str]) -> dict[str, BillingMeterRow]:
-    """Lock the meters of these ids until the transaction ends, and return them as they then are, by id."""
-    rows = await writer.run(_locked_by_ids(writer.dialect), keys([[id_] for id_ in ids]))
+async def lock(writer: Writer, ids: Sequence[str], *, skip_locked: bool = False) -> dict[str, BillingMeterRow]:
+    """Lock the meters of these ids until the transaction ends, and return them as they then are, by id.
+
+    With `skip_locked`, those that another transaction holds are left out; otherwise it waits for them.
+    """
+    statement = _locked_by_ids(writer.dialect, skip_locked=skip_locked)
+    rows = await writer.run(statement, keys([[id_] for id_ in ids]))
     return {row.id: row for row in map(BillingMeterRow._make, rows)}
 
 

@@ -42,6 +42,7 @@ from storage.failures import (
     Meaning,
     RolledBack,
     SharedSession,
+    is_lock_timeout,
     is_refused,
     is_unavailable,
     meaning_of,
@@ -84,6 +85,9 @@ SQLITE_READERS = 4
 #: How often two connections are compared that come through a pooler.
 POOLER_ROUNDS = 5
 
+#: How many groups of commands PostgreSQL decides at once: the writer's two lanes have one each.
+GROUPS = 2
+
 #: How long a connection is kept for the next read, in seconds.
 KEPT_SECONDS = 1
 
@@ -107,6 +111,13 @@ class DatabaseUnavailable(Exception):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(f"the database is unavailable ({outcome})")
         self.outcome = outcome
+
+
+class LockTimeout(DatabaseUnavailable):
+    """Somebody else holds a lock for longer than a write may wait for it; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(Outcome.NOT_WRITTEN)
 
 
 class Reader:
@@ -449,6 +460,11 @@ class Writer(Reader):
         _tell(connection.dispatch.after_cursor_execute, connection, text, values, many=many)
         return rows
 
+    async def limit_lock_waits(self, seconds: float) -> None:
+        """Let the rest of the transaction wait for a lock no longer than this. SQLite has one alone, and has it."""
+        if self.dialect == "postgresql":
+            await self._run(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
+
     async def begin(self) -> None:
         """Open the transaction. Raises `FileReplaced`."""
         try:
@@ -567,15 +583,15 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 8, wait_seconds: float = 10) -> None:
         self.url = make_url(url)
-        self.dialect = self.url.get_backend_name()
         self.wait_seconds = wait_seconds
+        self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":
             pool_size = SQLITE_READERS
             self._readers = _sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._writers = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds, pragmas=WRITER_PRAGMAS)
             self._snapshots = _sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
         else:
-            self._readers = _postgresql_engine(self.url, pool_size=pool_size, wait_seconds=wait_seconds)
+            self._readers = _postgresql_engine(self.url, pool_size=pool_size + GROUPS, wait_seconds=wait_seconds)
             self._writers = self._readers
             self._snapshots = _postgresql_engine(self.url, pool_size=1, wait_seconds=None)
         self._read_connections = _Connections(self._readers, most_open=pool_size, wait_seconds=wait_seconds)
@@ -583,6 +599,12 @@ class Database:
             _Connections(self._writers, most_open=1, wait_seconds=wait_seconds)
             if self.dialect == "sqlite"
             else self._read_connections
+        )
+        # Slow reads never hold up the groups of commands, which have connections of their own.
+        self._group_connections = (
+            self._write_connections
+            if self.dialect == "sqlite"
+            else _Connections(self._writers, most_open=GROUPS, wait_seconds=wait_seconds)
         )
         self._writes: set[asyncio.Task[Any]] = set()
 
@@ -595,7 +617,7 @@ class Database:
     def connections(self) -> Mapping[str, PoolState]:
         """What there is of connections, those of snapshots aside: by their use, unless all uses share them."""
         if self._write_connections is self._read_connections:
-            return {"all": self._read_connections.state}
+            return {"all": self._read_connections.state, "groups": self._group_connections.state}
         return {"reading": self._read_connections.state, "writing": self._write_connections.state}
 
     def listen(self, *, begun: Callable[..., None], done: Callable[..., None]) -> None:
@@ -683,19 +705,22 @@ class Database:
                 # The session may be read-only by how it was begun; the next one is asked on another.
                 raise asyncpg.ReadOnlySQLTransactionError
 
-    async def write(self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool = False) -> T:
+    async def write(
+        self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool = False, is_group: bool = False
+    ) -> T:
         """Run `work` in one transaction and return what it returns, once that is committed.
 
         The transaction runs in a task of its own: when the caller is cancelled, it is still finished. `work` may be run
         again, after everything it did was rolled back, when it lost a race with another transaction or lost its
         connection before COMMIT was sent; so it does nothing but SQL, and looks before it inserts. Where it
         `is_repeatable`, because it looks for what an earlier run has written, it is also run again when the answer to
-        COMMIT was lost.
+        COMMIT was lost. A group of commands uses the connections that are kept for groups.
 
-        Raises `DatabaseUnavailable`, with outcome `UNKNOWN` where the answer to COMMIT was lost, and whatever `work`
-        raises.
+        Raises `DatabaseUnavailable`, with outcome `UNKNOWN` where the answer to COMMIT was lost, `LockTimeout`, and
+        whatever `work` raises.
         """
-        task = asyncio.create_task(self._write(work, is_repeatable=is_repeatable))
+        connections = self._group_connections if is_group else self._write_connections
+        task = asyncio.create_task(self._write(work, connections, is_repeatable=is_repeatable))
         self._writes.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
@@ -705,14 +730,16 @@ class Database:
         if not task.cancelled():
             task.exception()  # Marks it as seen: the caller that would have been told may be gone.
 
-    async def _write(self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool) -> T:
+    async def _write(
+        self, work: Callable[[Writer], Awaitable[T]], connections: _Connections, *, is_repeatable: bool
+    ) -> T:
         is_unknown = False
         for attempt in range(1, ATTEMPTS + 1):
             committing = False
             if attempt > 1:
                 await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 2))
             try:
-                async with self._write_connections.connect() as connection:
+                async with connections.connect() as connection:
                     writer = Writer(connection)
                     await writer.begin()
                     result = await _worked(writer, work)
@@ -732,6 +759,8 @@ class Database:
                     continue
                 if is_unknown:
                     raise DatabaseUnavailable(Outcome.UNKNOWN) from error
+                if is_lock_timeout(error):
+                    raise LockTimeout from error
                 if is_unavailable(error):
                     raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
                 raise
@@ -764,7 +793,7 @@ class Database:
         """Finish the writes under way, then close every connection."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
-        for connections in (self._read_connections, self._write_connections):
+        for connections in (self._read_connections, self._write_connections, self._group_connections):
             await connections.close()
         for engine in self.engines:
             await engine.dispose()

@@ -170,6 +170,11 @@ def _is_broken_constraint(error: BaseException) -> bool:
     return isinstance(error, IntegrityError | sqlite3.IntegrityError) or _sqlstate(error)[:2] == "23"
 
 
+def is_lock_timeout(error: BaseException) -> bool:
+    """Whether another transaction held a lock for longer than this one may wait."""
+    return _sqlstate(error) == "55P03"
+
+
 def description(error: BaseException) -> str:
     """Return what a log may tell of an error: its kind and codes, and those of its cause.
 

@@ -5,7 +5,7 @@ from datetime import date, datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Integer, Text, bindparam, func, select
+from sqlalchemy import BigInteger, Integer, Text, func, select
 
 from storage.database import Reader, Writer
 from storage.statements import Prepared, keys, keys_table
@@ -38,6 +38,14 @@ class LedgerEntryRow(NamedTuple):
     def occurred_at(self) -> datetime:
         """When it happened: as the caller said, else when it was recorded."""
         return self.sent_at or self.recorded_at
+
+
+class LedgerKey(NamedTuple):
+    """What names an entry besides its `seq`: its meter's id, its kind, and the key that its command had."""
+
+    meter_id: str
+    kind: LedgerEntryKind
+    key: str
 
 
 _COLUMNS = [ledger_entries.c[name] for name in LedgerEntryRow._fields]
@@ -79,15 +87,33 @@ def _by_ranges(dialect: str) -> Prepared:
 
 @cache
 def _by_keys(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text(), key=Text())
+    wanted = keys_table(dialect, meter_id=Text(), kind=Text(), key=Text())
     return Prepared(
         dialect,
         select(*_COLUMNS).join(
             wanted,
             (ledger_entries.c.meter_id == wanted.c.meter_id)
-            & (ledger_entries.c.kind == bindparam("kind", type_=Text()))
+            & (ledger_entries.c.kind == wanted.c.kind)
             & (ledger_entries.c.key == wanted.c.key),
         ),
+    )
+
+
+@cache
+def _voided(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, meter_id=Text(), voids_seq=BigInteger())
+    return Prepared(
+        dialect,
+        select(
+            ledger_entries.c.meter_id,
+            ledger_entries.c.voids_seq,
+            func.sum(ledger_entries.c.amount, type_=BigInteger),
+        )
+        .join(
+            wanted,
+            (ledger_entries.c.meter_id == wanted.c.meter_id) & (ledger_entries.c.voids_seq == wanted.c.voids_seq),
+        )
+        .group_by(ledger_entries.c.meter_id, ledger_entries.c.voids_seq),
     )
 
 
@@ -124,25 +150,19 @@ async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> l
     return found
 
 
-async def by_keys(
-    reader: Reader, kind: LedgerEntryKind, wanted: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], LedgerEntryRow]:
-    """Return the entries of the kind that are already recorded under these (meter id, key), by them.
+async def by_keys(reader: Reader, wanted: Sequence[LedgerKey]) -> dict[LedgerKey, LedgerEntryRow]:
+    """Return the entries that are already recorded under these keys, by them.
 
     Whose the meters are is the caller's to check.
     """
-    rows = await reader.run(_by_keys(reader.dialect), keys(wanted) | {"kind": kind.value})
-    return {(row.meter_id, row.key or ""): row for row in map(LedgerEntryRow._make, rows)}
+    rows = await reader.run(_by_keys(reader.dialect), keys(wanted))
+    return {LedgerKey(row.meter_id, row.kind, row.key or ""): row for row in map(LedgerEntryRow._make, rows)}
 
 
-async def voided_credits(reader: Reader, meter_id: str, seq: int) -> int:
-    """Return how many credits of a usage entry are already given back."""
-    statement = select(func.coalesce(func.sum(ledger_entries.c.amount), 0)).where(
-        ledger_entries.c.meter_id == meter_id,
-        ledger_entries.c.voids_seq == seq,
-    )
-    row = await reader.fetch_one(statement)
-    return int(row[0]) if row is not None else 0
+async def voided_credits(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """Return how many credits of usage entries, each a (meter id, seq), are already given back; 0 is left out."""
+    rows = await reader.run(_voided(reader.dialect), keys(wanted))
+    return {(meter_id, seq): int(credits_) for meter_id, seq, credits_ in rows}
 
 
 async def insert_entries(writer: Writer, rows: Sequence[LedgerEntryRow]) -> None:

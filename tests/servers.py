@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,16 @@ class Server:
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
         return await self.ended()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop its process while the body runs, whatever it was about to do, and let it go on then."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     async def kill(self) -> None:
         """End it at once, as a loss of power would."""

@@ -20,6 +20,7 @@ from storage.billing_meters import BillingMeterRow, MeterName
 from storage.columns import Columns
 from storage.customers import CustomerFilter, CustomerRow
 from storage.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome, Reader, Writer
+from storage.ledger import LedgerKey
 from storage.pages import Page
 from storage.tables import Environment, LedgerEntryKind, metadata
 from storage.tables import billing_meters as meters_table
@@ -653,7 +654,7 @@ CUSTOMER_IDS = [f"cus_{number:024x}" for number in (50, 70, 90)]
 TENANT: dict[str, Any] = {"org_id": ORG, "environment": Environment.SANDBOX}
 NAME = MeterName(ORG, Environment.SANDBOX, "w", "m50")
 RANGES = [UsageRange(meter_id, date(2026, 1, 2), date(2026, 1, 5)) for meter_id in METER_IDS]
-EVENTS = [(meter_id, "k3") for meter_id in METER_IDS]
+EVENTS = [LedgerKey(meter_id, LedgerEntryKind.USAGE, "k3") for meter_id in METER_IDS]
 
 #: The hot look-ups: how many rows each finds here, the table, and the columns of its index that it goes by.
 LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]]] = {
@@ -676,10 +677,16 @@ LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]
         ["meter_id", "seq"],
     ),
     "ledger by keys": (
-        lambda db: ledger.by_keys(db, LedgerEntryKind.USAGE, EVENTS),
+        lambda db: ledger.by_keys(db, EVENTS),
         3,
         "ledger_entries",
         ["meter_id", "kind", "key"],
+    ),
+    "voided credits": (
+        lambda db: ledger.voided_credits(db, [(meter_id, 3) for meter_id in METER_IDS]),
+        0,
+        "ledger_entries",
+        ["meter_id", "voids_seq"],
     ),
     "ledger by ids": (
         lambda db: ledger.by_ids(db, [(meter_id, 2) for meter_id in METER_IDS], workspace_ids=None, **TENANT),
@@ -712,6 +719,12 @@ LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]
         ["id"],
     ),
     "meters locked by ids": (lambda db: billing_meters.lock(db, METER_IDS), 3, "billing_meters", ["id"]),
+    "unlocked meters locked by ids": (
+        lambda db: billing_meters.lock(db, METER_IDS, skip_locked=True),
+        3,
+        "billing_meters",
+        ["id"],
+    ),
     "customers' meters": (
         lambda db: billing_meters.pages_by_customers(db, CUSTOMER_IDS, Page(25), workspace_ids=None),
         6,

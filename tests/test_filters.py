@@ -17,7 +17,7 @@ from graphql import (
 from sqlalchemy import Connection, select, text
 
 from resolvers.actor import Scope
-from resolvers.limits import available_bits
+from resolvers.meters.limits import available_bits
 from schema.root import schema
 from storage import migrations
 from storage.customers import folded, past_prefix

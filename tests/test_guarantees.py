@@ -148,7 +148,7 @@ async def test_the_page_says_of_each_answer_what_became_of_the_write(
     async with gateway_on(url, max_in_flight=0) as full:
         await send(REFILL, Caller(full.client, gateway.key), refill="5")
     async with gateway_on(url) as stopping:
-        await stopping.services.usage_writer.close()
+        await stopping.services.meter_writer.close()
         await send(RECORD, Caller(stopping.client, gateway.key), eventId="e", amount="1")
 
     async with gateway_on(url, request_seconds=0) as slow:

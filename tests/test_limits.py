@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resolvers.errors import AmountOutOfRange, InsufficientCredits, LimitRefusal, Refusal, SpendCapExceeded
-from resolvers.limits import available_bits, available_credits, limit_credits, overage_credits
-from resolvers.usage import Balance, accepted_amount
+from resolvers.meters.limits import available_bits, available_credits, limit_credits, overage_credits
+from resolvers.meters.record_usage import accepted_amount
 from resolvers.values import MAX_AMOUNT
 from storage.billing_meters import BillingMeterRow
 from storage.tables import Environment, OverLimitPolicy
@@ -53,7 +53,7 @@ def meter_row(*, total: int, used: int, overages: bool, cap: int | None) -> Bill
 def decision(meter: BillingMeterRow, amount: int, policy: OverLimitPolicy) -> int | Refusal:
     """Return what is accepted of the amount, or the refusal."""
     try:
-        return accepted_amount(Balance.of(meter), amount, policy)
+        return accepted_amount(meter, amount, policy)
     except Refusal as refusal:
         return refusal
 

@@ -8,7 +8,7 @@ import pytest
 from resolvers.api_keys import ApiKeys
 from resolvers.context import Context, utc_now
 from resolvers.loader import Loader
-from resolvers.usage_writer import UsageWriter
+from resolvers.meters.writer import MeterWriter
 from storage.database import DatabaseUnavailable, Outcome
 from tests.conftest import Gateway
 
@@ -108,7 +108,7 @@ async def test_a_database_that_failed_a_request_is_not_asked_again_for_it(gatewa
     actor = await ApiKeys(gateway.database, utc_now).actor_of((await gateway.caller()).key)
     with gateway.statements() as statements:
         for error in (ValueError("of the request's own"), DatabaseUnavailable(Outcome.NOT_WRITTEN)):
-            context = Context(actor, gateway.database, UsageWriter(gateway.database, utc_now))
+            context = Context(actor, gateway.database, MeterWriter(gateway.database, utc_now))
             context.begin_again(error)
             assert not context.has_one_reader
             if isinstance(error, DatabaseUnavailable):

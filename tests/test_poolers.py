@@ -14,7 +14,7 @@ from storage.database import Database, DatabaseUnavailable, Outcome
 from tests.conftest import gateway_on
 from tests.pooler import Mode, pooled
 from tests.servers import PATIENCE_SECONDS, TOLLGATE
-from tests.test_usage_writer import event
+from tests.test_meter_writer import event
 
 ONE_LINE = (
     "Error: The database is unavailable: a pooler shares its sessions out by transaction; connect to PostgreSQL "
@@ -41,8 +41,8 @@ def socket_of(url: str) -> Path:
 async def test_a_pooler_in_session_mode_works(url: str) -> None:
     async with pooled(socket_of(url), Mode.SESSION) as pooler, gateway_on(pooler.url(url)) as gateway:
         await gateway.mutate("createBillingMeter", "", workspaceId="w", externalMeterId="m", totalCredits="100")
-        writer = gateway.services.usage_writer
-        await asyncio.gather(*[writer.record([event(gateway, f"e{number}")]) for number in range(10)])
+        writer = gateway.services.meter_writer
+        await asyncio.gather(*[writer.submit([event(gateway, f"e{number}")]) for number in range(10)])
         refill = """mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) {
           ... on RefillBillingMeterSuccess { billingMeter { usedCredits } } } }"""
         answers = await asyncio.gather(*[gateway.data(refill) for _ in range(10)])

@@ -24,7 +24,7 @@ from storage.database import Outcome, Writer
 from storage.tables import Environment, usage_days
 from tests.conftest import NOW, Caller, Gateway, gateway_on
 from tests.meters import make_meter
-from tests.test_usage_writer import event as gateway_event
+from tests.test_meter_writer import event as gateway_event
 
 DEFAULT = Limits()
 
@@ -591,9 +591,9 @@ class TestLists:
             await make_meter(gateway, totalCredits="2000")
             events = [gateway_event(gateway, str(number)) for number in range(1_001)]
             with pytest.raises(Unavailable) as told:
-                await gateway.services.usage_writer.record(events)
+                await gateway.services.meter_writer.submit(events)
             assert told.value.outcome is Outcome.NOT_WRITTEN
-            assert len(await gateway.services.usage_writer.record(events[:1_000])) == 1_000
+            assert len(await gateway.services.meter_writer.submit(events[:1_000])) == 1_000
 
 
 class TestIntrospection:

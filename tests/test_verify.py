@@ -162,7 +162,7 @@ ENTRY = "UPDATE ledger_entries SET {} WHERE meter_id = :id AND seq = {}"
 METER = "UPDATE billing_meters SET {} WHERE id = :id"
 DAY = "UPDATE usage_days SET {} WHERE meter_id = :id AND usage_name = '{}'"
 COLUMNS = (
-    "kind, key, amount, total_credits_after, used_credits_after, limit_credits, usage_name, day, requested_amount, "
+    "kind, amount, total_credits_after, used_credits_after, limit_credits, usage_name, day, requested_amount, "
     "policy, voids_seq, sent_at, recorded_at, recorded_by, reason, metadata"
 )
 COPY = (

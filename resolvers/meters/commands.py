@@ -1,0 +1,136 @@
+"""What a command is: a change of one meter that a caller asks for, and what is decided of it.
+
+A command is data, well-formed and permitted, with one pure function, `decide`. It is given the meter as it is locked,
+and returns the meter as it is to be with the ledger entry that says so, or raises a refusal. The writer does the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from resolvers.meters.limits import available_bits, limit_credits
+from storage import ids
+from storage.billing_meters import BillingMeterRow, MeterName
+from storage.ledger import LedgerEntryRow
+from storage.tables import LedgerEntryKind
+
+#: How the keys begin that the gateway gives to commands whose callers sent none. No caller's key may begin so.
+GATEWAY_KEY = "tollgate/"
+
+
+@dataclass(slots=True)
+class Known:
+    """What the ledger of a meter holds already of what commands name.
+
+    `entries` are by kind and key, and have those of the commands that were decided before in the same transaction.
+    `voided_credits` are what is given back already of usage entries, by their `seq`; 0 may be left out.
+    """
+
+    entries: dict[tuple[LedgerEntryKind, str], LedgerEntryRow] = field(default_factory=dict)
+    voided_credits: dict[int, int] = field(default_factory=dict)
+
+    def add(self, entry: LedgerEntryRow) -> None:
+        """Know an entry that has just been decided."""
+        if entry.key is not None:
+            self.entries[entry.kind, entry.key] = entry
+        if entry.voids_seq is not None:
+            self.voided_credits[entry.voids_seq] = self.voided_credits.get(entry.voids_seq, 0) + entry.amount
+
+
+class Decision(NamedTuple):
+    """An accepted command: the meter, and the entry that records it. `entry` None: nothing changed.
+
+    `billing_meter` is the meter as the command leaves it when it is decided, and as it is after the commit when the
+    caller gets the decision.
+    """
+
+    billing_meter: BillingMeterRow
+    entry: LedgerEntryRow | None
+    replayed: bool = False
+
+    @property
+    def accepted(self) -> int:
+        """Of a debit: the credits that were taken."""
+        return self.entry.amount if self.entry is not None else 0
+
+    @property
+    def refused(self) -> int:
+        """Of a debit: the credits that were asked for and not taken."""
+        return (self.entry.requested_amount or 0) - self.entry.amount if self.entry is not None else 0
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether more is used than the limit, right after the entry; without one, of the meter as it is."""
+        limit, used = (
+            (self.entry.limit_credits, self.entry.used_credits_after)
+            if self.entry is not None
+            else (self.billing_meter.limit_credits, self.billing_meter.used_credits)
+        )
+        return limit is not None and used > limit
+
+
+class Command(Protocol):
+    """A change of one meter."""
+
+    @property
+    def meter(self) -> MeterName:
+        """The name of the meter."""
+
+    @property
+    def keys(self) -> Sequence[tuple[LedgerEntryKind, str]]:
+        """The kinds and keys of the entries that the decision depends on, the command's own among them."""
+
+    def decide(self, meter: BillingMeterRow, known: Known, now: datetime) -> Decision:
+        """Decide the command on its meter as it now is. `now` is not before the meter's newest entry.
+
+        Raises a `Refusal`, and then has no effect.
+        """
+
+
+def gateway_key() -> str:
+    """Return a key for a command whose caller sent none, so that its entry is found again after a lost COMMIT."""
+    return ids.new_id(GATEWAY_KEY)
+
+
+def is_gateway_key(key: str | None) -> bool:
+    """Whether the gateway gave this key, so that callers do not see it and may not send it."""
+    return key is not None and key.startswith(GATEWAY_KEY)
+
+
+def after(meter: BillingMeterRow, now: datetime, **changes: Any) -> BillingMeterRow:
+    """Return the meter as its next entry leaves it: with these changes, and with what follows from them."""
+    changed = meter._replace(**changes, last_seq=meter.last_seq + 1, updated_at=now)
+    limit = limit_credits(changed.total_credits, allow_overages=changed.allow_overages, spend_cap=changed.spend_cap)
+    return changed._replace(limit_credits=limit, available_bits=available_bits(limit, changed.used_credits))
+
+
+def newest_entry(
+    meter: BillingMeterRow, kind: LedgerEntryKind, *, amount: int, recorded_by: str, **values: Any
+) -> LedgerEntryRow:
+    """Return the newest entry of the meter, which is given as the entry leaves it; what is not named is null."""
+    return LedgerEntryRow(
+        meter_id=meter.id,
+        seq=meter.last_seq,
+        kind=kind,
+        amount=amount,
+        total_credits_after=meter.total_credits,
+        used_credits_after=meter.used_credits,
+        limit_credits=meter.limit_credits,
+        recorded_at=meter.updated_at,
+        recorded_by=recorded_by,
+        **(_UNSET | values),
+    )
+
+
+_UNSET: dict[str, Any] = {
+    "key": None,
+    "usage_name": None,
+    "day": None,
+    "requested_amount": None,
+    "policy": None,
+    "voids_seq": None,
+    "sent_at": None,
+    "reason": None,
+    "metadata": {},
+}

@@ -1,0 +1,156 @@
+"""Making a meter, with its opening entry."""
+
+from typing import Any
+
+from resolvers import customers, idempotency
+from resolvers.actor import Scope
+from resolvers.context import Context
+from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict
+from resolvers.meters.commands import Decision, newest_entry
+from resolvers.meters.limits import available_bits, limit_credits
+from resolvers.meters.names import meter_name
+from resolvers.meters.settings import settings_of
+from resolvers.meters.writer import write_entries
+from resolvers.values import KEY_LENGTH, check_text, check_timezone
+from storage import billing_meters, ids, ledger
+from storage.billing_meters import BillingMeterRow
+from storage.database import Reader, Writer
+from storage.idempotency_keys import IdempotencyKeyRow
+from storage.ledger import LedgerEntryRow
+from storage.tables import LedgerEntryKind
+
+CREATE = "createBillingMeter"
+
+
+async def create_billing_meter(
+    context: Context,
+    *,
+    workspace_id: str,
+    external_meter_id: str,
+    total_credits: int = 0,
+    allow_overages: bool = False,
+    spend_cap: int | None = None,
+    customer_id: str | None = None,
+    timezone: str = "UTC",
+    idempotency_key: str | None = None,
+) -> Decision:
+    """Make a meter with its opening entry.
+
+    Raises `InvalidInput`, `Forbidden`, `CustomerNotFound`, `IdempotencyConflict` and `AlreadyExists`, in this order; a
+    replay is answered although its customer can no longer be named.
+    """
+    actor = context.actor
+    name = meter_name(actor, workspace_id, external_meter_id)
+    check_timezone("timezone", timezone)
+    if idempotency_key is not None:
+        check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
+    actor.require(Scope.BILLING_WRITE)
+    actor.require_workspace(workspace_id)
+    now = context.clock()
+    request = creation_request(
+        workspace_id=workspace_id,
+        external_meter_id=external_meter_id,
+        total_credits=total_credits,
+        allow_overages=allow_overages,
+        spend_cap=spend_cap,
+        customer_id=customer_id,
+        timezone=timezone,
+    )
+
+    # The same in every attempt, so that an attempt finds what an earlier one of this request has made.
+    meter_id = ids.new_id(ids.BILLING_METER)
+
+    async def create(writer: Writer) -> Decision:
+        # Looked up before the key: when a request under the same key has just made it, its key is seen as well.
+        existing = await billing_meters.lock_by_name(writer, name)
+        if existing is not None and existing.id == meter_id:
+            return Decision(existing, await _opening_of(writer, existing))
+        earlier = await idempotency.earlier(writer, actor, operation=CREATE, key=idempotency_key)
+        is_same = earlier is not None and earlier.request_digest == idempotency.digest(request)
+        if earlier is not None and is_same:
+            first = await _meter_made(writer, earlier)
+            return Decision(first, await _opening_of(writer, first), replayed=first.id != meter_id)
+        if customer_id is not None and not await customers.may_attach(writer, actor, customer_id):
+            raise CustomerNotFound
+        if earlier is not None:
+            first = await _meter_made(writer, earlier)
+            # Another workspace's entry is not shown to a key that is not for it.
+            opening = await _opening_of(writer, first) if actor.may_enter(first.workspace_id) else None
+            raise IdempotencyConflict(earlier.key, entry=opening)
+        if existing is not None:
+            raise AlreadyExists(
+                f"Billing meter {external_meter_id!r} exists already in workspace {workspace_id!r}.",
+                existing_id=existing.id,
+            )
+        limit = limit_credits(total_credits, allow_overages=allow_overages, spend_cap=spend_cap)
+        meter = BillingMeterRow(
+            id=meter_id,
+            **name._asdict(),
+            customer_id=customer_id,
+            timezone=timezone,
+            total_credits=total_credits,
+            used_credits=0,
+            allow_overages=allow_overages,
+            spend_cap=spend_cap,
+            limit_credits=limit,
+            available_bits=available_bits(limit, 0),
+            last_seq=1,
+            created_at=now,
+            updated_at=now,
+        )
+        entry = newest_entry(
+            meter,
+            LedgerEntryKind.OPENING,
+            amount=total_credits,
+            recorded_by=actor.key_id,
+            key=idempotency_key,
+            metadata={setting: [None, value] for setting, value in settings_of(meter).items()},
+        )
+        await billing_meters.insert_meter(writer, meter)
+        await write_entries(writer, [entry])
+        await idempotency.remember(
+            writer, actor, operation=CREATE, key=idempotency_key, request=request, result_id=meter.id, now=now
+        )
+        return Decision(meter, entry)
+
+    outcome = await context.database.write(create, is_repeatable=True)
+    context.forget()
+    return outcome
+
+
+def creation_request(
+    *,
+    workspace_id: str,
+    external_meter_id: str,
+    total_credits: int,
+    allow_overages: bool,
+    spend_cap: int | None,
+    customer_id: str | None,
+    timezone: str,
+) -> dict[str, Any]:
+    """Return the values of a request for a meter, of which its idempotency key keeps the digest."""
+    return {
+        "workspaceId": workspace_id,
+        "externalMeterId": external_meter_id,
+        "totalCredits": total_credits,
+        "allowOverages": allow_overages,
+        "spendCap": spend_cap,
+        "customerId": customer_id,
+        "timezone": timezone,
+    }
+
+
+async def _meter_made(reader: Reader, earlier: IdempotencyKeyRow) -> BillingMeterRow:
+    found = await billing_meters.by_ids(
+        reader,
+        [earlier.result_id],
+        org_id=earlier.org_id,
+        environment=earlier.environment,
+        workspace_ids=None,
+    )
+    return found[earlier.result_id]
+
+
+async def _opening_of(writer: Writer, meter: BillingMeterRow) -> LedgerEntryRow:
+    ((opening,),) = await ledger.by_ranges(writer, [(meter.id, 1, 1)])
+    return opening

@@ -1,0 +1,107 @@
+"""Changing a meter's settings: its overages, spend cap and customer."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from resolvers.actor import Scope
+from resolvers.context import Context
+from resolvers.customers import may_attach
+from resolvers.errors import CustomerNotFound, InvalidInput
+from resolvers.meters.commands import Decision, Known, after, gateway_key, newest_entry
+from resolvers.meters.names import meter_name
+from storage.billing_meters import BillingMeterRow, MeterName
+from storage.tables import LedgerEntryKind
+
+_SETTINGS = LedgerEntryKind.SETTINGS
+
+#: The settings of a meter by what the ledger calls them: as the API does. Those after the fixed ones may change.
+FIXED_SETTINGS = {
+    "orgId": "org_id",
+    "environment": "environment",
+    "workspaceId": "workspace_id",
+    "externalMeterId": "external_meter_id",
+    "timezone": "timezone",
+}
+SETTINGS = FIXED_SETTINGS | {"allowOverages": "allow_overages", "spendCap": "spend_cap", "customerId": "customer_id"}
+
+
+def settings_of(meter: BillingMeterRow) -> dict[str, bool | str | None]:
+    """Return the meter's settings as the ledger records them: an amount as a decimal string, as everywhere.
+
+    `OPENING` records each with its first value, and `SETTINGS` those that change.
+    """
+    values = {setting: getattr(meter, field) for setting, field in SETTINGS.items()}
+    return {setting: str(value) if type(value) is int else value for setting, value in values.items()}
+
+
+class ChangeSettings(NamedTuple):
+    """The settings that a meter is to have, by column; the others stay.
+
+    `may_attach` says whether the caller may give the meter to the customer among them.
+    """
+
+    meter: MeterName
+    settings: Mapping[str, Any]
+    may_attach: bool
+    key: str
+    recorded_by: str
+
+    @property
+    def keys(self) -> Sequence[tuple[LedgerEntryKind, str]]:
+        """The change's own."""
+        return ((_SETTINGS, self.key),)
+
+    def decide(self, meter: BillingMeterRow, known: Known, now: datetime) -> Decision:
+        """Change what differs. Lowering the limit always succeeds: it is the emergency stop.
+
+        Raises `CustomerNotFound`.
+        """
+        earlier = known.entries.get((_SETTINGS, self.key))
+        if earlier is not None:
+            return Decision(meter, earlier, replayed=True)
+        changed = {field: value for field, value in self.settings.items() if getattr(meter, field) != value}
+        if not changed:
+            return Decision(meter, None)
+        if changed.get("customer_id") is not None and not self.may_attach:
+            raise CustomerNotFound
+        old = settings_of(meter)
+        meter = after(meter, now, **changed)
+        new = settings_of(meter)
+        metadata = {setting: [old[setting], new[setting]] for setting in new if old[setting] != new[setting]}
+        entry = newest_entry(meter, _SETTINGS, amount=0, recorded_by=self.recorded_by, key=self.key, metadata=metadata)
+        return Decision(meter, entry)
+
+
+async def update_billing_meter(
+    context: Context,
+    *,
+    workspace_id: str,
+    external_meter_id: str,
+    changes: Mapping[str, Any],
+    remove_spend_cap: bool = False,
+) -> Decision:
+    """Change a meter's `allow_overages`, `spend_cap` or `customer_id`; what `changes` leaves out stays.
+
+    A meter without its customer is made by a `customer_id` of None. What changes is recorded by one `SETTINGS` entry,
+    old and new; where nothing does, there is none.
+
+    Raises `InvalidInput`, `Forbidden`, `BillingMeterNotFound` and `CustomerNotFound`, in this order.
+    """
+    actor = context.actor
+    name = meter_name(actor, workspace_id, external_meter_id)
+    if changes.get("allow_overages", False) is None:
+        raise InvalidInput("allowOverages", "must not be null; leave it out to keep it.")
+    if changes.get("spend_cap", 0) is None:
+        raise InvalidInput("spendCap", "must not be null; removeSpendCap removes it.")
+    if remove_spend_cap and "spend_cap" in changes:
+        raise InvalidInput("removeSpendCap", "must not be true beside a spendCap.")
+    actor.require(Scope.BILLING_WRITE)
+    actor.require_workspace(workspace_id)
+    settings = dict(changes) | ({"spend_cap": None} if remove_spend_cap else {})
+    customer_id = settings.get("customer_id")
+    is_attachable = customer_id is None
+    if customer_id is not None:
+        async with context.database.read() as reader:
+            is_attachable = await may_attach(reader, actor, customer_id)
+    return await context.change(ChangeSettings(name, settings, is_attachable, gateway_key(), actor.key_id))
