@@ -35,8 +35,6 @@ from storage.database import DatabaseUnavailable
 from storage.tables import Environment, OverLimitPolicy
 
 if TYPE_CHECKING:
-    from socket import socket
-
     from gateway.lines import Lines
     from gateway.rejects import Rejects
 
@@ -229,19 +227,21 @@ def serve(
         fail(f"--demo listens on loopback alone, not on {settings.host}.", code=2)
     _require_documents(settings)
     _require_extra(settings)
-    sockets = _sockets(settings)
-    logs.start(settings)
-    key = run(_seed_demo, settings) if settings.is_demo else run(_nothing, settings)
-    with _shared_figures(settings):
-        has_served = serving.serve(settings, sockets, reload=reload, announce=partial(_announce, settings, key))
+    try:
+        sockets = serving.listening(settings.host, settings.port)
+        logs.start(settings)
+        key = run(_seed_demo, settings) if settings.is_demo else run(_nothing, settings)
+        with _shared_figures(settings):
+            has_served = serving.serve(settings, sockets, reload=reload, announce=partial(_announce, settings, key))
+    except serving.CannotListen as error:
+        fail(f"Cannot listen on {_address(settings)}: {error}. Choose another one with --host or --port.")
     if not has_served:
         raise typer.Exit(1)
 
 
 def _announce(settings: Settings, key: str | None) -> None:
     """Print where the gateway serves, once it does."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = escape(f"http://{host}:{settings.port}/")
+    url = escape(f"http://{_address(settings)}/")
     out.print(f"Tollgate serves at [bold]{url}graphql[/]", highlight=False)
     if settings.has_graphiql:
         out.print(f"GraphiQL at [bold]{url}[/]", highlight=False)
@@ -298,14 +298,10 @@ def _require_extra(settings: Settings) -> None:
             fail("TOLLGATE_TRACING=on needs the extra `otel`: pip install '.[otel]' in a checkout.", code=2)
 
 
-def _sockets(settings: Settings) -> "list[socket]":
-    from gateway.serving import CannotListen, listening
-
-    try:
-        return listening(settings.host, settings.port)
-    except CannotListen as error:
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        fail(f"Cannot listen on {host}:{settings.port}: {error}. Choose another one with --host or --port.")
+def _address(settings: Settings) -> str:
+    """Return the host and the port, as a URL has them."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{host}:{settings.port}"
 
 
 @app.command(epilog="Example: TOLLGATE_DATABASE_URL=postgresql+asyncpg://tollgate@db/tollgate tollgate migrate")

@@ -142,7 +142,14 @@ def _has_validator(scope: Scope, etag: str) -> bool:
 
 def _from_query_string(scope: Scope) -> dict[str, Any]:
     # A parameter without a value is left out: so do forms and URL templates write what they do not have.
-    parameters: dict[str, Any] = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+    try:
+        pairs = parse_qsl(scope["query_string"].decode("latin-1"), errors="strict")
+    except UnicodeDecodeError:
+        raise HTTPProblem(400, "The query string must be percent-encoded UTF-8.") from None
+    parameters: dict[str, Any] = dict(pairs)
+    if len(parameters) < len(pairs):
+        repeated = next(name for name in parameters if [each for each, _ in pairs].count(name) > 1)
+        raise HTTPProblem(400, f"{repeated[:256]!r} must be given once.")
     for name in ("variables", "extensions"):
         if name in parameters:
             parameters[name] = read_json_text(parameters[name], name)

@@ -56,6 +56,8 @@ def listening(host: str, port: int) -> list[socket.socket]:
         for each in sockets:
             each.close()
         raise CannotListen(error.strerror) from None
+    except UnicodeError:
+        raise CannotListen("A part of the host's name is empty or too long") from None
     return sockets
 
 
@@ -75,7 +77,7 @@ def _bound(family: int, kind: int, address: tuple[str | int | bytes, ...]) -> so
 def serve(settings: Settings, sockets: list[socket.socket], *, reload: bool, announce: Callable[[], None]) -> bool:
     """Serve until the process is asked to stop, and return whether it has served; `announce` is called when it does.
 
-    With `reload` it is called again by each new process, so it must be one that can be pickled.
+    With `reload` it is called again by each new process, so it must be one that can be pickled. Raises `CannotListen`.
     """
     allow_open_files(settings)
     is_alone = settings.workers == 1 or reload
@@ -103,6 +105,7 @@ def serve(settings: Settings, sockets: list[socket.socket], *, reload: bool, ann
         callback_notify=Watch(announce if is_alone else None),
         timeout_notify=1,
     )
+    _open(sockets, config.backlog)
     server = uvicorn.Server(config)
     with suppress(KeyboardInterrupt):
         if reload:
@@ -112,6 +115,15 @@ def serve(settings: Settings, sockets: list[socket.socket], *, reload: bool, ann
         else:
             server.run(sockets)
     return server.started or not is_alone or reload
+
+
+def _open(sockets: list[socket.socket], backlog: int) -> None:
+    """Open the sockets. Raises `CannotListen`: another program may have opened an address since it was bound here."""
+    try:
+        for each in sockets:
+            each.listen(backlog)
+    except OSError as error:
+        raise CannotListen(error.strerror) from None
 
 
 class _Workers(Multiprocess):

@@ -26,6 +26,9 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 _MAX_PORT = 65_535
 
+#: A number has no more digits, leading zeros among them.
+_MAX_DIGITS = 20
+
 #: The longest that the URL of a database may let connecting take.
 _MAX_CONNECT_SECONDS = 3_600
 
@@ -34,6 +37,9 @@ _ENCODED = "in a user and a password, write @ as %40, : as %3A, / as %2F and % a
 
 #: The modes of TLS, which libpq and the driver share.
 _TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+#: The kinds of servers that the driver can look for among several.
+_SESSION_ATTRIBUTES = ("any", "primary", "standby", "prefer-standby", "read-write", "read-only")
 
 _PARAMETER = re.compile("[a-z_]{1,40}", re.ASCII)
 
@@ -132,7 +138,8 @@ def _check_host(url: URL) -> None:
 
 
 def _is_number(least: int, most: int) -> Callable[[str], bool]:
-    return lambda text: text.isascii() and text.isdigit() and least <= int(text) <= most
+    # Python refuses to read thousands of digits.
+    return lambda text: text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS and least <= int(text) <= most
 
 
 #: The parameters of a PostgreSQL URL, by libpq's names: the driver's own name, None for what it takes in a URL of its
@@ -159,10 +166,12 @@ _PARAMETERS: dict[str, tuple[str | None, str | None, Callable[[str], bool]]] = {
         ("options", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"),
         (None, None, bool),
     ),
-    **{
-        name: (name, None, bool)
-        for name in ("host", "passfile", "service", "servicefile", "target_session_attrs", "krbsrvname", "gsslib")
-    },
+    "target_session_attrs": (
+        "target_session_attrs",
+        f"must be one of {', '.join(_SESSION_ATTRIBUTES)}",
+        _SESSION_ATTRIBUTES.__contains__,
+    ),
+    **{name: (name, None, bool) for name in ("host", "passfile", "service", "servicefile", "krbsrvname", "gsslib")},
 }
 
 
@@ -187,6 +196,11 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _host(text: str) -> str:
+    """Return the address; one of IPv6 may be in brackets, as in a URL."""
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
 
 
 def _origins(text: str) -> tuple[str, ...]:
@@ -224,7 +238,7 @@ class Settings:
     """What can be set. The name of a setting is that of its field, in capitals and after `TOLLGATE_`."""
 
     database_url: str = _setting("sqlite+aiosqlite:///./tollgate.db", database_url, is_secret=True)
-    host: str = _setting("127.0.0.1", str)
+    host: str = _setting("127.0.0.1", _host)
     port: int = _setting(8000, _whole_number(1, _MAX_PORT))
     workers: int = _setting(1, _whole_number(1, 64))
     pool_size: int = _setting(8, _whole_number(2, 1_000))

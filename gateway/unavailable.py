@@ -3,6 +3,7 @@
 The driver's own words are used where they say more; the password, which none of them should hold, is cut out of them.
 """
 
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 from sqlalchemy import URL, make_url
 
 from storage.database import DatabaseUnavailable
+
+#: What Python adds to what OpenSSL says: the place in its own code.
+_PLACE_IN_PYTHON = re.compile(r" \(_ssl\.c:[0-9]+\)")
 
 
 def reason_of(error: BaseException, database_url: str, *, named_by: str) -> str:
@@ -32,6 +36,8 @@ def words_of(error: BaseException) -> str:
     """Return the first line of what the driver says, without a full stop."""
     error = _of_driver(error)
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if isinstance(error, ssl.SSLError):
+        text = _PLACE_IN_PYTHON.sub("", text)
     return (text.splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

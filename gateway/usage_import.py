@@ -259,7 +259,7 @@ def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> Record
     try:
         fields = parse_json(text.removeprefix(BYTE_ORDER_MARK))
     except ValueError as error:
-        raise InvalidInput("line", f"must be JSON in UTF-8: {_not_utf_8(text) or error}") from None
+        raise InvalidInput("line", f"must be JSON in UTF-8: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidInput("line", "must be a JSON object.")
     _require_names_once(text, fields)
@@ -277,15 +277,6 @@ def _parse(actor: Actor, text: bytes, default_policy: OverLimitPolicy) -> Record
         policy=_read(fields, "policy", _policy) if fields.get("policy") is not None else default_policy,
         metadata=fields.get("metadata"),
     )
-
-
-def _not_utf_8(text: bytes) -> str | None:
-    """Return where the line stops being UTF-8, if it does."""
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        return f"byte {error.start + 1} of it, 0x{text[error.start]:02X}, is not."
-    return None
 
 
 def _require_names_once(text: bytes, fields: dict[str, Any]) -> None:

@@ -65,7 +65,10 @@ def parse_json(text: bytes | str) -> Any:
 
     Raises `ValueError` for what is no JSON in UTF-8, a lone surrogate, a number beyond every double, or deep nesting.
     """
-    value = orjson.loads(text)
+    try:
+        value = orjson.loads(text)
+    except ValueError as error:
+        raise ValueError(_not_utf_8(text) or str(error)) from None
     if b"0" * 19 in (text.encode() if isinstance(text, str) else text).translate(_TO_ZEROS):
         # orjson makes a rounded float of an integer that 64 bits do not hold.
         try:
@@ -73,6 +76,16 @@ def parse_json(text: bytes | str) -> Any:
         except RecursionError:
             raise ValueError("depth limit exceeded") from None
     return value
+
+
+def _not_utf_8(text: bytes | str) -> str | None:
+    """Return where the text stops being UTF-8, if it does."""
+    if isinstance(text, bytes):
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            return f"byte {error.start + 1} of it, 0x{text[error.start]:02X}, is not."
+    return None
 
 
 def parse_amount(value: object) -> int:

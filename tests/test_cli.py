@@ -482,6 +482,8 @@ BAD_URLS = (
     ("postgresql://u:pass-w0rd@db/n?ssl=true", "has a parameter ssl, which must be one of disable, allow,"),
     ("postgresql://u:pass-w0rd@db/n?connect_timeout=soon", "has a parameter connect_timeout, which must be whole"),
     ("postgresql://u:pass-w0rd@db/n?connect_timeout=٣", "has a parameter connect_timeout, which must be whole"),
+    ("postgresql://u:pass-w0rd@db/n?connect_timeout=" + "9" * 5_000, "has a parameter connect_timeout, which must be"),
+    ("postgresql://u:pass-w0rd@db/n?target_session_attrs=x", "has a parameter target_session_attrs, which must be one"),
     ("postgresql://u:pass-w0rd@db/n?sslrootcert=gone.pem", "has a parameter sslrootcert, which must name a file"),
     ("postgresql://u:pass-w0rd@db/n?pgbouncer=true", "has a parameter 'pgbouncer', which is not known; known are"),
     ("postgresql://u@db/n?password=pass-w0rd", "has a parameter 'password', which is not known; known are"),
@@ -571,6 +573,10 @@ class TestUnusableDatabases:
                 f"postgresql://u:pass-w0rd@127.0.0.1:{port_without_tls}/n?sslmode=require",
                 f"PostgreSQL at 127.0.0.1:{port_without_tls} cannot be reached: ",
             ),
+            (
+                f"postgresql://u:pass-w0rd@{where}/n?sslmode=verify-full&sslrootcert=events.jsonl",
+                f"PostgreSQL at {where} and this command cannot agree on TLS: ",
+            ),
             ("postgresql://u:pass-w0rd@nowhere.invalid/n", 'no address is known of the host "nowhere.invalid": '),
             ("postgresql://u:pass-w0rd@/n?host=/missing", "PostgreSQL at /missing:5432 cannot be reached: nothing "),
         ):
@@ -579,6 +585,7 @@ class TestUnusableDatabases:
                 assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
                 assert done.err.startswith(f"Error: The database is unavailable: {told}")
                 assert "pass-w0rd" not in done.err
+                assert "_ssl.c" not in done.err
 
     def test_what_a_server_refuses_is_said(
         self, tollgate: Command, locked_server: URL, subtests: pytest.Subtests
@@ -1026,7 +1033,8 @@ class TestServe:
                 ("::", port, f"[::]:{port}: Address already in use"),
                 ("::1", other, f"[::1]:{other}: Address already in use"),
                 ("192.0.2.1", port, f"192.0.2.1:{port}: Cannot assign requested address"),
-                ("[::1]", port, f"[[::1]]:{port}: Name or service not known"),
+                ("[::1]", other, f"[::1]:{other}: Address already in use"),
+                ("x..y", port, f"x..y:{port}: A part of the host's name is empty or too long"),
             ):
                 for workers in ("1", "2"):
                     with subtests.test(host=host, workers=workers):

@@ -3,9 +3,12 @@
 import configparser
 import fnmatch
 import re
+import subprocess
+import sys
 import tomllib
 from typing import Any
 
+import pytest
 import yaml
 
 from gateway.settings import Settings
@@ -48,6 +51,21 @@ def test_the_images_settings_are_settings() -> None:
         database_url="sqlite+aiosqlite:////data/tollgate.db",
         drain_seconds=10,
     )
+
+
+def test_the_images_check_asks_the_port_that_is_served(subtests: pytest.Subtests) -> None:
+    _, _, code = dockerfile.command("HEALTHCHECK")
+    printing = code.replace("r.urlopen(", "print(").replace(", timeout=2", "")
+    for variables, port in (
+        ({}, 8000),
+        ({"TOLLGATE_PORT": "8080"}, 8080),
+        # Both are no setting: `docs/settings.md` says so.
+        ({"TOLLGATE_PORT": ""}, 8000),
+        ({"TOLLGATE_PORT": "tcp://10.96.0.12:8080"}, 8000),
+    ):
+        with subtests.test(variables=variables):
+            asked = subprocess.run([sys.executable, "-c", printing], env=variables, capture_output=True, check=True)
+            assert asked.stdout == f"http://127.0.0.1:{port}/readyz\n".encode()
 
 
 def test_what_the_image_copies_is_all_that_is_sent_to_the_builder() -> None:

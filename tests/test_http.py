@@ -103,6 +103,20 @@ class TestBodies:
                 message = problem(await send(gateway, body=body), 400)
                 assert message.startswith("The body must be JSON in UTF-8: ")
 
+    async def test_what_is_wrong_with_a_body_is_said_in_plain_words(
+        self, gateway: Gateway, subtests: pytest.Subtests
+    ) -> None:
+        for body, reason in (
+            (gzip.compress(body_of(VIEWER)), "byte 2 of it, 0x8B, is not."),
+            (
+                '{"query": "{ viewer { orgId } }", "operationName": "café"}'.encode("latin-1"),
+                "byte 56 of it, 0xE9, is not.",
+            ),
+        ):
+            with subtests.test(body=body[:60]):
+                message = problem(await send(gateway, body=body), 400)
+                assert message == f"The body must be JSON in UTF-8: {reason}"
+
     async def test_json_that_is_no_object_is_400(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
         for body in (b"null", b'"x"', b"1", b"1.5", b"true", b"[]", b"[" + body_of(VIEWER) + b"]"):
             with subtests.test(body=body):
@@ -387,6 +401,23 @@ class TestGet:
             with subtests.test(extensions=extensions):
                 message = problem(await self.get(gateway, query=VIEWER, extensions=extensions), 400)
                 assert message.startswith("extensions must be ")
+
+    async def test_parameters_that_are_no_text_or_given_twice_are_400(
+        self, gateway: Gateway, subtests: pytest.Subtests
+    ) -> None:
+        headers = {"authorization": f"Bearer {gateway.key}"}
+        for query_string, told in (
+            # U+FFFD would stand for what was sent.
+            (
+                "query={viewer{orgId}}&variables=%7B%22a%22:%22%E9%22%7D",
+                "The query string must be percent-encoded UTF-8.",
+            ),
+            ("query={viewer{orgId}}&query={__typename}", "'query' must be given once."),
+            ("query={viewer{orgId}}&variables={}&variables={}", "'variables' must be given once."),
+        ):
+            with subtests.test(query_string=query_string):
+                response = await gateway.client.get(f"/graphql?{query_string}", headers=headers)
+                assert problem(response, 400) == told
 
     async def test_a_mutation_is_405_and_not_run(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
         several = "query Read { viewer { orgId } } mutation Write " + CREATE_CUSTOMER.removeprefix("mutation ")

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway import server
 from gateway.observation import REASONS
 from gateway.observation import REFUSED as SERVER_REFUSED
-from gateway.serving import Watch
+from gateway.serving import CannotListen, Watch, listening, serve
 from gateway.settings import Settings
 from tests.conftest import Gateway
 from tests.servers import Server, free_port, serving
@@ -648,6 +648,16 @@ class TestIdle:
             f"No more files can be opened (Too many open files; at most {files[-1] + 1}, ulimit -n): "
             "new connections are reset"
         )
+
+
+def test_an_address_that_was_opened_since_it_was_bound_is_refused() -> None:
+    # Two gateways that start at the same moment.
+    [ours] = listening("127.0.0.1", port := free_port())
+    [theirs] = listening("127.0.0.1", port)
+    with ours, theirs:
+        theirs.listen()
+        with pytest.raises(CannotListen, match=r"^Address already in use$"):
+            serve(Settings(port=port), [ours], reload=False, announce=lambda: None)
 
 
 class TestUpgrade:
