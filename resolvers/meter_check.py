@@ -28,6 +28,9 @@ from storage.usage import UsageDayRow
 #: What reading raises for a value that the column's type does not have, and checking for one of another type.
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
+#: What operators record at the command line.
+BY_OPERATORS = frozenset((LedgerEntryKind.OPENING, LedgerEntryKind.USAGE))
+
 #: How far the clocks of gateways may lie apart: an entry may be recorded by so much before the one that it follows.
 CLOCKS_APART = NEWEST
 
@@ -195,11 +198,15 @@ class MeterCheck:
     def _recorder(self, entry: LedgerEntryRow, key_holders: Mapping[str, KeyHolder]) -> Iterator[str]:
         """Hold who recorded an entry against what it takes to do so."""
         if entry.recorded_by in OPERATORS:
+            if entry.kind not in BY_OPERATORS:
+                yield f"it was recorded by {entry.recorded_by}, which records no {entry.kind.name}"
             return
         holder = key_holders.get(entry.recorded_by)
         if holder is None:
             yield f"it was recorded by {entry.recorded_by!r}, and there is no such key"
             return
+        if holder.created_at > entry.recorded_at + CLOCKS_APART:
+            yield f"it was recorded by {entry.recorded_by}, a key that was made later, at {holder.created_at}"
         # As the ledger has them: a meter that was moved is reported once, and not of each entry.
         settings = self.settings or settings_of(self.meter)
         if (holder.org_id, holder.environment) != (settings["orgId"], settings["environment"]):

@@ -9,12 +9,13 @@ meter the size of its available credits, of a customer the email and name withou
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Table
 
 from resolvers.actor import OPERATORS, Scope
+from resolvers.customer_sessions import LONGEST_SECONDS
 from resolvers.meter_check import UNREADABLE, Disagreement, MeterCheck, unreadable
 from resolvers.meters.create import CREATE
 from resolvers.values import MAX_AMOUNT
@@ -199,6 +200,8 @@ def _session(found: KeyWithOrigin) -> Iterator[str]:
     ends = found.parent_expires_at
     if key.expires_at is None or (ends is not None and key.expires_at > ends):
         yield "it does not end with its parent"
+    elif key.expires_at > key.created_at + timedelta(seconds=LONGEST_SECONDS):
+        yield f"it is from {key.created_at} to {key.expires_at}, which is longer than any"
 
 
 async def _in_portions(reader: Reader, failures: list[Disagreement]) -> AsyncIterator[list[BillingMeterRow]]:

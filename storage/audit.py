@@ -45,13 +45,14 @@ class CustomerNames(NamedTuple):
 
 
 class KeyHolder(NamedTuple):
-    """Whose a key is, and what it may do."""
+    """Whose a key is, what it may do, and since when."""
 
     id: str
     org_id: str
     environment: Environment
     scopes: list[str]
     workspace_ids: list[str] | None
+    created_at: datetime
 
 
 class KeyWithOrigin(NamedTuple):

@@ -398,6 +398,7 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
                 "<M> entry 5: it was recorded at 2026-03-16 11:54:00+00:00, and the one before it at"
                 " 2026-03-16 12:00:00+00:00"
             ),
+            "<M> entry 5: it was recorded by <K_all>, a key that was made later, at 2026-03-16 12:00:00+00:00",
         ],
     ),
     "the time of a recording, forwards": (
@@ -436,6 +437,21 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
     "the recorder, to one who may not": (
         [entry(5, "recorded_by = '<K_limited>'")],
         ["<M> entry 5: it was recorded by <K_limited>, a key without billing:write"],
+    ),
+    "the recorder, to an operator's command that does not do so": (
+        [entry(seq, f"recorded_by = '{name}'") for seq, name in ((2, "tollgate-import"), (5, "tollgate-import"))]
+        + [entry(6, "recorded_by = 'tollgate-demo'"), entry(8, "recorded_by = 'tollgate-import'")],
+        [
+            "<M> entry 5: it was recorded by tollgate-import, which records no REFILL",
+            "<M> entry 6: it was recorded by tollgate-demo, which records no VOID",
+            "<M> entry 8: it was recorded by tollgate-import, which records no SETTINGS",
+        ],
+    ),
+    "the recorder, to a key that there was not yet": (
+        [change("api_keys", "created_at = '2026-03-16T12:06:00+00:00'", "id = '<K_limited>'")],
+        [
+            ("<M> entry 7: it was recorded by <K_limited>, a key that was made later, at 2026-03-16 12:06:00+00:00"),
+        ],
     ),
     # What each kind has.
     "a refill of nothing": (
@@ -663,6 +679,15 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
     "a session's end": (
         [session("expires_at = NULL")],
         ["<S> it is a session, and it does not end with its parent"],
+    ),
+    "a session's end, too late": (
+        [session("expires_at = '2026-03-17T12:00:01+00:00'")],
+        [
+            (
+                "<S> it is a session, and it is from 2026-03-16 12:00:00+00:00 to 2026-03-17 12:00:01+00:00, which is"
+                " longer than any"
+            )
+        ],
     ),
     "a key's scopes": (
         ["""UPDATE api_keys SET scopes = '["everything"]' WHERE id = '<K_narrow>'"""],
