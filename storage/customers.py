@@ -192,9 +192,12 @@ async def within_reach(
 async def lock(
     writer: Writer, customer_id: str, *, org_id: str, environment: Environment, workspace_ids: Sequence[str] | None
 ) -> CustomerRow | None:
-    """Lock the tenant's customer of this id until the transaction ends, and return it as it then is."""
+    """Lock the tenant's customer of this id until the transaction ends, and return it as it then is.
+
+    A meter may be given to the customer meanwhile, which holds a weaker lock on it.
+    """
     statement = _tenant(select(*_COLUMNS).where(customers.c.id == customer_id), org_id, environment, workspace_ids)
-    row = await writer.fetch_one(statement.with_for_update(of=customers))
+    row = await writer.fetch_one(statement.with_for_update(of=customers, key_share=True))
     return CustomerRow._make(row) if row is not None else None
 
 
@@ -254,7 +257,7 @@ async def mend_found_by(writer: Writer, ids: Sequence[str]) -> int:
     They are locked in the order of their ids.
     """
     names = (customers.c.id, customers.c.email, customers.c.name, customers.c.email_folded, customers.c.name_folded)
-    locked = select(*names).where(customers.c.id.in_(ids)).order_by(customers.c.id).with_for_update()
+    locked = select(*names).where(customers.c.id.in_(ids)).order_by(customers.c.id).with_for_update(key_share=True)
     mended = 0
     for row in await writer.fetch(locked):
         right = found_by(row.email, row.name)

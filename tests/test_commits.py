@@ -21,9 +21,14 @@ from gateway.lines import open_lines
 from gateway.rejects import new_rejects
 from gateway.usage_import import Import
 from resolvers.api_keys import create_api_key, revoke_api_key
+from resolvers.errors import Unavailable
+from resolvers.meters.commands import Decision, gateway_key
+from resolvers.meters.refill import Refill
+from resolvers.meters.writer import MeterWriter, Result
 from resolvers.verify import Verified, verify
 from storage import migrations
-from storage.database import Database, DatabaseUnavailable
+from storage.billing_meters import MeterName
+from storage.database import Database, DatabaseUnavailable, Outcome
 from storage.tables import Environment, OverLimitPolicy
 from tests.conftest import Gateway, gateway_on
 from tests.proxy import Cut, Proxy, proxied
@@ -265,6 +270,70 @@ async def test_a_commit_whose_answer_is_lost_is_resolved_or_unknown_and_is_done_
     is_done = command.is_resolved or cut is Cut.BEFORE_ANSWER
     changed = {kind: after[kind] - before[kind] for kind in after if after[kind] != before[kind]}
     assert changed == (command.effect if is_done else {})
+
+
+@asynccontextmanager
+async def lost_in_commit(
+    gateway: Gateway, url: str, proxy: Proxy
+) -> AsyncIterator[tuple[MeterWriter, asyncio.Task[list[Result]]]]:
+    """Refill a meter of 100 credits, by a writer whose connection is cut while the server commits.
+
+    The server goes on with it when this ends, and holds the meter's lock until then.
+    """
+    database = Database(proxy.url(url))
+    writer = MeterWriter(database, gateway.clock)
+    server = await asyncpg.connect(url.replace("+asyncpg", ""))
+    await server.execute("""
+      CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
+      CREATE CONSTRAINT TRIGGER hold AFTER UPDATE ON billing_meters DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION hold();
+      SELECT pg_advisory_lock(1)""")
+    proxy.next_commit = Cut.AFTER_COMMIT
+    name = MeterName(gateway.org_id, Environment.SANDBOX, "w", "m")
+    key_id = await server.fetchval("SELECT id FROM api_keys WHERE org_id = $1", gateway.org_id)
+    answer = asyncio.create_task(writer.submit([Refill(name, 100, gateway_key(), key_id)]))
+    try:
+        # The second attempt finds the meter locked, by the first one.
+        async with asyncio.timeout(30):
+            while writer._second.running is None:  # noqa: ASYNC110  # The writer tells nobody how far it is.
+                await asyncio.sleep(0)
+        yield writer, answer
+    finally:
+        await server.execute("SELECT pg_advisory_unlock(1)")
+        # Both wait for the server to be done.
+        await server.execute("DROP TRIGGER hold ON billing_meters; DROP FUNCTION hold")
+        await server.close()
+        await writer.close()
+        await database.close()
+
+
+async def test_a_commit_that_still_holds_its_locks_when_it_is_lost_is_resolved_when_it_is_done(
+    books: Books, url: str, proxy: Proxy
+) -> None:
+    before = await books.state()
+    async with lost_in_commit(books.gateway, url, proxy) as (_, answer):
+        pass
+    (result,) = await answer
+    # It is no replay of an earlier request's.
+    assert isinstance(result, Decision)
+    assert (result.replayed, result.billing_meter.total_credits) == (False, 1_100)
+    after = await books.state()
+    assert (after["entries"], after["total"]) == (before["entries"] + 1, before["total"] + 100)
+
+
+async def test_a_commit_that_still_holds_its_locks_when_it_is_lost_is_unknown_when_it_is_given_up(
+    books: Books, url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resolvers.meters.writer.CLOSE_SECONDS", 0)
+    before = await books.state()
+    async with lost_in_commit(books.gateway, url, proxy) as (writer, answer):
+        await writer.close()
+        with pytest.raises(Unavailable) as refused:
+            await answer
+        assert refused.value.outcome is Outcome.UNKNOWN
+    after = await books.state()
+    assert (after["entries"], after["total"]) == (before["entries"] + 1, before["total"] + 100)
 
 
 # The standby is away.

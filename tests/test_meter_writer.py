@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from resolvers.meters.settings import ChangeSettings
 from resolvers.meters.void_usage import VoidUsage
 from resolvers.meters.writer import MAX_NAMES, MeterWriter, _Submission
 from resolvers.observation import Observation
-from storage import billing_meters
+from storage import billing_meters, customers
 from storage.billing_meters import MeterName
 from storage.database import Database, Outcome, Writer
 from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy
@@ -583,6 +584,87 @@ async def test_a_meter_that_stays_locked_is_given_up_in_time_and_no_other_is(gat
     await database.close()
 
 
+def queued(event: RecordUsage, *, at: int) -> _Submission:
+    """Return the submission of an event, as it waits in a lane."""
+    return _Submission([event], Observation(), asyncio.get_running_loop().create_future(), at)
+
+
+@on_postgresql
+async def test_the_first_of_those_that_wait_gets_its_lock_although_others_need_not_wait(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that it is certainly waiting for the lock when that is given up.
+    monkeypatch.setattr("resolvers.meters.writer.LOCK_SECONDS", 60)
+    for name in ("m", "n"):
+        await make_meter(gateway, externalMeterId=name, totalCredits="100")
+    writer = gateway.services.meter_writer
+    first, other = (queued(event(gateway, "e", 1, external_meter_id=name), at=perf_counter_ns()) for name in ("m", "n"))
+    async with locked(gateway, "m"):
+        # Meters that are in great demand are free now and then, and seldom all at once.
+        answering = asyncio.create_task(writer._answer_second([first, other]))
+        await until_blocked(gateway)
+        assert other.answer.done()
+        assert not answering.done()
+    await answering
+    for submission in (first, other):
+        (result,) = submission.answer.result()
+        assert outcome_of(result).billing_meter.used_credits == 1
+
+
+@on_postgresql
+async def test_all_that_are_overdue_are_given_up_although_one_alone_is_waited_for(gateway: Gateway) -> None:
+    for name in ("m", "n"):
+        await make_meter(gateway, externalMeterId=name, totalCredits="100")
+    writer = gateway.services.meter_writer
+    overdue = [queued(event(gateway, "e", 1, external_meter_id=name), at=0) for name in ("m", "n")]
+    async with unchanged(gateway), locked(gateway, "m", "n"):
+        await writer._answer_second(overdue)
+        for submission in overdue:
+            refused = submission.answer.exception()
+            assert isinstance(refused, Unavailable)
+            assert refused.outcome is Outcome.NOT_WRITTEN
+
+
+@on_postgresql
+async def test_a_name_that_the_other_lane_forgets_meanwhile_is_looked_up_again(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    database = Database(gateway.services.settings.database_url)
+    writer = MeterWriter(database, gateway.clock)
+    writer._ids[event(gateway).meter] = "mtr_000000000000000000000000"
+
+    def forget(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.endswith("FOR UPDATE OF billing_meters"):
+            writer._ids.clear()
+
+    database.listen(begun=lambda *_: None, done=forget)
+    (result,) = await writer.submit([event(gateway, "e", 2)])
+    assert outcome_of(result).billing_meter.used_credits == 2
+    await writer.close()
+    await database.close()
+
+
+@on_postgresql
+async def test_a_customer_that_is_being_changed_holds_up_no_meter_that_is_given_to_it(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    made = await gateway.mutate(
+        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="c@example.com"
+    )
+    customer_id = made["customer"]["id"]
+
+    async def lock(writer: Writer) -> None:
+        row = await customers.lock(
+            writer, customer_id, org_id=gateway.org_id, environment=Environment.SANDBOX, workspace_ids=None
+        )
+        assert row is not None
+
+    async with held(gateway, lock):
+        answer = await gateway.mutate(
+            "updateBillingMeter", "", workspaceId="w", externalMeterId="m", customerId=customer_id
+        )
+    assert answer["__typename"] == "UpdateBillingMeterSuccess"
+    assert (await books_of(gateway)).meter.customer_id == customer_id
+
+
 @on_postgresql
 async def test_closing_gives_up_what_waits_for_a_lock(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     await make_meter(gateway, totalCredits="100")
@@ -848,7 +930,7 @@ async def test_a_group_looks_for_its_events_when_it_has_the_lock(
     async def record_elsewhere(other: Writer) -> None:
         # As a group of another process does, up to its commit.
         submission = _Submission([event(gateway, "e", 3)], Observation(), asyncio.Future(), 0)
-        await writer._decide_all(other, [submission], (), skip_locked=False)
+        await writer._decide_all(other, [submission], skip_locked=False)
         is_recorded.set()
         await may_end.wait()
 

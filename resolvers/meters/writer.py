@@ -13,7 +13,7 @@ such meters, and their commands wait in the second lane, so that they hold up no
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -74,11 +74,18 @@ class _Submission:
     observation: Observation
     answer: asyncio.Future[list[Result]]
     queued_at: int
+    #: What was written of them by attempts whose COMMIT was not answered: found again, it is no replay.
+    tried: list[LedgerEntryRow] = field(default_factory=list)
 
     @property
     def org_id(self) -> str:
         """The organization whose commands they are."""
         return self.commands[0].meter.org_id
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is known of them while they wait for a group."""
+        return Outcome.UNKNOWN if self.tried else Outcome.NOT_WRITTEN
 
 
 @dataclass(slots=True)
@@ -97,16 +104,19 @@ class _Meter:
 class _Group:
     """The submissions of one transaction: the results of those that it decides, and those whose meters are `locked`."""
 
-    def __init__(self, meters: dict[str, _Meter], own: Collection[LedgerEntryRow]) -> None:
+    def __init__(self, meters: dict[str, _Meter]) -> None:
         self.meters = meters
-        # What earlier attempts have written whose COMMIT was not answered: found again, it is no replay.
-        self._own = {(entry.meter_id, entry.seq): entry for entry in own}
         self.written: list[LedgerEntryRow] = []
         self.decided: list[tuple[_Submission, list[Result]]] = []
         self.locked: list[_Submission] = []
 
-    def decide(self, command: Command, meter_id: str | None) -> Result:
-        """Decide one command after those before it."""
+    def decide(self, submission: _Submission, ids: Mapping[MeterName, str]) -> None:
+        """Decide the commands of a submission after those before it."""
+        own = {(entry.meter_id, entry.seq): entry for entry in submission.tried}
+        results = [self._decide(command, ids.get(command.meter), own) for command in submission.commands]
+        self.decided.append((submission, results))
+
+    def _decide(self, command: Command, meter_id: str | None, own: dict[tuple[str, int], LedgerEntryRow]) -> Result:
         if meter_id is None:
             return BillingMeterNotFound(command.meter.workspace_id, command.meter.external_meter_id)
         of = self.meters[meter_id]
@@ -119,7 +129,7 @@ class _Group:
         if entry is None:
             return decision
         if decision.replayed:
-            is_own = self._own.pop((meter_id, entry.seq), None) == entry
+            is_own = own.pop((meter_id, entry.seq), None) == entry
             return decision._replace(replayed=False) if is_own else decision
         of.meter = decision.billing_meter
         of.known.add(entry)
@@ -223,7 +233,7 @@ class MeterWriter:
         own = self._first.pending[submission.org_id] + self._second.pending[submission.org_id]
         is_greedy = own > 0 and own + len(commands) > self._max_pending // 2
         if self._closed or is_greedy or self.pending + len(commands) > self._max_pending:
-            self._fail([submission], Outcome.NOT_WRITTEN)
+            self._fail([submission])
         else:
             self._first.add(submission)
         return await submission.answer
@@ -238,16 +248,16 @@ class MeterWriter:
         self._given_up = True
         for lane in (self._first, self._second):
             while submissions := lane.take():
-                self._fail(submissions, Outcome.NOT_WRITTEN)
+                self._fail(submissions)
 
     async def _answer_first(self, submissions: list[_Submission]) -> None:
         """Answer what can be decided at once; the rest goes to the second lane."""
         self._wait(await self._decide(submissions, skip_locked=True))
 
     async def _answer_second(self, submissions: list[_Submission]) -> None:
-        """Answer what is no longer locked; where all still is, wait a while for the meters of the first submission."""
+        """Answer what is no longer locked; where the first submission still is, wait a while for its meters."""
         locked = await self._decide(submissions, skip_locked=True)
-        if len(locked) == len(submissions):
+        if submissions[0] in locked:
             meters = {command.meter for command in locked[0].commands}
             alike = [each for each in locked if meters.issuperset(command.meter for command in each.commands)]
             others = [each for each in locked if each not in alike]
@@ -255,11 +265,13 @@ class MeterWriter:
         self._wait(locked)
 
     def _wait(self, locked: Sequence[_Submission]) -> None:
-        """Have the second lane wait for the submissions' meters."""
-        if self._given_up:
-            self._fail(locked, Outcome.NOT_WRITTEN)
-        else:
-            for submission in locked:
+        """Have the second lane wait for the submissions' meters, for as long as a write may wait."""
+        overdue = perf_counter_ns() - int(self._database.wait_seconds * 1_000_000_000)
+        for submission in locked:
+            if self._given_up or submission.queued_at <= overdue:
+                outages.log(LockTimeout())
+                self._fail([submission])
+            else:
                 self._second.add(submission)
 
     async def _decide(self, submissions: Sequence[_Submission], *, skip_locked: bool) -> list[_Submission]:
@@ -267,16 +279,12 @@ class MeterWriter:
         began = perf_counter_ns()
         try:
             group = await self._carry_out(submissions, skip_locked=skip_locked)
+        except LockTimeout:
+            return list(submissions)
         except DatabaseUnavailable as error:
-            waiting: list[_Submission] = []
-            if isinstance(error, LockTimeout):
-                overdue = began - int(self._database.wait_seconds * 1_000_000_000)
-                waiting = [each for each in submissions if each.queued_at > overdue]
-            failed = [each for each in submissions if each not in waiting]
-            if failed:
-                outages.log(error)
-                self._fail(failed, error.outcome)
-            return waiting
+            outages.log(error)
+            self._fail(submissions, error.outcome)
+            return []
         except Exception as error:  # noqa: BLE001  # Whatever it is, the callers must learn of it.
             if len(submissions) == 1:
                 _fail(submissions[0], error)
@@ -305,22 +313,25 @@ class MeterWriter:
                 took_ns=ended - began,
             )
 
-    def _fail(self, submissions: Sequence[_Submission], outcome: Outcome) -> None:
+    def _fail(self, submissions: Sequence[_Submission], outcome: Outcome = Outcome.NOT_WRITTEN) -> None:
         for submission in submissions:
-            _fail(submission, Unavailable(outcome))
+            _fail(submission, Unavailable(submission.outcome if outcome is Outcome.NOT_WRITTEN else outcome))
             if self._observer is not None:
                 self._observer.failed(submission.commands)
 
     async def _carry_out(self, submissions: Sequence[_Submission], *, skip_locked: bool) -> _Group:
         """Decide the submissions in one transaction. Raises `DatabaseUnavailable`; `LockTimeout` for locked meters."""
-        # What an attempt wrote whose COMMIT was not answered.
-        tried: list[LedgerEntryRow] = []
 
         async def decide_all(writer: Writer) -> _Group:
             if not skip_locked:
                 await writer.limit_lock_waits(LOCK_SECONDS)
-            group = await self._decide_all(writer, submissions, tried, skip_locked=skip_locked)
-            tried.extend(group.written)
+            group = await self._decide_all(writer, submissions, skip_locked=skip_locked)
+            for submission, results in group.decided:
+                submission.tried += [
+                    each.entry
+                    for each in results
+                    if isinstance(each, Decision) and each.entry is not None and not each.replayed
+                ]
             return group
 
         # Every command has a key, so deciding a group again is safe.
@@ -330,7 +341,6 @@ class MeterWriter:
         self,
         writer: Writer,
         submissions: Sequence[_Submission],
-        tried: Collection[LedgerEntryRow],
         *,
         skip_locked: bool,
     ) -> _Group:
@@ -345,20 +355,19 @@ class MeterWriter:
         if missing and not (skip_locked and writer.dialect == "postgresql"):
             # Nobody holds them: what is remembered is gone, as after a backup was restored.
             for name in missing:
-                del self._ids[name]
+                self._ids.pop(name, None)
             ids = await self._ids_of(writer, names)
             rows = await billing_meters.lock(writer, sorted(ids.values()))
             missing.clear()
         now = self._clock()
-        group = _Group({id_: _Meter(row, row, max(now, row.updated_at)) for id_, row in rows.items()}, tried)
+        group = _Group({id_: _Meter(row, row, max(now, row.updated_at)) for id_, row in rows.items()})
         deciding: list[_Submission] = []
         for submission in submissions:
             is_locked = missing and any(command.meter in missing for command in submission.commands)
             (group.locked if is_locked else deciding).append(submission)
         await _look_up(writer, group, [(ids.get(each.meter), each) for part in deciding for each in part.commands])
         for submission in deciding:
-            results = [group.decide(command, ids.get(command.meter)) for command in submission.commands]
-            group.decided.append((submission, results))
+            group.decide(submission, ids)
         if group.written:
             meters = [group.meters[id_] for id_ in sorted({entry.meter_id for entry in group.written})]
             await billing_meters.update_meters(writer, [(each.before, each.meter) for each in meters])
