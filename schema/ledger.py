@@ -108,7 +108,7 @@ class LedgerEntry(Node):
             amount=row.amount,
             total_credits_after=row.total_credits_after,
             used_credits_after=row.used_credits_after,
-            key=None if is_opening or is_gateway_key(row.key) else row.key,
+            key=None if is_opening or is_gateway_key(row.kind, row.key) else row.key,
             usage_name=row.usage_name,
             day=row.day,
             requested_amount=row.requested_amount,

@@ -125,6 +125,15 @@ async def test_a_refill_entry_tells_its_amount_and_key(gateway: Gateway, key: st
     assert (await ledger(gateway))[1:] == [entry]
 
 
+async def test_keys_of_callers_are_shown_also_where_they_look_like_the_gateways(gateway: Gateway) -> None:
+    await create(gateway, totalCredits="100")
+    await run(gateway, "recordUsage", eventId="tollgate/e", amount="2")
+    await run(gateway, "voidUsage", eventId="tollgate/e", reason="x", idempotencyKey="tollgate/v")
+    await run(gateway, "refillBillingMeter", refill="5")
+    await run(gateway, "updateBillingMeter", spendCap="7")
+    assert [entry["key"] for entry in await ledger(gateway)] == [None, "tollgate/e", "tollgate/v", None, None]
+
+
 async def test_a_settings_entry_tells_old_and_new(gateway: Gateway) -> None:
     meter_id = await create(gateway, totalCredits="100")
     gateway.clock.forward(minutes=1)

@@ -18,6 +18,9 @@ from storage.tables import LedgerEntryKind
 #: How the keys begin that the gateway gives to commands whose callers sent none. No caller's key may begin so.
 GATEWAY_KEY = "tollgate/"
 
+#: The kinds of entries whose commands may come without a key of the caller's.
+_KEYED_BY_GATEWAY = frozenset((LedgerEntryKind.REFILL, LedgerEntryKind.SETTINGS))
+
 
 @dataclass(slots=True)
 class Known:
@@ -93,9 +96,9 @@ def gateway_key() -> str:
     return ids.new_id(GATEWAY_KEY)
 
 
-def is_gateway_key(key: str | None) -> bool:
-    """Whether the gateway gave this key, so that callers do not see it and may not send it."""
-    return key is not None and key.startswith(GATEWAY_KEY)
+def is_gateway_key(kind: LedgerEntryKind, key: str | None) -> bool:
+    """Whether the gateway gave an entry of this kind its key, so that callers do not see it and may not send it."""
+    return kind in _KEYED_BY_GATEWAY and key is not None and key.startswith(GATEWAY_KEY)
 
 
 def after(meter: BillingMeterRow, now: datetime, **changes: Any) -> BillingMeterRow:

@@ -64,7 +64,7 @@ async def refill_billing_meter(
     name = meter_name(actor, workspace_id, external_meter_id)
     if idempotency_key is not None:
         check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
-        if is_gateway_key(idempotency_key):
+        if is_gateway_key(_REFILL, idempotency_key):
             raise InvalidInput("idempotencyKey", f"must not begin with {GATEWAY_KEY}, which is reserved.")
         if refill is None:
             raise InvalidInput("refill", "must be given with an idempotencyKey.")
