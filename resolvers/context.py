@@ -1,7 +1,7 @@
 """What one request has at hand."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -35,6 +35,9 @@ class Context:
     bounds: Bounds = DEFAULT_BOUNDS
     has_one_reader: bool = field(init=False, default=False)
     """Whether one edge at a time is followed, so that nothing need be gathered from several."""
+    admit_days: Callable[[int, int], Awaitable[None]] | None = field(init=False, default=None)
+    """Is called with how many more usage days are to be answered than was foreseen, and with the length of their
+    longest name. Waits until there is room for them. Raises `LimitExceeded`."""
     _loaders: Loaders | None = field(init=False, default=None)
 
     @property

@@ -165,6 +165,8 @@ class Cost:
         #: Those of them that are lists of usage names, whose lengths count.
         self._names: set[str] = set()
         self._needs_today = False
+        #: What one usage day of each field comes to.
+        self._usage_day_counts: list[_Count] = []
         #: Whether it asks the schema about itself.
         self.introspects = False
         root = schema.get_root_type(node.operation)
@@ -172,6 +174,17 @@ class Cost:
         self._count = self._of_selections(node.selection_set, root)
         self._keys = tuple([(name, name in self._names) for name in sorted(self._variables)])
         self._remembered: dict[tuple[Any, ...], Size] = {}
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether usage days are asked for."""
+        return bool(self._usage_day_counts)
+
+    def of_usage_day(self, values: _Values, *, name_length: int) -> Size:
+        """Return what a usage day comes to at most whose name has so many characters."""
+        request = _Request(values, date.min, _text_bytes(name_length))
+        sizes = [count(request) for count in self._usage_day_counts]
+        return Size(1, 1 + max(size.values for size in sizes), _AROUND + max(size.bytes for size in sizes))
 
     def of(self, values: _Values, clock: Clock) -> Size:
         """Return the size for these coerced values of the variables; the clock tells today."""
@@ -230,7 +243,10 @@ class Cost:
             return self._of_leaf(node.name.value, field, parent, around)
         below = self._of_selections(node.selection_set, get_named_type(field.type))
         rows = self._rows(node, field, parent)
-        names = self._usage_names(node) if get_named_type(field.type).name == "UsageDay" else None
+        names = None
+        if get_named_type(field.type).name == "UsageDay":
+            names = self._usage_names(node)
+            self._usage_day_counts.append(below)
 
         def count(request: _Request) -> Size:
             number = 1 if rows is None else rows(request.values, request.today)

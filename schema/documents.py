@@ -34,7 +34,7 @@ from graphql.validation.validate import ValidationAbortedError
 from strawberry.execution import optimized_is_awaitable
 
 from resolvers.context import Context
-from resolvers.errors import Forbidden
+from resolvers.errors import Forbidden, LimitExceeded
 from resolvers.observation import current
 from schema import faults
 from schema.cost import Cost, Size
@@ -150,6 +150,8 @@ class Runnable:
         }
         if size.weight > SMALL_WEIGHT:
             await room.take(size.weight)
+        grows = partial(_Growth, size, limits, room, partial(self._cost.of_usage_day, values.coerced))
+        context.admit_days = grows().admit_days if self._cost.has_usage else None
         plan = await self._plan(values, size)
         whole = plan.whole if plan is not None else None
         # What a mutation comes to: graphql-core must not execute it again.
@@ -161,6 +163,7 @@ class Runnable:
                 return ExecutionResult(await whole.answer(root, context, values), None, told)
             except Exception as error:  # noqa: BLE001  # graphql-core meets it again, a mutation's by its outcome, and tells it.
                 context.begin_again(error.with_traceback(None))
+                context.admit_days = grows().admit_days
         result = self._executor(context, values, plan, outcome, has_edges=whole is None).execute_operation()
         if isawaitable(result):
             result = await result
@@ -231,6 +234,31 @@ def _passed(size: Size, limits: Limits) -> GraphQLError | None:
                 "ask for fewer fields, smaller pages, fewer days, or the usage names that are needed."
             )
     return None
+
+
+class _Growth:
+    """What an answer comes to beyond what was foreseen: the usage days of names that were not asked for."""
+
+    def __init__(self, size: Size, limits: Limits, room: Room, of_day: Callable[..., Size]) -> None:
+        self._size = size
+        self._limits = limits
+        self._room = room
+        self._of_day = of_day
+        self._lock = asyncio.Lock()
+
+    async def admit_days(self, count: int, name_length: int) -> None:
+        """See `Context.admit_days`."""
+        day, size = self._of_day(name_length=name_length), self._size
+        grown = Size(size.rows, size.values + count * day.values, size.bytes + count * day.bytes)
+        too_much = _passed(grown, self._limits)
+        if too_much is not None:
+            raise LimitExceeded(too_much.message)
+        self._size = grown
+        if grown.weight > SMALL_WEIGHT:
+            # Waiting with what it has could have two of them wait for each other.
+            async with self._lock:
+                self._room.leave()
+                await self._room.take(self._size.weight)
 
 
 class Document:

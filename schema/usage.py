@@ -123,10 +123,24 @@ async def usage_of(
         return usage_days(first, last, today=day_of(now, zone), most=bounds.range_days)
 
     wanted = [UsageOfMeter(meter.id, *days_in(meter.timezone), usage_names) for meter in meters]
-    found: Sequence[Sequence[UsageDayRow]] = await loaders.usage_of_meter.load_many(wanted)
+    read = await loaders.usage_of_meter.load_many(wanted)
+    found: Sequence[Sequence[UsageDayRow]] = read
     if fill_zeros:
-        found = await _with_zeros(found, wanted, usage_names, bounds)
+        found = await _with_zeros(read, wanted, usage_names, bounds)
+    if usage_names is None and context.admit_days is not None:
+        foreseen = bounds.usage_days // bounds.range_days if fill_zeros else 1
+        excess = _excess(found, wanted, names_a_day=foreseen)
+        if excess > 0:
+            longest = max(max(map(len, days.column("usage_name")), default=0) for days in read)
+            await context.admit_days(excess, longest)
     return cast("list[list[UsageDay]]", found)
+
+
+def _excess(found: Sequence[Sequence[UsageDayRow]], wanted: Sequence[UsageOfMeter], *, names_a_day: int) -> int:
+    """Return how many days are more than so many names a day, as nobody knows how many names there are."""
+    count = sum(map(len, found)) - names_a_day * len(wanted)
+    # There is a day in each range.
+    return count if count <= 0 else count - names_a_day * sum((key.last - key.first).days for key in wanted)
 
 
 async def _with_zeros(

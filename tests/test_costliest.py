@@ -12,6 +12,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from time import process_time, thread_time
 from typing import Any
@@ -34,8 +35,9 @@ from schema.documents import (
     prepare,
 )
 from schema.limits import DEFAULT, Limits
-from schema.room import MAX_WEIGHT, Room
+from schema.room import MAX_WEIGHT, Room, _making
 from schema.root import schema
+from storage import usage as usage_days
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.meters import ENTRY, METER, make_meter
 
@@ -249,6 +251,12 @@ def event(number: int) -> dict[str, Any]:
     return {"workspaceId": "w", "externalMeterId": "m", "eventId": f"e{number}", "amount": "1"}
 
 
+async def use(gateway: Gateway, meter: str, names: list[str], *, days: int = 365) -> None:
+    """Have the meter used under each of the names on each of the last days."""
+    used = {(meter, NOW.date() - timedelta(days=day), name): 1 for day in range(days) for name in names}
+    await gateway.database.write(lambda writer: usage_days.add(writer, used))
+
+
 def promised() -> dict[str, list[int]]:
     """Return the table of the page: of each request the seconds of CPU and the megabytes that it takes at most."""
     section = PAGE.read_text("utf-8").partition("## The costliest requests")[2]
@@ -333,6 +341,35 @@ class TestTheCostliest:
             r"ask for fewer fields, smaller pages, fewer days, or the usage names that are needed\.",
             error["message"],
         )
+
+    async def test_days_of_many_names_are_within_the_size_of_an_answer(self, on_sqlite: Gateway, meter: str) -> None:
+        await use(on_sqlite, meter, ASTRAL)
+        leaf = " ".join(f"l{number}: billingUsageName" for number in range(9))
+        one = f"usage(billingId: $m, {YEAR}) {{ {leaf} }}"
+        # As many as a day has one name come to 8 MB, and are 27 times as many.
+        several = " ".join(f"u{number}: {one}" for number in range(3))
+        answer = await on_sqlite.run(f"query ($m: ID!) {{ {several} }}", {"m": meter})
+        assert [answer["data"][f"u{number}"] is None for number in range(3)] == [False, True, True]
+        for error in answer["errors"]:
+            assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
+            assert re.match(
+                r"The answer may have 14\d{7} bytes, and at most 83886080 may be returned", error["message"]
+            )
+        _, body = await send(on_sqlite, f"query ($m: ID!) {{ {one} }}", {"m": meter})
+        assert len(orjson.loads(body)["data"]["usage"]) == NAMES * 365 + 1  # Today under another name.
+        assert len(body) < DEFAULT.answer_bytes
+        # The room that it took is free again.
+        assert _making.weight == 0
+
+    async def test_filled_days_of_many_names_are_within_the_size_of_an_answer(
+        self, on_sqlite: Gateway, meter: str
+    ) -> None:
+        await use(on_sqlite, meter, [f"{number:03}" * 42 for number in range(99)], days=1)
+        leaf = " ".join(f"l{number}: billingUsageName" for number in range(20))
+        one = f'usage(billingId: $m, from: "2025-12-07", to: "2026-03-16", fillZeros: true) {{ {leaf} }}'
+        error = await on_sqlite.error(f"query ($m: ID!) {{ {one} }}", {"m": meter})
+        assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
+        assert error["message"].startswith("The answer may have ")
 
 
 ROW = "id email name externalId createdAt updatedAt environment metadata orgId"
