@@ -317,6 +317,12 @@ def test_what_the_server_refuses_is_told_by_its_reason_and_status() -> None:
     assert told == {reason: str(status) for reason, (status, _) in REASONS.items()} | unanswered
 
 
+def test_what_goes_wrong_names_every_status_of_what_the_server_refuses() -> None:
+    rows = rows_after(ROOT / "docs" / "operations.md", "What goes wrong")
+    (seen,) = [row[0] for row in rows if "`refusal`" in row[0]]
+    assert set(re.findall("[0-9]{3}", seen)) == {str(status) for status, _ in REASONS.values()}
+
+
 def test_the_rejects_file_becomes_lines_to_import_as_the_guide_says(demo: Demo) -> None:
     line = '{"workspaceId": "readme", "externalMeterId": "nowhere", "eventId": "line-1", "amount": "10"}'
     importing = ".venv/bin/tollgate import usage.jsonl --org demo --environment sandbox"
@@ -462,6 +468,13 @@ def test_an_option_wins_over_its_variable(tmp_path: Path) -> None:
         )
     # The port that it could not have is the option's.
     assert done.stderr.startswith(f"Error: Cannot listen on 127.0.0.1:{port}")
+
+
+def test_every_option_of_serve_that_is_a_setting_is_named() -> None:
+    section = SETTINGS.read_text("utf-8").partition("## What wins\n")[2].partition("\n\n")[0]
+    options = {name for parameter in COMMANDS["serve",].params for name in parameter.opts}
+    settings = {f"--{each.name.replace('_', '-')}" for each in fields(Settings)}
+    assert {name for name in re.findall("`(--[a-z-]+)`", section) if name in settings} == options & settings
 
 
 def commands_of(command: Any, *path: str) -> dict[tuple[str, ...], Any]:
