@@ -14,7 +14,7 @@ from uvicorn.supervisors import ChangeReload, Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
 from gateway.settings import Settings
-from storage.database import SQLITE_READERS
+from storage.database import GROUPS, SQLITE_READERS
 
 _log = logging.getLogger(__name__)
 
@@ -201,4 +201,4 @@ def max_connections(settings: Settings) -> int:
 def _files_besides_connections(settings: Settings) -> int:
     # Of SQLite: the file, its WAL and the WAL's index for each reader, the writer and a snapshot.
     is_sqlite = settings.database_url.startswith("sqlite")
-    return _OTHER_FILES + (3 * (SQLITE_READERS + 2) if is_sqlite else settings.pool_size + 1)
+    return _OTHER_FILES + (3 * (SQLITE_READERS + 2) if is_sqlite else settings.pool_size + GROUPS + 1)

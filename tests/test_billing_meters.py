@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Caller, Gateway
+from tests.meters import make_meter
 
 MOST = 2**63 - 1
 
@@ -850,3 +851,22 @@ async def test_a_meter_and_its_customer_know_each_other(gateway: Gateway) -> Non
         (customer["email"], [meter["externalMeterId"] for meter in customer["billingMeters"]["nodes"]])
         for customer in data["customers"]["nodes"]
     ] == [("c2@example.com", []), ("c1@example.com", ["2"]), ("c0@example.com", ["3", "0"])]
+
+
+async def test_a_refills_key_is_none_of_the_gateways_own(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    refused = await gateway.mutate(
+        "refillBillingMeter",
+        "... on InvalidInput { field message }",
+        workspaceId="w",
+        externalMeterId="m",
+        refill="5",
+        idempotencyKey="tollgate/1",
+    )
+    assert (refused["__typename"], refused["field"], refused["message"]) == (
+        "InvalidInput",
+        ["input", "idempotencyKey"],
+        "idempotencyKey must not begin with tollgate/, which is reserved.",
+    )
+    found = await gateway.data('{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }')
+    assert found == {"billingMeter": {"totalCredits": "10"}}
