@@ -71,7 +71,7 @@ RULES: Mapping[LedgerEntryKind, KindRule] = {
     LedgerEntryKind.OPENING: KindRule(
         1, 0, _ANY_AMOUNT, Scope.BILLING_WRITE, has=frozenset({"metadata"}), may_have=frozenset({"key"})
     ),
-    LedgerEntryKind.REFILL: KindRule(1, 0, _POSITIVE, Scope.BILLING_WRITE, may_have=frozenset({"key"})),
+    LedgerEntryKind.REFILL: KindRule(1, 0, _POSITIVE, Scope.BILLING_WRITE, has=frozenset({"key"})),
     LedgerEntryKind.USAGE: KindRule(
         0,
         1,
@@ -88,9 +88,7 @@ RULES: Mapping[LedgerEntryKind, KindRule] = {
         has=frozenset({"key", "usage_name", "day", "voids_seq", "reason"}),
         may_have=frozenset({"requested_amount"}),
     ),
-    LedgerEntryKind.SETTINGS: KindRule(
-        0, 0, _ZERO, Scope.BILLING_WRITE, has=frozenset({"metadata"}), may_have=frozenset({"key"})
-    ),
+    LedgerEntryKind.SETTINGS: KindRule(0, 0, _ZERO, Scope.BILLING_WRITE, has=frozenset({"key", "metadata"})),
 }
 
 

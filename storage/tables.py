@@ -282,6 +282,7 @@ ledger_entries = Table(
     Column("seq", BigInteger, nullable=False),
     Column("kind", _enum(LedgerEntryKind), nullable=False),
     # The caller's name of it: the event id of a USAGE, the idempotency key of a REFILL, a VOID, or an OPENING's meter.
+    # A REFILL without one, and each SETTINGS, has one of the gateway's.
     Column("key", Name),
     Column("amount", BigInteger, nullable=False),
     Column("total_credits_after", BigInteger, nullable=False),

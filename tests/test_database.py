@@ -160,6 +160,25 @@ class TestMigrations:
         assert await rows_of(own.database) == right
         assert [found async for found in verify(own.database, Verified())] == []
 
+    async def test_changes_whose_requests_had_no_key_are_given_one(self, own: Gateway) -> None:
+        await keep_books(own)
+        await own.mutate("refillBillingMeter", "", workspaceId="w", externalMeterId="M", refill="7")
+
+        async def go_back(writer: Writer) -> None:
+            for statement in (
+                "UPDATE ledger_entries SET key = NULL WHERE key LIKE 'tollgate/%'",
+                "UPDATE alembic_version SET version_num = '2026_11_26_opening_settings'",
+            ):
+                await writer.execute(text(statement))
+
+        await own.database.write(go_back)
+        assert [found.message async for found in verify(own.database, Verified())] == [
+            "entry 8: it has no key, and each SETTINGS has one",
+            "entry 9: it has no key, and each REFILL has one",
+        ]
+        await migrations.upgrade(own.database)
+        assert [found async for found in verify(own.database, Verified())] == []
+
     async def test_a_database_is_current_only_with_exactly_the_newest_schema(self, empty: Database) -> None:
         assert not await migrations.is_current(empty)
         await migrations.upgrade(empty)

@@ -470,6 +470,14 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
             "<M> entry 2: it has no policy, and each USAGE has one",
         ],
     ),
+    "the key of a refill, lost": (
+        [entry(5, "key = NULL")],
+        ["<M> entry 5: it has no key, and each REFILL has one"],
+    ),
+    "the key of a change of settings, lost": (
+        [entry(8, "key = NULL")],
+        ["<M> entry 8: it has no key, and each SETTINGS has one"],
+    ),
     "fields that no debit has": (
         [entry(2, "reason = 'x', voids_seq = 1")],
         [

@@ -166,8 +166,8 @@ COLUMNS = (
     "policy, voids_seq, sent_at, recorded_at, recorded_by, reason, metadata"
 )
 COPY = (
-    f"INSERT INTO ledger_entries (meter_id, seq, {COLUMNS}) "  # noqa: S608  # The columns are our own.
-    f"SELECT meter_id, {{}}, {COLUMNS} FROM ledger_entries WHERE meter_id = :id AND seq = {{}}"
+    f"INSERT INTO ledger_entries (meter_id, seq, key, {COLUMNS}) "  # noqa: S608  # The columns are our own.
+    f"SELECT meter_id, {{}}, key || ' again', {COLUMNS} FROM ledger_entries WHERE meter_id = :id AND seq = {{}}"
 )
 
 SPOILT = [
@@ -436,7 +436,11 @@ SPOILT = [
     Spoilt(
         "the first entry is no opening",
         (ENTRY.format("kind = 'refill'", 1),),
-        ["entry 1: it is REFILL, and just the first one is OPENING", "entry 1: it has a metadata, which no REFILL has"],
+        [
+            "entry 1: it is REFILL, and just the first one is OPENING",
+            "entry 1: it has no key, and each REFILL has one",
+            "entry 1: it has a metadata, which no REFILL has",
+        ],
     ),
     Spoilt(
         "a debit by REJECT has another limit than its moment",
