@@ -326,7 +326,7 @@ class VoidUsageInput:
     )
     amount: BigInt | None = strawberry.field(
         default=strawberry.UNSET,
-        description="The credits to give back, more than 0; left out or null: all that is left of the event.",
+        description="The credits to give back, more than 0; left out: all that is left of the event. Null is refused.",
     )
 
 
@@ -415,6 +415,9 @@ class UsageMutation:
         ],
     ) -> VoidUsageResult | None:
         """Void the event."""
+        if input.amount is None:
+            # A value that is lost must not give back more.
+            raise Refused("amount", "must not be null; leave it out to give back all that is left.")
         decision = await void_usage(
             info.context,
             workspace_id=input.workspace_id,

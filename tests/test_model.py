@@ -452,7 +452,7 @@ CHANGES: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "occurredAt": st.sampled_from([None, timedelta(hours=1)]),
         "metadata": st.sampled_from([None, {"n": 1}, {"n": 1.0}]),
     },
-    "voidUsage": {"amount": st.none() | AMOUNTS, "reason": st.sampled_from(["a", "b"]), "eventId": EVENT_IDS},
+    "voidUsage": {"amount": AMOUNTS, "reason": st.sampled_from(["a", "b"]), "eventId": EVENT_IDS},
 }
 
 MAY_CORRECT = st.sampled_from([True, True, True, False])

@@ -129,10 +129,16 @@ async def test_an_absent_amount_gives_back_all_that_is_left(gateway: Gateway) ->
     assert await disagreements(gateway.database, meter_id) == []
 
 
-async def test_a_null_amount_gives_back_all_that_is_left(gateway: Gateway) -> None:
+async def test_a_null_amount_is_refused(gateway: Gateway) -> None:
     await a_meter_with_one_event(gateway, 10)
-    answer = await gateway.mutate("voidUsage", ANSWER, **INPUT, amount=None)
-    assert (answer["entry"]["amount"], answer["entry"]["requestedAmount"]) == ("10", None)
+    async with unchanged(gateway):
+        answer = await gateway.mutate("voidUsage", ANSWER, **INPUT, amount=None)
+    assert answer == {
+        "__typename": "InvalidInput",
+        "code": "INVALID_INPUT",
+        "message": "amount must not be null; leave it out to give back all that is left.",
+        "field": ["input", "amount"],
+    }
 
 
 async def test_an_event_is_voided_until_nothing_is_left(gateway: Gateway) -> None:
@@ -328,7 +334,6 @@ async def test_a_repeated_void_is_a_replay_also_when_nothing_is_left(gateway: Ga
     [
         {"eventId": "f"},
         {"amount": "5"},
-        {"amount": None},
         {"amount": "10"},
         {"reason": "another"},
         # What would be refused if the key were new.
