@@ -244,7 +244,7 @@ METER_USAGE = """query ($from: Date, $to: Date, $names: [String!]) {
 
 STATE = """{
   customers(first: 100) { nodes { id email name externalId metadata updatedAt } }
-  billingMeters(first: 100) {
+  billingMeters(first: 30) {
     nodes {
       id totalCredits usedCredits allowOverages spendCap timezone updatedAt customer { id }
       usage { day totalBillingUsage billingUsageName }

@@ -101,6 +101,9 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_MAX_FRAGMENTS": ("-1", "10001"),
     "TOLLGATE_MAX_LIST_ITEMS": ("0", "100001"),
     "TOLLGATE_MAX_COST": ("0", "100000001"),
+    "TOLLGATE_MAX_ANSWER_VALUES": ("999", "1000000001"),
+    "TOLLGATE_MAX_ANSWER_BYTES": ("99999", "1073741825", "80M"),
+    "TOLLGATE_MAX_UNREAD_BYTES": ("1048575", "17179869185"),
     "TOLLGATE_MAX_PAGE_ROWS": ("0", "101"),
     "TOLLGATE_MAX_NODES": ("0", "101"),
     "TOLLGATE_MAX_BATCH_EVENTS": ("0", "1001", "1,000"),
@@ -648,8 +651,8 @@ class TestFiles:
         for arguments in (
             ("migrate",),
             ("keys", "list"),
-            ("demo",),
             ("import", os.devnull, "--org", "acme", "--environment", "live"),
+            ("demo",),
             ("copy", "--to", "sqlite:///copied.db"),
         ):
             assert tollgate(*arguments).code == 0
