@@ -622,7 +622,7 @@ class TestDescription:
 
     async def test_schemathesis_finds_nothing_in_thousands_of_requests(self, own: Gateway, tmp_path: Path) -> None:
         """All its checks, good and bad requests of every operation, over real HTTP."""
-        most, least = ("350", 2_000) if own.database.dialect == "sqlite" else ("40", 600)
+        most, least = ("350", 2_000) if own.database.dialect == "sqlite" else ("45", 600)
         meter_id = await make_meter(own, "seeded", workspaceId="seeded", totalCredits="10", allowOverages=True)
         event = {"workspaceId": "seeded", "externalMeterId": "seeded", "eventId": "e", "amount": "7"}
         await own.mutate("recordUsage", "... on RecordUsageSuccess { accepted }", **event)
