@@ -20,6 +20,7 @@ returns is completed by the field's subtree. What the resolver came to, a value 
 `Outcome`, and at a surprise that is what graphql-core is given instead of a resolver to call.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -356,7 +357,7 @@ class CompilingExecutor(IncrementalExecutor):
     ) -> Any:
         """Complete a list that is not compiled, in turns with others where it is long."""
         is_list = isinstance(result, Collection) and not isinstance(result, str | bytes | Mapping)
-        if is_list and len(result) > MOST_AT_ONCE:
+        if is_list and len(result) > MOST_AT_ONCE and _is_asynchronous():
             result = _in_turns(result)
         return super().complete_list_value(return_type, field_details_list, info, path, result, position_context)
 
@@ -453,6 +454,15 @@ class CompilingExecutor(IncrementalExecutor):
             return compiler.finish(write(compiler))
         except Exception:  # noqa: BLE001  # Also of what is never reached; graphql-core will meet what is, and tell it.
             return None
+
+
+def _is_asynchronous() -> bool:
+    """Whether an event loop runs; without one there is nobody to take turns with."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _in_turns(items: Collection[Any]) -> AsyncIterator[Any]:
