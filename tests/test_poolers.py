@@ -17,8 +17,8 @@ from tests.servers import PATIENCE_SECONDS, TOLLGATE
 from tests.test_meter_writer import event
 
 ONE_LINE = (
-    "Error: The database is unavailable: a pooler shares its sessions out by transaction; connect to PostgreSQL "
-    "directly, or to a pooler in session mode (PgBouncer: pool_mode = session)\n"
+    "Error: The database is unavailable: PostgreSQL at {} cannot be reached: a pooler shares its sessions out by "
+    "transaction; connect to PostgreSQL directly, or to a pooler in session mode (PgBouncer: pool_mode = session).\n"
 )
 
 
@@ -65,6 +65,7 @@ async def test_each_command_ends_with_one_line_where_a_pooler_is_in_transaction_
     url: str, command: tuple[str, ...]
 ) -> None:
     async with pooled(socket_of(url), Mode.TRANSACTION) as pooler:
+        port = make_url(pooler.url(url)).port
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
         process = await asyncio.create_subprocess_exec(
             TOLLGATE,
@@ -76,4 +77,4 @@ async def test_each_command_ends_with_one_line_where_a_pooler_is_in_transaction_
         )
         async with asyncio.timeout(PATIENCE_SECONDS):
             _, printed = await process.communicate()
-    assert (process.returncode, printed.decode()) == (1, ONE_LINE)
+    assert (process.returncode, printed.decode()) == (1, ONE_LINE.format(f"127.0.0.1:{port}"))
