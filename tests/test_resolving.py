@@ -9,6 +9,7 @@ from strawberry.types.arguments import convert_argument
 from strawberry.types.base import StrawberryContainer, StrawberryOptional
 from strawberry.types.field import StrawberryField
 
+from resolvers.errors import InvalidInput
 from schema.resolving import _conversion
 from schema.root import schema
 
@@ -51,7 +52,13 @@ def test_an_argument_s_value_is_what_strawberry_makes_of_it(argument: str) -> No
     type_ = ARGUMENTS[argument]
     convert = _conversion(type_, CONVERTER) or (lambda value: value)
     for value in values_of(type_):
-        assert convert(value) == convert_argument(value, type_, CONVERTER.scalar_registry, CONVERTER.config)
+        try:
+            converted = convert(value)
+        except InvalidInput as refusal:
+            # Strawberry lets a null in a filter pass, which the gateway does not.
+            assert refusal.field.startswith("filter.")  # noqa: PT017  # It is raised for some values alone.
+            continue
+        assert converted == convert_argument(value, type_, CONVERTER.scalar_registry, CONVERTER.config)
 
 
 def test_every_asynchronous_resolver_is_called_directly() -> None:
