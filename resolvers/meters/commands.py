@@ -51,6 +51,8 @@ class Decision(NamedTuple):
     billing_meter: BillingMeterRow
     entry: LedgerEntryRow | None
     replayed: bool = False
+    was_over_limit: bool = False
+    """Of a debit that has no entry: whether more was used than the limit when it was decided."""
 
     @property
     def accepted(self) -> int:
@@ -64,12 +66,10 @@ class Decision(NamedTuple):
 
     @property
     def is_over_limit(self) -> bool:
-        """Whether more is used than the limit, right after the entry; without one, of the meter as it is."""
-        limit, used = (
-            (self.entry.limit_credits, self.entry.used_credits_after)
-            if self.entry is not None
-            else (self.billing_meter.limit_credits, self.billing_meter.used_credits)
-        )
+        """Whether more is used than the limit, right after the debit."""
+        if self.entry is None:
+            return self.was_over_limit
+        limit, used = self.entry.limit_credits, self.entry.used_credits_after
         return limit is not None and used > limit
 
 

@@ -98,7 +98,8 @@ class RecordUsage(NamedTuple):
         """
         if self.amount == 0:
             self._check_time_window(now)
-            return Decision(meter, None)
+            limit = meter.limit_credits
+            return Decision(meter, None, was_over_limit=limit is not None and meter.used_credits > limit)
         earlier = known.entries.get((_USAGE, self.event_id))
         if earlier is not None:
             if not self._is_same(earlier):

@@ -139,7 +139,7 @@ class _Group:
     def as_committed(self, result: Result) -> Result:
         """Return the result with its meter as it is after the group's commit."""
         if isinstance(result, Decision):
-            return Decision(self.meters[result.billing_meter.id].meter, result.entry, result.replayed)
+            return result._replace(billing_meter=self.meters[result.billing_meter.id].meter)
         if isinstance(result, LimitRefusal):
             result.billing_meter = self.meters[result.billing_meter.id].meter
         return result
