@@ -430,7 +430,7 @@ def _largest_of(counts: list[_Count]) -> _Count:
     return count
 
 
-def _counted_if(value: _Value, wanted: bool, count: _Count) -> _Count:  # noqa: FBT001
+def _counted_if(value: _Value, wanted: bool, count: _Count) -> _Count:  # noqa: FBT001  # A value to compare with.
     return lambda request: count(request) if value(request.values) is wanted else _NOTHING
 
 
