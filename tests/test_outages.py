@@ -75,7 +75,8 @@ async def readiness(gateway: Gateway) -> tuple[int, str | None]:
 
 async def assert_serves(gateway: Gateway, *, total: int) -> None:
     """Assert that all is well again, at once and without a restart."""
-    assert await gateway.data(REFILL) == {"refillBillingMeter": {"billingMeter": {"totalCredits": str(total)}}}
+    refilled = {"billingMeter": {"totalCredits": str(total)}, "entry": {"totalCreditsAfter": str(total)}}
+    assert await gateway.data(REFILL) == {"refillBillingMeter": refilled}
     recorded = await gateway.data(RECORD, {"id": "e"})
     assert recorded == {"recordUsage": {"__typename": "RecordUsageSuccess"}}
     assert await readiness(gateway) == (200, None)
