@@ -25,7 +25,7 @@ from schema.errors import (
     IdempotencyConflict,
     InvalidInput,
 )
-from schema.info import Filter, Info, changes_of, given
+from schema.info import Filter, Info, changes_of, given, not_null
 from schema.ledger import LedgerEntry, ledgers_of
 from schema.node import Node
 from schema.scalars import BigInt
@@ -238,7 +238,7 @@ class CreateBillingMeterInput:
     )
     allow_overages: bool = strawberry.field(default=False, description="Whether more may be used than the total.")
     spend_cap: BigInt | None = strawberry.field(
-        default=strawberry.UNSET, description="The most overage allowed, in credits; left out or null: no cap."
+        default=strawberry.UNSET, description="The most overage allowed, in credits; left out: no cap. Null is refused."
     )
     customer_id: strawberry.ID | None = strawberry.field(
         default=strawberry.UNSET, description="The id of the customer who pays; left out or null: none."
@@ -364,7 +364,7 @@ class BillingMeterMutation:
             external_meter_id=input.external_meter_id,
             total_credits=input.total_credits,
             allow_overages=input.allow_overages,
-            spend_cap=given(input.spend_cap),
+            spend_cap=not_null("spendCap", input.spend_cap, "leave it out for no cap."),
             customer_id=given(input.customer_id),
             timezone=input.timezone,
             idempotency_key=given(input.idempotency_key),

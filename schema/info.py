@@ -22,6 +22,17 @@ def given(value: T | None) -> T | None:
     return None if value is strawberry.UNSET else value
 
 
+def not_null(field: str, value: T | None, otherwise: str) -> T | None:
+    """Return an optional value whose absence widens what is done, and None where it was left out.
+
+    What a caller's lost variable leaves must not do more than was meant. Raises `InvalidInput` for null, with what to
+    do `otherwise`.
+    """
+    if value is None:
+        raise InvalidInput(field, f"must not be null; {otherwise}")
+    return given(value)
+
+
 #: The arguments whose null is taken for nothing, as clients send it: they say where a page lies, and never which rows
 #: are in its list.
 _PAGE_ARGUMENTS = {"first", "after", "last", "before"}

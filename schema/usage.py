@@ -31,7 +31,7 @@ from schema.errors import (
     SpendCapExceeded,
     UsageEventNotFound,
 )
-from schema.info import Info, given
+from schema.info import Info, given, not_null
 from schema.ledger import LedgerEntry
 from schema.scalars import BigInt, Malformed
 from storage.billing_meters import BillingMeterRow
@@ -415,9 +415,6 @@ class UsageMutation:
         ],
     ) -> VoidUsageResult | None:
         """Void the event."""
-        if input.amount is None:
-            # A value that is lost must not give back more.
-            raise Refused("amount", "must not be null; leave it out to give back all that is left.")
         decision = await void_usage(
             info.context,
             workspace_id=input.workspace_id,
@@ -425,6 +422,6 @@ class UsageMutation:
             event_id=input.event_id,
             reason=input.reason,
             idempotency_key=input.idempotency_key,
-            amount=given(input.amount),
+            amount=not_null("amount", input.amount, "leave it out to give back all that is left."),
         )
         return VoidUsageSuccess.of(decision)

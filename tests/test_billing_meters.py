@@ -74,6 +74,11 @@ async def created(caller: Caller, **values: Any) -> dict[str, Any]:
     return meter
 
 
+def capped(cap: str | None) -> dict[str, str]:
+    """Return the cap as an input has it: none by leaving it out."""
+    return {} if cap is None else {"spendCap": cap}
+
+
 async def new_customer(caller: Caller, email: str = "ada@example.com") -> str:
     """Create a customer and return its id."""
     answer = await caller.mutate("createCustomer", "... on CreateCustomerSuccess { customer { id } }", email=email)
@@ -151,7 +156,7 @@ async def test_a_meter_is_made_of_what_was_given(gateway: Gateway) -> None:
     assert await state(gateway, "Videos", "team/42") == meter | {"ledger": {"nodes": [opening]}, "usage": []}
 
 
-@pytest.mark.parametrize("absent", [{}, {"spendCap": None, "customerId": None, "idempotencyKey": None}])
+@pytest.mark.parametrize("absent", [{}, {"customerId": None, "idempotencyKey": None}])
 async def test_a_meter_needs_only_its_names(gateway: Gateway, absent: dict[str, None]) -> None:
     meter = await created(gateway, **absent)
     assert meter == {
@@ -173,6 +178,16 @@ async def test_a_meter_needs_only_its_names(gateway: Gateway, absent: dict[str, 
     assert (opening["kind"], opening["amount"]) == ("OPENING", "0")
 
 
+async def test_a_cap_that_was_lost_does_not_make_a_meter_without_one(gateway: Gateway) -> None:
+    refused = await create(gateway, allowOverages=True, spendCap=None)
+    assert refused["__typename"] == "InvalidInput"
+    assert (refused["field"], refused["message"]) == (
+        ["input", "spendCap"],
+        "spendCap must not be null; leave it out for no cap.",
+    )
+    assert await state(gateway) is None
+
+
 async def test_what_is_available_follows_from_total_overages_and_cap(gateway: Gateway) -> None:
     table: list[tuple[str, bool, str | None, str | None]] = [
         # Total, overages, cap, available.
@@ -188,7 +203,7 @@ async def test_what_is_available_follows_from_total_overages_and_cap(gateway: Ga
     ]
     for number, (total, overages, cap, available) in enumerate(table):
         name = f"{number}"
-        meter = await created(gateway, externalMeterId=name, totalCredits=total, allowOverages=overages, spendCap=cap)
+        meter = await created(gateway, externalMeterId=name, totalCredits=total, allowOverages=overages, **capped(cap))
         assert (meter["totalCredits"], meter["availableCredits"], meter["spendCap"]) == (total, available, cap)
         kept = await state(gateway, "w", name)
         assert {field: kept[field] for field in meter} == meter
@@ -576,7 +591,7 @@ async def test_a_refill_is_spendable_whatever_the_cap(gateway: Gateway) -> None:
     ]
     for number, (overages, cap, available) in enumerate(table):
         name = f"{number}"
-        await created(gateway, externalMeterId=name, totalCredits="10", allowOverages=overages, spendCap=cap)
+        await created(gateway, externalMeterId=name, totalCredits="10", allowOverages=overages, **capped(cap))
         answer = await refill(gateway, externalMeterId=name, refill="20")
         assert answer["billingMeter"]["availableCredits"] == available
         assert await use(gateway, 30, externalMeterId=name) == "RecordUsageSuccess"
