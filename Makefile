@@ -124,10 +124,10 @@ lock: $(DEV_READY) ## Write the lock files anew from pyproject.toml and the clie
 
 # Its node and npm are those of the environment.
 graphiql: $(DEV_READY) ## Build GraphiQL's page from its source.
-	@cd gateway/graphiql/source && export PATH="$(CURDIR)/$(BIN):$$PATH" && npm ci && npm run build
+	@cd gateway/pages/graphiql/source && export PATH="$(CURDIR)/$(BIN):$$PATH" && npm ci && npm run build
 
 clean: ## Remove the environment, caches and builds; databases stay.
-	@rm -rf $(VENV) .venv-* $(AUDITS)/node_modules gateway/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .venv-* $(AUDITS)/node_modules gateway/pages/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find $(wildcard $(PACKAGES) tests) -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -rf $(CLIENT)/.venv $(CLIENT)/tollgate_client
 	@rm -rf $(FRONTEND)/node_modules $(FRONTEND)/dist $(FRONTEND)/*/gql $(FRONTEND)/persisted-documents.json

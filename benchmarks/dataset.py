@@ -15,12 +15,12 @@ import asyncpg
 from benchmarks.scenario import METERS_A_CUSTOMER, ORG, TODAY, WORKSPACE
 from resolvers.actor import IMPORT, Scope
 from resolvers.api_keys import create_api_key
-from resolvers.meters.limits import available_bits
+from resolvers.meters.balances import available_bits
 from resolvers.meters.settings import settings_of
 from storage import migrations
 from storage.billing_meters import BillingMeterRow
 from storage.customers import folded
-from storage.database import Database, Writer
+from storage.engine.database import Database, Writer
 from storage.ids import BILLING_METER, CUSTOMER
 from storage.tables import (
     Environment,

@@ -38,7 +38,7 @@ def run(file: Path, database_url: str, folder: Path, database: int | None) -> Im
 
 def _import(file: Path, database_url: str, folder: Path) -> tuple[int, float, float]:
     command = [
-        *(sys.executable, "-c", "from gateway.cli import app; app()", "import", str(file)),
+        *(sys.executable, "-c", "from gateway.cli.main import app; app()", "import", str(file)),
         *("--org", "benchmark", "--environment", "live", "--backfill", "--create-meters", "--json"),
     ]
     started = time.perf_counter()

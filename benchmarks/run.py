@@ -110,7 +110,7 @@ def compare(at: Arena, scenarios: list[Scenario], contestants: list[str], rounds
 
 def verify(servers: list[Server]) -> None:
     """Check that what the contestants wrote keeps every rule. Raises `CalledProcessError`."""
-    command = [sys.executable, "-c", "from gateway.cli import app; app()", "verify"]
+    command = [sys.executable, "-c", "from gateway.cli.main import app; app()", "verify"]
     processes = [subprocess.Popen(command, env=environment(server.database_url)) for server in servers]
     try:
         for process in processes:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 
 #: How each contestant's server is started, but for its port.
 COMMANDS = {
-    TOLLGATE: [sys.executable, "-c", "from gateway.cli import app; app()", "serve"],
+    TOLLGATE: [sys.executable, "-c", "from gateway.cli.main import app; app()", "serve"],
     **{
         name: [
             *(sys.executable, "-m", "uvicorn", f"benchmarks.{name}:create_app", "--factory", "--loop", "uvloop"),

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.auth import authenticate
+from gateway.http.auth import authenticate
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.actor import Actor
 from resolvers.errors import Refusal
+from resolvers.meters.balances import available_credits
 from resolvers.meters.commands import Decision
-from resolvers.meters.limits import available_credits
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.values import parse_amount
 

@@ -16,28 +16,30 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway import graphiql, logs, rest
-from gateway.auth import authenticate
-from gateway.documents import TrustedDocuments
-from gateway.draining import Draining
-from gateway.gate import Gate, SafeAnswers
-from gateway.graphql import GraphQL
-from gateway.http import HTTPProblem, send_problem
-from gateway.observation import REFUSED, Observed, Request, Statements, path_told, words_of
+from gateway.http import rest
+from gateway.http.auth import authenticate
+from gateway.http.gate import Gate, SafeAnswers
+from gateway.http.graphql import GraphQL
+from gateway.http.messages import HTTPProblem, send_problem
+from gateway.http.trusted_documents import TrustedDocuments
+from gateway.pages import graphiql
+from gateway.server.draining import Draining
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
+from gateway.telemetry import logs
+from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, path_told, words_of
 from resolvers.context import Clock, utc_now
 from resolvers.errors import BillingError, Forbidden, Unavailable
 from resolvers.observation import current
-from schema.limits import NOT_INTROSPECTED, Limits
+from schema.engine.limits import NOT_INTROSPECTED, Limits
 from schema.root import schema
 from storage import migrations
-from storage.database import Database, DatabaseUnavailable
-from storage.failures import outages
+from storage.engine.database import Database, DatabaseUnavailable
+from storage.engine.failures import outages
 
 if TYPE_CHECKING:
-    from gateway.metrics import Metrics
-    from gateway.tracing import Tracing
+    from gateway.telemetry.metrics import Metrics
+    from gateway.telemetry.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ def create_app(
 def _metrics(settings: Settings, documents: TrustedDocuments) -> "Metrics | None":
     if settings.metrics_token is None:
         return None
-    from gateway.metrics import Metrics  # noqa: PLC0415  # Its library is not for those who do without.
+    from gateway.telemetry.metrics import Metrics  # noqa: PLC0415  # Its library is not for those who do without.
 
     return Metrics(
         token=settings.metrics_token,
@@ -129,7 +131,7 @@ def _metrics(settings: Settings, documents: TrustedDocuments) -> "Metrics | None
 def _tracing(settings: Settings) -> "Tracing | None":
     if not settings.is_traced:
         return None
-    from gateway.tracing import Tracing  # noqa: PLC0415  # Its library is an extra, which may not be there.
+    from gateway.telemetry.tracing import Tracing  # noqa: PLC0415  # Its library is an extra, which may not be there.
 
     return Tracing()
 

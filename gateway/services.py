@@ -9,7 +9,7 @@ from resolvers.api_keys import ApiKeys
 from resolvers.bounds import Bounds
 from resolvers.context import Clock, Context, utc_now
 from resolvers.meters.writer import MeterObserver, MeterWriter
-from storage.database import Database
+from storage.engine.database import Database
 
 
 @dataclass

@@ -7,7 +7,7 @@ from resolvers.context import Context
 from resolvers.values import NAME_LENGTH, check_text
 from storage import billing_meters, ids
 from storage.billing_meters import BillingMeterRow
-from storage.pages import Page
+from storage.engine.pages import Page
 
 
 async def list_billing_meters(

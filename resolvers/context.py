@@ -14,7 +14,7 @@ from resolvers.loaders import Loaders
 from resolvers.meters.commands import Command, Decision
 from resolvers.meters.writer import MeterWriter
 from resolvers.observation import current
-from storage.database import Database, DatabaseUnavailable, Failed
+from storage.engine.database import Database, DatabaseUnavailable, Failed
 
 Clock = Callable[[], datetime]
 

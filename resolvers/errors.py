@@ -26,7 +26,7 @@ limit. How each is shown to a client is decided elsewhere: in `schema/errors.py`
 from typing import ClassVar
 
 from storage.billing_meters import BillingMeterRow
-from storage.database import Outcome
+from storage.engine.database import Outcome
 from storage.ledger import LedgerEntryRow
 
 

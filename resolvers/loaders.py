@@ -14,11 +14,11 @@ from resolvers.errors import LimitExceeded
 from resolvers.loader import Loader
 from storage import billing_meters, customers, ids, ledger, usage
 from storage.billing_meters import BillingMeterRow
-from storage.columns import Columns
 from storage.customers import CustomerRow
-from storage.database import Database
+from storage.engine.columns import Columns
+from storage.engine.database import Database
+from storage.engine.pages import Page
 from storage.ledger import LedgerEntryRow
-from storage.pages import Page
 from storage.usage import UsageDayRow, UsageRange
 
 K = TypeVar("K", bound=Hashable)

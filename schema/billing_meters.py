@@ -9,14 +9,13 @@ import strawberry
 from resolvers import billing_meters
 from resolvers.actor import Actor
 from resolvers.context import Context
+from resolvers.meters.balances import available_credits, overage_credits
 from resolvers.meters.commands import Decision
 from resolvers.meters.create import create_billing_meter
-from resolvers.meters.limits import available_credits, overage_credits
 from resolvers.meters.names import meter_name
 from resolvers.meters.refill import refill_billing_meter
 from resolvers.meters.settings import update_billing_meter
-from schema.connections import After, Arguments, Before, Connection, First, Last, connection_of, page_arguments
-from schema.edges import ALONE, together
+from schema.engine.batching import ALONE, together
 from schema.errors import (
     AlreadyExists,
     AmountOutOfRange,
@@ -28,6 +27,7 @@ from schema.errors import (
 from schema.info import Filter, Info, changes_of, given, not_null
 from schema.ledger import LedgerEntry, ledgers_of
 from schema.node import Node
+from schema.relay import After, Arguments, Before, Connection, First, Last, connection_of, page_arguments
 from schema.scalars import BigInt
 from schema.usage import FillZeros, From, Names, To, UsageDay, usage_of
 from storage import ids

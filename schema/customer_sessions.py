@@ -7,7 +7,7 @@ import strawberry
 
 from resolvers.customer_sessions import DEFAULT_SECONDS, create_customer_session
 from schema.customers import Customer
-from schema.edges import ALONE
+from schema.engine.batching import ALONE
 from schema.errors import CustomerNotFound, InvalidInput
 from schema.info import Info
 

@@ -12,12 +12,12 @@ from resolvers.context import Context
 from resolvers.loaders import MetersOfCustomer
 from resolvers.values import NAME_LENGTH, check_text
 from schema.billing_meters import BillingMeter, meters_connection
-from schema.connections import After, Before, Connection, First, Last, connection_of, page_arguments
-from schema.edges import ALONE, together
+from schema.engine.batching import ALONE, together
 from schema.enums import Environment
 from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
 from schema.info import Filter, Info, changes_of, given
 from schema.node import Node
+from schema.relay import After, Before, Connection, First, Last, connection_of, page_arguments
 from storage import ids
 from storage.customers import CustomerFilter as FilterValues
 from storage.customers import CustomerRow

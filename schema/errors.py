@@ -1,6 +1,7 @@
 """The members of the result unions that tell of a refusal.
 
-Which domain error becomes which of them stands in `schema/refusals.py`; what becomes of faults, in `schema/faults.py`.
+Which domain error becomes which of them stands in `schema/refusals.py`; what becomes of faults, in
+`schema/engine/faults.py`.
 """
 
 from typing import TYPE_CHECKING, Annotated

@@ -12,11 +12,11 @@ from resolvers.context import Context
 from resolvers.errors import BadUserInput, Forbidden
 from resolvers.loaders import EntriesOfMeter
 from resolvers.meters.commands import is_gateway_key
-from schema.connections import Arguments, Connection, connection_of
-from schema.edges import together
+from schema.engine.batching import together
 from schema.enums import LedgerEntryKind, OverLimitPolicy
 from schema.info import Info
 from schema.node import Node
+from schema.relay import Arguments, Connection, connection_of
 from schema.scalars import BigInt
 from storage import ids, tables
 from storage.billing_meters import BillingMeterRow

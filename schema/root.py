@@ -14,14 +14,14 @@ from resolvers.loaders import Loaders
 from schema.billing_meters import BillingMeter, BillingMeterMutation, BillingMeterQuery
 from schema.customer_sessions import CustomerSessionMutation
 from schema.customers import Customer, CustomerMutation, CustomerQuery
-from schema.edges import ALONE
+from schema.engine.batching import ALONE
+from schema.engine.executor import Executor
+from schema.engine.resolving import resolve_directly
 from schema.errors import UserError
-from schema.executor import Executor
 from schema.info import Info
 from schema.ledger import LedgerEntry
 from schema.node import Node
 from schema.refusals import EXCEPTION_HANDLERS
-from schema.resolving import resolve_directly
 from schema.scalars import SCALARS
 from schema.usage import UsageMutation, UsageQuery
 from schema.viewer import ViewerQuery

@@ -39,7 +39,7 @@ def _value_reader(parse: Callable[[object], Any]) -> Callable[[object], Any]:
 def _literal_reader(parse: Callable[[object], Any], *kinds: type[ValueNode]) -> Callable[..., Any]:
     """Return the parser for literals of these kinds, whose text is checked before it becomes anything else.
 
-    One that is refused is `Malformed`; `schema.malformed` reports it where it is the fault of the document.
+    One that is refused is `Malformed`; `schema.engine.malformed` reports it where it is the fault of the document.
     """
 
     def read(node: ValueNode, _variables: object = None) -> Any:

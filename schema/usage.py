@@ -19,7 +19,7 @@ from resolvers.meters.record_usage import record_usage, record_usage_batch
 from resolvers.meters.void_usage import void_usage
 from resolvers.usage import usage_days, with_zeros
 from resolvers.values import check_usage_names, day_of
-from schema.edges import ALONE
+from schema.engine.batching import ALONE
 from schema.enums import OverLimitPolicy
 from schema.errors import (
     AmountOutOfRange,
@@ -35,8 +35,8 @@ from schema.info import Info, given, not_null
 from schema.ledger import LedgerEntry
 from schema.scalars import BigInt, Malformed
 from storage.billing_meters import BillingMeterRow
+from storage.engine.turns import turn_for
 from storage.tables import OverLimitPolicy as Policy
-from storage.turns import turn_for
 from storage.usage import UsageDayRow
 
 if TYPE_CHECKING:

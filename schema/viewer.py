@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import strawberry
 
 from resolvers.actor import Scope as ScopeValue
-from schema.edges import ALONE
+from schema.engine.batching import ALONE
 from schema.enums import Environment, Scope
 from schema.info import Info
 

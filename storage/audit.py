@@ -9,9 +9,9 @@ from sqlalchemy import Select, Table, Text, and_, exists, func, or_, select, typ
 
 from storage.api_keys import ApiKeyRow
 from storage.billing_meters import BillingMeterRow
-from storage.database import Reader
+from storage.engine.database import Reader
+from storage.engine.statements import Prepared, keys, keys_table
 from storage.idempotency_keys import IdempotencyKeyRow
-from storage.statements import Prepared, keys, keys_table
 from storage.tables import (
     Environment,
     LedgerEntryKind,

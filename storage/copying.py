@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Column, Date, Enum, Table, Text, bindparam, cast, func, select, tuple_, type_coerce
 
-from storage.database import Database, Reader
-from storage.failures import UNAVAILABLE
+from storage.engine.database import Database, Reader
+from storage.engine.failures import UNAVAILABLE
 from storage.tables import (
     Day,
     JsonText,

@@ -25,11 +25,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import NullType
 
-from storage.columns import Columns
-from storage.database import Reader, Writer
-from storage.statements import Prepared, keys, keys_table
+from storage.engine.columns import Columns
+from storage.engine.database import Reader, Writer
+from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.turns import Turn, turn_for
 from storage.tables import Day, usage_days
-from storage.turns import Turn, turn_for
 
 
 class UsageDayRow(NamedTuple):

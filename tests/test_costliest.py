@@ -25,8 +25,8 @@ from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from gateway.services import collect_less_often
-from schema.cost import LIST_ITEMS, SCALAR_BYTES, TEXT_BYTES, Size
-from schema.documents import (
+from schema.engine.cost import LIST_ITEMS, SCALAR_BYTES, TEXT_BYTES, Size
+from schema.engine.documents import (
     MAX_KEPT_BYTES,
     Document,
     KeptDocuments,
@@ -34,8 +34,8 @@ from schema.documents import (
     document_of,
     prepare,
 )
-from schema.limits import DEFAULT, Limits
-from schema.room import MAX_WEIGHT, Room, _making
+from schema.engine.limits import DEFAULT, Limits
+from schema.engine.room import MAX_WEIGHT, Room, _making
 from schema.root import schema
 from storage import usage as usage_days
 from tests.conftest import NOW, Gateway, gateway_on

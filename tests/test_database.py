@@ -14,14 +14,14 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event, func, inspect, literal, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from resolvers.verify import Verified, verify
+from resolvers.maintenance.verify import Verified, verify
 from storage import billing_meters, customers, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.columns import Columns
 from storage.customers import CustomerFilter, CustomerRow
-from storage.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome, Reader, Writer
+from storage.engine.columns import Columns
+from storage.engine.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome, Reader, Writer
+from storage.engine.pages import Page
 from storage.ledger import LedgerKey
-from storage.pages import Page
 from storage.tables import Environment, LedgerEntryKind, metadata
 from storage.tables import billing_meters as meters_table
 from storage.tables import customers as customers_table

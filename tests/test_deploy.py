@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from gateway.settings import Settings
-from schema.documents import MAX_KEPT_BYTES
-from schema.room import MAX_WEIGHT
+from schema.engine.documents import MAX_KEPT_BYTES
+from schema.engine.room import MAX_WEIGHT
 from tests import dockerfile
 from tests.dockerfile import ROOT
 
@@ -82,7 +82,7 @@ def test_what_the_image_copies_is_all_that_is_sent_to_the_builder() -> None:
     # And it is there.
     assert all((ROOT / source).exists() for source in copied)
     ignored = [line for line in lines[2:] if not line.startswith("!")]
-    assert any(fnmatch.fnmatch("gateway/graphiql/source", line) for line in ignored)
+    assert any(fnmatch.fnmatch("gateway/pages/graphiql/source", line) for line in ignored)
 
 
 def test_the_composition_begins_in_order_and_holds_no_secret() -> None:

@@ -20,20 +20,20 @@ import pytest
 import typer.main
 from graphql import GraphQLInterfaceType, GraphQLSchema, parse, validate
 
-from gateway.cli import app
-from gateway.observation import REASONS
-from gateway.server import LINGER_SECONDS, MAX_PIPELINED
+from gateway.cli.main import app
+from gateway.server.protocol import LINGER_SECONDS, MAX_PIPELINED
 from gateway.settings import BadSetting, Settings, database_url, variable_of
+from gateway.telemetry.requests import REASONS
 from resolvers import errors
 from resolvers.api_keys import MAX_LOOK_UPS
 from resolvers.values import METADATA_BYTES, NAME_LENGTH, USAGE_NAME_LENGTH
 from schema import refusals
-from schema.connections import DEFAULT_PAGE
-from schema.documents import LARGE_VALUES, MAX_ERRORS, MAX_IN_LOOP, MAX_KEPT_BYTES, MAX_KEPT_DOCUMENTS
-from schema.execution import MAX_FIELD_ERRORS
-from schema.executor import MAX_PLANS
-from schema.faults import MAX_MESSAGE_LENGTH
-from schema.room import MAX_WEIGHT, SMALL_WEIGHT
+from schema.engine.documents import LARGE_VALUES, MAX_ERRORS, MAX_IN_LOOP, MAX_KEPT_BYTES, MAX_KEPT_DOCUMENTS
+from schema.engine.execution import MAX_FIELD_ERRORS
+from schema.engine.executor import MAX_PLANS
+from schema.engine.faults import MAX_MESSAGE_LENGTH
+from schema.engine.room import MAX_WEIGHT, SMALL_WEIGHT
+from schema.relay import DEFAULT_PAGE
 from schema.root import schema
 
 ROOT = Path(__file__).parent.parent
@@ -292,7 +292,7 @@ def test_every_refusal_is_told_with_its_code_and_its_facts() -> None:
 
 
 def test_every_code_of_a_top_level_error_is_told() -> None:
-    sources = [file.read_text("utf-8") for room in ("gateway", "schema") for file in (ROOT / room).glob("*.py")]
+    sources = [file.read_text("utf-8") for room in ("gateway", "schema") for file in (ROOT / room).rglob("*.py")]
     told = {fault.code for fault in errors.Fault.__subclasses__()}
     told |= {code for source in sources for code in re.findall(r'\bcode(?:: str)? ?= ?"([A-Z_]+)"', source)}
     told |= {code for _, code in REASONS.values()}
@@ -300,7 +300,9 @@ def test_every_code_of_a_top_level_error_is_told() -> None:
 
 
 def test_every_status_of_the_endpoint_is_told() -> None:
-    sources = [(ROOT / "gateway" / name).read_text("utf-8") for name in ("graphql.py", "http.py", "app.py")]
+    sources = [
+        (ROOT / "gateway" / name).read_text("utf-8") for name in ("http/graphql.py", "http/messages.py", "app.py")
+    ]
     told = r"(?:HTTPProblem\(|body = |return )(\d{3})\b"
     statuses = {status for source in sources for status in re.findall(told, source)}
     statuses |= {str(status) for status, _ in REASONS.values()}

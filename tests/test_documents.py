@@ -13,9 +13,9 @@ import graphql
 import httpx
 import pytest
 
-from gateway.documents import BadManifest, TrustedDocuments
+from gateway.http.trusted_documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
-from schema.executor import Executor
+from schema.engine.executor import Executor
 from tests.conftest import Gateway, gateway_on
 from tests.meters import make_meter
 

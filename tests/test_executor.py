@@ -37,12 +37,12 @@ from hypothesis import strategies as st
 from strawberry.schema.config import StrawberryConfig
 
 from resolvers.actor import Scope
-from schema.edges import ALONE, DEFINITION, VALUES_A_STEP, together
-from schema.executor import MAX_PLANS, CompilingExecutor, Executor, Plans
-from schema.resolving import Resolver
+from schema.engine.batching import ALONE, DEFINITION, VALUES_A_STEP, together
+from schema.engine.executor import MAX_PLANS, CompilingExecutor, Executor, Plans
+from schema.engine.resolving import Resolver
+from schema.engine.variables import Variables
 from schema.scalars import SCALARS, BigInt
-from schema.variables import Variables
-from storage.columns import Columns
+from storage.engine.columns import Columns
 from tests.conftest import Gateway
 from tests.meters import make_meter, meter_of
 

@@ -17,11 +17,11 @@ from graphql import (
 from sqlalchemy import Connection, select, text
 
 from resolvers.actor import Scope
-from resolvers.meters.limits import available_bits
+from resolvers.meters.balances import available_bits
 from schema.root import schema
 from storage import migrations
 from storage.customers import folded, past_prefix
-from storage.database import Database, Writer
+from storage.engine.database import Database, Writer
 from storage.tables import Environment, billing_meters
 from tests.conftest import NOW, Caller, Gateway
 from tests.meters import delete_row, disagreements, make_meter

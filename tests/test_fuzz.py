@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resolvers.verify import Verified, verify
+from resolvers.maintenance.verify import Verified, verify
 from tests.conftest import Gateway
 from tests.meters import make_meter, meter_of
 from tests.servers import serving

@@ -11,7 +11,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.app import create_app
-from gateway.gate import Gate, SafeAnswers
+from gateway.http.gate import Gate, SafeAnswers
 from gateway.settings import Settings
 from tests.conftest import Gateway, gateway_on
 from tests.meters import make_meter
@@ -115,7 +115,7 @@ class TestDeadline:
                     # A client must not repeat by itself what may have been written.
                     assert ("retry-after" in response.headers) == (outcome == "NOT_WRITTEN")
                 assert caplog.record_tuples == [
-                    ("gateway.gate", logging.WARNING, f"{method} {path} was ended after 0 seconds")
+                    ("gateway.http.gate", logging.WARNING, f"{method} {path} was ended after 0 seconds")
                 ]
 
     async def test_what_another_cancels_is_told_and_stays_cancelled(self, subtests: pytest.Subtests) -> None:

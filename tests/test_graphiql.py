@@ -17,13 +17,13 @@ import pytest
 from playwright.async_api import BrowserContext, Page, Route, expect
 
 from gateway.app import create_app
-from gateway.graphiql import ASSETS
+from gateway.pages.graphiql import ASSETS
 from gateway.settings import Settings
 from tests.browsers import chromium, needs_chromium
 from tests.servers import TOLLGATE, Server, serving
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "gateway" / "graphiql" / "source"
+SOURCE = ROOT / "gateway" / "pages" / "graphiql" / "source"
 
 #: The most that is waited for what a page is to show; far more than it takes on a slow machine.
 PATIENCE_MS = 30_000
@@ -564,7 +564,10 @@ class TestAssets:
         )
         (wheel,) = tmp_path.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if name.startswith("gateway/graphiql/")]
+            names = [name for name in archive.namelist() if name.startswith("gateway/pages/graphiql/")]
         assert sorted(names) == sorted(
-            ["gateway/graphiql/__init__.py", *(f"gateway/graphiql/assets/{file.name}" for file in ASSETS.iterdir())]
+            [
+                "gateway/pages/graphiql/__init__.py",
+                *(f"gateway/pages/graphiql/assets/{file.name}" for file in ASSETS.iterdir()),
+            ]
         )

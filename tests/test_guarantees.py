@@ -13,7 +13,7 @@ from sqlalchemy import make_url, text
 
 from resolvers.actor import Scope
 from storage import migrations
-from storage.database import Database
+from storage.engine.database import Database
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.proxy import proxied

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage import migrations
-from storage.database import Database
+from storage.engine.database import Database
 from tests.conftest import Gateway, empty_database, gateway_on
 from tests.meters import disagreements, make_meter, meter_of
 from tests.servers import Connection, Server, connected, serving

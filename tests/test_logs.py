@@ -16,12 +16,12 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError
 
-from gateway.logs import JSONLines, ReadableLines, RequestLog
-from gateway.observation import Request
+from gateway.telemetry.logs import JSONLines, ReadableLines, RequestLog
+from gateway.telemetry.requests import Request
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
 from storage import migrations
-from storage.database import Database, DatabaseUnavailable, Outcome, Writer
+from storage.engine.database import Database, DatabaseUnavailable, Outcome, Writer
 from storage.tables import Environment
 from tests.conftest import Gateway, gateway_on
 from tests.servers import Server, serving

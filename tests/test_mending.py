@@ -3,9 +3,9 @@
 import pytest
 from sqlalchemy import text
 
-from resolvers.mending import Mended, mend
-from resolvers.verify import Verified, verify
-from storage.database import Database
+from resolvers.maintenance.repairs import Mended, mend
+from resolvers.maintenance.verify import Verified, verify
+from storage.engine.database import Database
 from tests.conftest import Gateway
 from tests.meters import make_meter
 from tests.test_copying import rows_of
@@ -29,7 +29,7 @@ async def found(gateway: Gateway, email: str) -> list[str]:
 
 
 async def test_what_an_older_release_wrote_is_found_again(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resolvers.mending.PORTION", 2)
+    monkeypatch.setattr("resolvers.maintenance.repairs.PORTION", 2)
     ids = [await make_customer(own, f"Ä{number}@Example.com", "Straße" if number else None) for number in range(5)]
     meters = [await make_meter(own, f"m{number}", totalCredits="100") for number in range(5)]
     right = await rows_of(own.database)

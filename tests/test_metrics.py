@@ -15,9 +15,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from gateway.metrics import FIGURES, MOST_OPERATIONS, _started
+from gateway.telemetry.metrics import FIGURES, MOST_OPERATIONS, _started
 from storage import migrations
-from storage.database import Database, Writer
+from storage.engine.database import Database, Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.servers import Server, serving
@@ -297,7 +297,7 @@ class TestSeveralProcesses:
             found = await samples(gateway.client)
         assert found["tollgate_requests_total", "Counted", "OK"] == 1
         assert found["tollgate_bugs_total",] == 0
-        told = [record.getMessage() for record in caplog.records if record.name == "gateway.metrics"]
+        told = [record.getMessage() for record in caplog.records if record.name == "gateway.telemetry.metrics"]
         left = [f"{number}.json" for number in range(len(texts))] + ["folder.json"]
         assert [message.rpartition("/")[2] for message in told] == left
 

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from gateway.app import create_app
-from gateway.observation import Request, path_told
 from gateway.settings import Settings
-from storage.database import Writer
+from gateway.telemetry.requests import Request, path_told
+from storage.engine.database import Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.test_customer_sessions import make_customer, session_of

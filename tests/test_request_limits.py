@@ -13,14 +13,14 @@ import pytest
 from graphql import get_introspection_query
 from sqlalchemy import insert
 
-from gateway.documents import BadManifest, TrustedDocuments
+from gateway.http.trusted_documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
 from resolvers.bounds import Bounds
 from resolvers.errors import Unavailable
-from schema.execution import MAX_FIELD_ERRORS
-from schema.faults import MAX_MESSAGE_LENGTH
-from schema.limits import NOT_INTROSPECTED, Limits
-from storage.database import Outcome, Writer
+from schema.engine.execution import MAX_FIELD_ERRORS
+from schema.engine.faults import MAX_MESSAGE_LENGTH
+from schema.engine.limits import NOT_INTROSPECTED, Limits
+from storage.engine.database import Outcome, Writer
 from storage.tables import Environment, usage_days
 from tests.conftest import NOW, Caller, Gateway, gateway_on
 from tests.meters import make_meter

@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from gateway.app import create_app
-from gateway.rest import ROUTES, problem_of
+from gateway.http.rest import ROUTES, problem_of
 from gateway.settings import Settings
 from resolvers.actor import Scope
 from resolvers.errors import Unavailable
-from resolvers.verify import Verified, verify
-from storage.database import Outcome
+from resolvers.maintenance.verify import Verified, verify
+from storage.engine.database import Outcome
 from storage.tables import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.meters import make_meter

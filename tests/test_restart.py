@@ -9,7 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from resolvers.verify import Verified, verify
+from resolvers.maintenance.verify import Verified, verify
 from tests.balancer import Balancer, balanced
 from tests.conftest import Gateway, empty_database, gateway_on
 from tests.meters import make_meter, meter_of

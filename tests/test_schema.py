@@ -36,8 +36,8 @@ from graphql import (
 from resolvers import errors as domain
 from schema import refusals
 from schema.billing_meters import BillingMeter
-from schema.changes import Change, changes_between, changes_since
 from schema.customers import Customer
+from schema.engine.compatibility import Change, changes_between, changes_since
 from schema.enums import ErrorCode
 from schema.ledger import LedgerEntry
 from schema.root import schema

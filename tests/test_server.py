@@ -17,11 +17,11 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway import server
-from gateway.observation import REASONS
-from gateway.observation import REFUSED as SERVER_REFUSED
-from gateway.serving import CannotListen, Watch, listening, serve
+from gateway.server import protocol as server
+from gateway.server.serving import CannotListen, Watch, listening, serve
 from gateway.settings import Settings
+from gateway.telemetry.requests import REASONS
+from gateway.telemetry.requests import REFUSED as SERVER_REFUSED
 from tests.conftest import Gateway
 from tests.servers import Server, free_port, serving
 from tests.test_metrics import TOKEN, Samples, samples
@@ -69,7 +69,7 @@ async def running_server(
     config = uvicorn.Config(
         app,
         port=free_port(),
-        http="gateway.server:Protocol",
+        http="gateway.server.protocol:Protocol",
         ws="none",
         lifespan=lifespan,
         timeout_keep_alive=idle_seconds,

@@ -13,9 +13,9 @@ from sqlalchemy import text
 
 from resolvers.actor import Scope
 from resolvers.api_keys import digest_of
-from resolvers.meter_check import OPTIONAL_FIELDS, RULES
+from resolvers.maintenance.meter_check import OPTIONAL_FIELDS, RULES
 from storage import api_keys, migrations
-from storage.database import Database
+from storage.engine.database import Database
 from storage.tables import Environment, LedgerEntryKind, ledger_entries
 from tests.conftest import Caller, Gateway, empty_database, gateway_on
 from tests.meters import found_after

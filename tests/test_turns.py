@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from storage import turns
-from storage.turns import MOST_AT_ONCE, Turn, next_turn, turn_for
+from storage.engine import turns
+from storage.engine.turns import MOST_AT_ONCE, Turn, next_turn, turn_for
 from tests.conftest import Gateway
 from tests.meters import METER, make_meter
 
@@ -61,10 +61,10 @@ async def test_others_go_before_the_next_turn() -> None:
 
 
 async def test_a_turn_is_over_after_its_time_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage.turns.TURN_SECONDS", -1)
+    monkeypatch.setattr("storage.engine.turns.TURN_SECONDS", -1)
     turn = Turn()
     assert turn.is_over
-    monkeypatch.setattr("storage.turns.TURN_SECONDS", 3_600)
+    monkeypatch.setattr("storage.engine.turns.TURN_SECONDS", 3_600)
     await turn.next()
     assert not turn.is_over
 
@@ -89,7 +89,7 @@ async def test_a_short_request_passes_one_that_has_read_many_records(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make_meter(gateway, totalCredits="7")
-    monkeypatch.setattr("storage.turns.TURN_SECONDS", 3_600)  # So that nothing else in it waits for a turn.
+    monkeypatch.setattr("storage.engine.turns.TURN_SECONDS", 3_600)  # So that nothing else in it waits for a turn.
     for number in range(MOST_AT_ONCE + 1):
         await gateway.mutate("createCustomer", "", email=f"c{number}@example.com")
     answer = await answered_beside(gateway, "{ customers { nodes { email billingMeters { nodes { id } } } } }")
@@ -98,7 +98,7 @@ async def test_a_short_request_passes_one_that_has_read_many_records(
 
 async def test_a_short_request_passes_a_long_answer(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     await make_meter(gateway, totalCredits="7")
-    monkeypatch.setattr("gateway.graphql.LONG_ANSWER_BYTES", 100)
-    monkeypatch.setattr("storage.turns.TURN_SECONDS", 3_600)  # As above.
+    monkeypatch.setattr("gateway.http.graphql.LONG_ANSWER_BYTES", 100)
+    monkeypatch.setattr("storage.engine.turns.TURN_SECONDS", 3_600)  # As above.
     long = f'{{ billingMeter(workspaceId: "w", externalMeterId: "m") {{ {METER} }} }}'
     assert '"availableCredits":"7"' in await answered_beside(gateway, long)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import text
 
-from resolvers.meter_check import Disagreement
-from resolvers.verify import Verified, verify
+from resolvers.maintenance.meter_check import Disagreement
+from resolvers.maintenance.verify import Verified, verify
 from storage import migrations
-from storage.database import Database, Writer
+from storage.engine.database import Database, Writer
 from tests.conftest import Gateway, empty_database, gateway_on
 from tests.meters import found_after, make_meter
 
@@ -132,8 +132,8 @@ async def test_a_healthy_database_has_nothing_that_disagrees(own: Gateway) -> No
 
 async def test_what_is_written_meanwhile_does_not_disagree(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     # One meter at a time, so that the second one has not been read when the first one's disagreement is told.
-    monkeypatch.setattr("resolvers.verify.METERS_AT_ONCE", 1)
-    monkeypatch.setattr("resolvers.verify.ENTRIES_AT_ONCE", 1)
+    monkeypatch.setattr("resolvers.maintenance.verify.METERS_AT_ONCE", 1)
+    monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", 1)
     first = await keep_books(own, "first")
     await keep_books(own, "second")
     await spoil(own, "UPDATE usage_days SET total_usage = 7 WHERE meter_id = :id AND usage_name = 'default'", id=first)
@@ -539,7 +539,7 @@ async def test_all_that_disagrees_is_told_of_every_meter(own: Gateway) -> None:
 async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pieces(
     own: Gateway, monkeypatch: pytest.MonkeyPatch, at_once: int, pieces: int
 ) -> None:
-    monkeypatch.setattr("resolvers.verify.ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", at_once)
     meter_id = await keep_books(own)
     verified = Verified()
     with own.statements() as statements:
@@ -563,7 +563,7 @@ async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pie
 async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_tells_of_it(
     own: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resolvers.verify.ENTRIES_AT_ONCE", 3)
+    monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", 3)
     meter_id = await keep_books(own)
     for last_seq in (0, ENTRIES, 2**40, 2**63 - 1):
         await spoil(own, METER.format(f"last_seq = {last_seq}"), id=meter_id)
@@ -577,8 +577,8 @@ async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_tells_of_it
 async def test_many_meters_are_checked_in_portions(
     own: Gateway, monkeypatch: pytest.MonkeyPatch, meters_at_once: int, entries_at_once: int
 ) -> None:
-    monkeypatch.setattr("resolvers.verify.METERS_AT_ONCE", meters_at_once)
-    monkeypatch.setattr("resolvers.verify.ENTRIES_AT_ONCE", entries_at_once)
+    monkeypatch.setattr("resolvers.maintenance.verify.METERS_AT_ONCE", meters_at_once)
+    monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", entries_at_once)
     meters = [await keep_books(own, f"m{number}") for number in range(4)]
     await make_meter(own, "last")
     verified = Verified()
@@ -623,7 +623,7 @@ async def test_the_command_says_that_all_agrees_and_ends_with_0(
 async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_name(
     own: Gateway, new_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resolvers.verify.CUSTOMERS_AT_ONCE", 2)
+    monkeypatch.setattr("resolvers.maintenance.verify.CUSTOMERS_AT_ONCE", 2)
     made = [
         (
             await own.mutate(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from resolvers.meters.limits import available_bits, limit_credits
+from resolvers.meters.balances import available_bits, limit_credits
 from storage import ids
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.ledger import LedgerEntryRow

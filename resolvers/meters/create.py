@@ -6,15 +6,15 @@ from resolvers import customers, idempotency
 from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict
+from resolvers.meters.balances import available_bits, limit_credits
 from resolvers.meters.commands import Decision, newest_entry
-from resolvers.meters.limits import available_bits, limit_credits
 from resolvers.meters.names import meter_name
 from resolvers.meters.settings import settings_of
 from resolvers.meters.writer import write_entries
 from resolvers.values import KEY_LENGTH, check_text, check_timezone
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow
-from storage.database import Reader, Writer
+from storage.engine.database import Reader, Writer
 from storage.idempotency_keys import IdempotencyKeyRow
 from storage.ledger import LedgerEntryRow
 from storage.tables import LedgerEntryKind

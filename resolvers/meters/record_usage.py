@@ -17,8 +17,8 @@ from resolvers.errors import (
     SpendCapExceeded,
 )
 from resolvers.idempotency import same_json
+from resolvers.meters.balances import available_bits, available_credits
 from resolvers.meters.commands import Decision, Known
-from resolvers.meters.limits import available_bits, available_credits
 from resolvers.meters.names import meter_name
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, USAGE_NAME_LENGTH, check_metadata, check_text, day_of
 from storage.billing_meters import BillingMeterRow, MeterName

@@ -27,8 +27,8 @@ from resolvers.meters.commands import Command, Decision, Known
 from resolvers.observation import Observation, current
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.database import Database, DatabaseUnavailable, LockTimeout, Outcome, Writer
-from storage.failures import outages
+from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome, Writer
+from storage.engine.failures import outages
 from storage.ledger import LedgerEntryRow, LedgerKey
 from storage.tables import LedgerEntryKind
 

@@ -12,7 +12,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, select, text
 
-from storage.database import Database
+from storage.engine.database import Database
 from storage.tables import metadata
 
 _HERE = Path(__file__).parent

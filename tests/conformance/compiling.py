@@ -9,7 +9,7 @@ from typing import Any
 
 from graphql import DocumentNode, GraphQLSchema
 
-from schema.executor import CompilingExecutor, Plans
+from schema.engine.executor import CompilingExecutor, Plans
 
 
 class CompilingAtOnce(CompilingExecutor):

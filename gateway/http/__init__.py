@@ -1,0 +1,1 @@
+"""The endpoints: GraphQL, REST, and what both have of HTTP."""

@@ -1,0 +1,1 @@
+"""The process that listens: its sockets, its protocol, its end."""

@@ -1,0 +1,1 @@
+"""What operators run over whole databases: verify, copy, repairs."""

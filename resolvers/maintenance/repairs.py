@@ -1,0 +1,68 @@
+"""Mending what a release before the filters has written since, while gateways were replaced one by one.
+
+It leaves out the columns that lists are filtered by: of a customer the email and name without regard to case, of a
+meter the size of its available credits. What is right already is only read.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+from resolvers.meters.balances import available_bits
+from storage import audit, billing_meters, customers
+from storage.billing_meters import BillingMeterRow
+from storage.engine.database import Database, Writer
+
+#: How many rows are read, and at most written, at once.
+PORTION = 1_000
+
+
+class Mended(NamedTuple):
+    """How many rows were wrong."""
+
+    customers: int = 0
+    meters: int = 0
+
+
+async def mend(database: Database) -> Mended:
+    """Mend every customer and meter, a portion at a time. Gateways may serve meanwhile.
+
+    Raises `DatabaseUnavailable`.
+    """
+    return Mended(customers=await _mend_customers(database), meters=await _mend_meters(database))
+
+
+async def _mend_customers(database: Database) -> int:
+    last, mended = "", 0
+    while True:
+        async with database.read() as reader:
+            found = await audit.customers_after(reader, last, limit=PORTION)
+        if not found:
+            return mended
+        last = found[-1].id
+        wrong = [row.id for row in found if customers.found_by(row.email, row.name) != row.found_by]
+        if wrong:
+            mended += await database.write(partial(customers.mend_found_by, ids=wrong))
+
+
+async def _mend_meters(database: Database) -> int:
+    last, mended = "", 0
+    while True:
+        async with database.read() as reader:
+            found = await audit.meters_after(reader, last, limit=PORTION)
+        if not found:
+            return mended
+        last = found[-1].id
+        wrong = [meter.id for meter in found if _right(meter) != meter]
+        if wrong:
+            mended += await database.write(partial(_mend_bits, ids=wrong))
+
+
+async def _mend_bits(writer: Writer, ids: list[str]) -> int:
+    meters = await billing_meters.lock(writer, ids)
+    changes = [(meter, _right(meter)) for meter in meters.values() if _right(meter) != meter]
+    await billing_meters.update_meters(writer, changes)
+    return len(changes)
+
+
+def _right(meter: BillingMeterRow) -> BillingMeterRow:
+    return meter._replace(available_bits=available_bits(meter.limit_credits, meter.used_credits))

@@ -1,0 +1,1 @@
+"""The GraphQL engine: documents, plans, batched fields, cost. It knows no feature."""
