@@ -54,14 +54,20 @@ async def list_customers(
         )
 
 
+class NewCustomer(NamedTuple):
+    """What a caller says of a customer that is to be made. Each field is a customer's.
+
+    `metadata` is any JSON value, of which only an object is accepted; None stands for an empty one.
+    """
+
+    email: str
+    name: str | None = None
+    external_id: str | None = None
+    metadata: Any = {}  # noqa: RUF012  # It is never changed.
+
+
 async def create_customer(
-    context: Context,
-    *,
-    email: str,
-    name: str | None = None,
-    external_id: str | None = None,
-    metadata: object = None,
-    idempotency_key: str | None = None,
+    context: Context, request: NewCustomer, *, idempotency_key: str | None = None
 ) -> CustomerOutcome:
     """Make a customer. A replay answers the customer as it is now.
 
@@ -70,13 +76,9 @@ async def create_customer(
     Raises `InvalidInput`, `Forbidden`, `IdempotencyConflict` and `AlreadyExists`, in this order; for an external id of
     a customer that the key may not see, `InvalidInput` in the place of `AlreadyExists`.
     """
-    values = {
-        "email": email,
-        "name": name,
-        "external_id": external_id,
-        "metadata": {} if metadata is None else metadata,
-    }
-    _check(values)
+    if request.metadata is None:
+        request = request._replace(metadata={})
+    _check(request._asdict())
     if idempotency_key is not None:
         check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
     actor = context.actor
@@ -88,11 +90,11 @@ async def create_customer(
 
     async def create(writer: Writer) -> CustomerOutcome:
         # Looked up before the key: when a request under the same key has just made it, its key is seen as well.
-        taken = await _taken_by(writer, actor, external_id)
+        taken = await _taken_by(writer, actor, request.external_id)
         earlier = await idempotency.earlier(writer, actor, operation=CREATE, key=idempotency_key)
         if earlier is not None:
             made = await _within_reach(writer, actor, earlier.result_id)
-            if made is None or earlier.request_digest != idempotency.digest(values):
+            if made is None or earlier.request_digest != idempotency.digest(request):
                 raise IdempotencyConflict(earlier.key)
             return CustomerOutcome(made, replayed=made.id != customer_id)
         if taken is not None:
@@ -101,13 +103,13 @@ async def create_customer(
             id=customer_id,
             org_id=actor.org_id,
             environment=actor.environment,
-            **values,  # type: ignore[arg-type]  # Checked above, name by name.
+            **request._asdict(),
             created_at=now,
             updated_at=now,
         )
         await customers.insert_customer(writer, row, created_by=actor.key_id, idempotency_key=idempotency_key)
         await idempotency.remember(
-            writer, actor, operation=CREATE, key=idempotency_key, request=values, result_id=row.id, now=now
+            writer, actor, operation=CREATE, key=idempotency_key, request=request, result_id=row.id, now=now
         )
         return CustomerOutcome(row, replayed=False)
 

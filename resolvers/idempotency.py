@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -16,9 +16,19 @@ from storage.idempotency_keys import IdempotencyKeyRow
 _LEAST, _GREATEST = -(2**63), 2**64 - 1
 
 
-def digest(request: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hexadecimal digits, of a request's values as canonical JSON."""
-    return hashlib.sha256(_canonical(request)).hexdigest()
+def digest(request: NamedTuple) -> str:
+    """Return the SHA-256, in hexadecimal digits, of the request's values as canonical JSON.
+
+    The request is what a caller says of what is to be made, by field. A value that is its field's default is left out,
+    so that a field which is added later changes no digest.
+    """
+    defaults = request._field_defaults
+    values = {
+        name: value
+        for name, value in request._asdict().items()
+        if name not in defaults or not same_json(value, defaults[name])
+    }
+    return hashlib.sha256(_canonical(values)).hexdigest()
 
 
 def same_json(one: object, other: object) -> bool:
@@ -57,7 +67,7 @@ async def remember(
     *,
     operation: str,
     key: str | None,
-    request: Mapping[str, Any],
+    request: NamedTuple,
     result_id: str,
     now: datetime,
 ) -> None:

@@ -11,7 +11,7 @@ from resolvers.actor import Actor
 from resolvers.context import Context
 from resolvers.meters.balances import available_credits, overage_credits
 from resolvers.meters.commands import Decision
-from resolvers.meters.create import create_billing_meter
+from resolvers.meters.create import NewBillingMeter, create_billing_meter
 from resolvers.meters.names import meter_name
 from resolvers.meters.refill import refill_billing_meter
 from resolvers.meters.settings import update_billing_meter
@@ -24,7 +24,7 @@ from schema.errors import (
     IdempotencyConflict,
     InvalidInput,
 )
-from schema.info import Filter, Info, changes_of, given, not_null
+from schema.info import Filter, Info, changes_of, given, not_null, values_of
 from schema.ledger import LedgerEntry, ledgers_of
 from schema.node import Node
 from schema.relay import After, Arguments, Before, Connection, First, Last, connection_of, page_arguments
@@ -358,17 +358,10 @@ class BillingMeterMutation:
         input: Annotated[CreateBillingMeterInput, strawberry.argument(description="The new meter.")],
     ) -> CreateBillingMeterResult | None:
         """Make the meter."""
-        decision = await create_billing_meter(
-            info.context,
-            workspace_id=input.workspace_id,
-            external_meter_id=input.external_meter_id,
-            total_credits=input.total_credits,
-            allow_overages=input.allow_overages,
-            spend_cap=not_null("spendCap", input.spend_cap, "leave it out for no cap."),
-            customer_id=given(input.customer_id),
-            timezone=input.timezone,
-            idempotency_key=given(input.idempotency_key),
-        )
+        not_null("spendCap", input.spend_cap, "leave it out for no cap.")
+        values = values_of(input)
+        key = values.pop("idempotency_key", None)
+        decision = await create_billing_meter(info.context, NewBillingMeter(**values), idempotency_key=key)
         return CreateBillingMeterSuccess.of(decision)
 
     @strawberry.mutation(
@@ -391,7 +384,7 @@ class BillingMeterMutation:
             info.context,
             workspace_id=input.workspace_id,
             external_meter_id=input.external_meter_id,
-            changes=changes_of(input, "allow_overages", "spend_cap", "customer_id"),
+            changes=changes_of(input),
             remove_spend_cap=input.remove_spend_cap,
         )
         return UpdateBillingMeterSuccess(billing_meter=BillingMeter.of(decision.billing_meter))

@@ -15,7 +15,7 @@ from schema.billing_meters import BillingMeter, meters_connection
 from schema.engine.batching import ALONE, together
 from schema.enums import Environment
 from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
-from schema.info import Filter, Info, changes_of, given
+from schema.info import Filter, Info, changes_of, given, values_of
 from schema.node import Node
 from schema.relay import After, Before, Connection, First, Last, connection_of, page_arguments
 from storage import ids
@@ -248,14 +248,9 @@ class CustomerMutation:
         input: Annotated[CreateCustomerInput, strawberry.argument(description="The new customer.")],
     ) -> CreateCustomerResult | None:
         """Make the customer."""
-        outcome = await customers.create_customer(
-            info.context,
-            email=input.email,
-            name=given(input.name),
-            external_id=given(input.external_id),
-            metadata=given(input.metadata),
-            idempotency_key=given(input.idempotency_key),
-        )
+        values = values_of(input)
+        key = values.pop("idempotency_key", None)
+        outcome = await customers.create_customer(info.context, customers.NewCustomer(**values), idempotency_key=key)
         return CreateCustomerSuccess(customer=Customer.of(outcome.customer), replayed=outcome.replayed)
 
     @strawberry.mutation(description="Changes a customer. Needs `billing:write`.", metadata=ALONE)
@@ -270,6 +265,6 @@ class CustomerMutation:
         row = await customers.update_customer(
             info.context,
             customer_id=input.id,
-            changes=changes_of(input, "email", "name", "external_id", "metadata"),
+            changes=changes_of(input),
         )
         return UpdateCustomerSuccess(customer=Customer.of(row))

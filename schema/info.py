@@ -65,6 +65,11 @@ def _null(path: str) -> InvalidInput:
     return InvalidInput(path, "must not be null; leave it out where it is not to restrict the answer.")
 
 
-def changes_of(change: object, *names: str) -> dict[str, Any]:
+def values_of(input: object) -> dict[str, Any]:
+    """Return the values of the input's fields that were given, by their names in Python. Null is a value."""
+    return {name: value for name, value in vars(input).items() if value is not strawberry.UNSET}
+
+
+def changes_of(change: object) -> dict[str, Any]:
     """Return the values of those `Maybe` fields of the input that were given, null included, by name."""
-    return {name: some.value for name in names if (some := getattr(change, name)) is not None}
+    return {name: some.value for name, some in vars(change).items() if isinstance(some, strawberry.Some)}

@@ -14,9 +14,9 @@ from gateway.settings import Settings
 from resolvers.actor import DEMO, Actor, Scope
 from resolvers.api_keys import create_api_key
 from resolvers.context import Context
-from resolvers.customers import create_customer
+from resolvers.customers import NewCustomer, create_customer
 from resolvers.errors import Refusal, Unauthenticated
-from resolvers.meters.create import create_billing_meter
+from resolvers.meters.create import NewBillingMeter, create_billing_meter
 from resolvers.meters.record_usage import RecordUsage
 from storage.tables import Environment, OverLimitPolicy
 
@@ -56,25 +56,23 @@ async def seed(services: Services) -> str:
 
 async def _seed_customer(context: Context, name: str) -> None:
     external_id = name.lower().replace(" & ", "-").replace(" ", "-")
-    made = await create_customer(
-        context,
+    customer = NewCustomer(
         email=f"billing@{external_id}.example.com",
         name=name,
         external_id=external_id,
         metadata={"plan": "starter" if len(name) % 2 else "growth"},
-        idempotency_key=f"demo-{external_id}",
     )
+    made = await create_customer(context, customer, idempotency_key=f"demo-{external_id}")
     for workspace_id, credits_, allow_overages, spend_cap, daily in _METERS:
-        await create_billing_meter(
-            context,
-            workspace_id=workspace_id,
-            external_meter_id=external_id,
+        meter = NewBillingMeter(
+            workspace_id,
+            external_id,
             total_credits=credits_,
             allow_overages=allow_overages,
             spend_cap=spend_cap,
             customer_id=made.customer.id,
-            idempotency_key=f"demo-{workspace_id}-{external_id}",
         )
+        await create_billing_meter(context, meter, idempotency_key=f"demo-{workspace_id}-{external_id}")
         await _seed_usage(context, workspace_id, external_id, daily)
 
 

@@ -33,7 +33,7 @@ from resolvers.errors import (
     Unavailable,
 )
 from resolvers.meters.commands import Decision
-from resolvers.meters.create import create_billing_meter
+from resolvers.meters.create import NewBillingMeter, create_billing_meter
 from resolvers.meters.record_usage import DEFAULT_USAGE_NAME, RecordUsage
 from resolvers.values import parse_instant, parse_json, parse_sent_amount
 from storage.engine.database import DatabaseUnavailable
@@ -197,12 +197,8 @@ class Import:
     async def _create_meters(self, context: Context, lines: Sequence[_Line]) -> None:
         for meter in dict.fromkeys(line.event.meter for line in lines):
             with suppress(AlreadyExists):  # Somebody else has just made it, which is as good.
-                await create_billing_meter(
-                    context,
-                    workspace_id=meter.workspace_id,
-                    external_meter_id=meter.external_meter_id,
-                    allow_overages=True,
-                )
+                new = NewBillingMeter(meter.workspace_id, meter.external_meter_id, allow_overages=True)
+                await create_billing_meter(context, new)
 
     def _count(self, group: _Group, line: _Line, result: Decision | Refusal) -> None:
         counts = group.counts

@@ -19,10 +19,10 @@ from starlette.routing import Route
 from gateway.http.auth import authenticate
 from gateway.http.messages import JSON, HTTPProblem, read_json
 from resolvers.context import Context
-from resolvers.customers import create_customer
+from resolvers.customers import NewCustomer, create_customer
 from resolvers.errors import AlreadyExists, BillingError, Forbidden, InvalidInput, Unauthenticated, Unavailable
 from resolvers.loaders import UsageOfMeter
-from resolvers.meters.create import create_billing_meter
+from resolvers.meters.create import NewBillingMeter, create_billing_meter
 from resolvers.meters.names import meter_name
 from resolvers.meters.refill import refill_billing_meter
 from resolvers.usage import usage_days
@@ -82,7 +82,8 @@ class CustomerBilling(HTTPEndpoint):
         """Make a meter."""
         context = await _context(request)
         values = _read(await _body(request), _NAMES | _NEW_BILLING, required=_NAMES)
-        outcome = await create_billing_meter(context, **values, idempotency_key=_idempotency_key(request))
+        key = _idempotency_key(request)
+        outcome = await create_billing_meter(context, NewBillingMeter(**values), idempotency_key=key)
         return _answer({"billing": _billing(outcome.billing_meter)})
 
 
@@ -130,7 +131,7 @@ async def customers(request: Request) -> Response:
     """Make a customer."""
     context = await _context(request)
     values = _read(await _body(request), _CUSTOMER, required=("email",))
-    outcome = await create_customer(context, **values, idempotency_key=_idempotency_key(request))
+    outcome = await create_customer(context, NewCustomer(**values), idempotency_key=_idempotency_key(request))
     return _answer(_customer(outcome.customer), 201)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from resolvers import idempotency
 from resolvers.actor import OPERATORS, Scope
 from resolvers.meters.balances import available_bits, available_credits, limit_credits
-from resolvers.meters.create import creation_request
+from resolvers.meters.create import NewBillingMeter
 from resolvers.meters.record_usage import EPOCH, NEWEST, OLDEST
 from resolvers.meters.settings import FIXED_SETTINGS, SETTINGS, settings_of
 from resolvers.values import MAX_AMOUNT, day_of, parse_amount
@@ -268,16 +268,9 @@ class MeterCheck:
         if key is None or key.result_id != self.meter.id:
             yield f"it was made under the idempotency key {opening.key!r}, which does not lead to it"
             return
-        first = {setting: new for setting, (_none, new) in opening.metadata.items()}
-        request = creation_request(
-            workspace_id=first["workspaceId"],
-            external_meter_id=first["externalMeterId"],
-            total_credits=opening.amount,
-            allow_overages=first["allowOverages"],
-            spend_cap=_amount(first["spendCap"]),
-            customer_id=first["customerId"],
-            timezone=first["timezone"],
-        )
+        first = {SETTINGS[setting]: new for setting, (_none, new) in opening.metadata.items()}
+        first |= {"total_credits": opening.amount, "spend_cap": _amount(first["spend_cap"])}
+        request = NewBillingMeter(**{field: first[field] for field in NewBillingMeter._fields})
         if key.request_digest != idempotency.digest(request):
             yield f"the idempotency key {key.key!r} has the digest of another request"
         if key.created_at != opening.recorded_at:

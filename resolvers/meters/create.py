@@ -1,6 +1,6 @@
 """Making a meter, with its opening entry."""
 
-from typing import Any
+from typing import NamedTuple
 
 from resolvers import customers, idempotency
 from resolvers.actor import Scope
@@ -22,17 +22,20 @@ from storage.tables import LedgerEntryKind
 CREATE = "createBillingMeter"
 
 
+class NewBillingMeter(NamedTuple):
+    """What a caller says of a meter that is to be made; amounts are in whole credits. Each field is a meter's."""
+
+    workspace_id: str
+    external_meter_id: str
+    total_credits: int = 0
+    allow_overages: bool = False
+    spend_cap: int | None = None
+    customer_id: str | None = None
+    timezone: str = "UTC"
+
+
 async def create_billing_meter(
-    context: Context,
-    *,
-    workspace_id: str,
-    external_meter_id: str,
-    total_credits: int = 0,
-    allow_overages: bool = False,
-    spend_cap: int | None = None,
-    customer_id: str | None = None,
-    timezone: str = "UTC",
-    idempotency_key: str | None = None,
+    context: Context, request: NewBillingMeter, *, idempotency_key: str | None = None
 ) -> Decision:
     """Make a meter with its opening entry.
 
@@ -40,22 +43,13 @@ async def create_billing_meter(
     replay is answered although its customer can no longer be named.
     """
     actor = context.actor
-    name = meter_name(actor, workspace_id, external_meter_id)
-    check_timezone("timezone", timezone)
+    name = meter_name(actor, request.workspace_id, request.external_meter_id)
+    check_timezone("timezone", request.timezone)
     if idempotency_key is not None:
         check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
     actor.require(Scope.BILLING_WRITE)
-    actor.require_workspace(workspace_id)
+    actor.require_workspace(request.workspace_id)
     now = context.clock()
-    request = creation_request(
-        workspace_id=workspace_id,
-        external_meter_id=external_meter_id,
-        total_credits=total_credits,
-        allow_overages=allow_overages,
-        spend_cap=spend_cap,
-        customer_id=customer_id,
-        timezone=timezone,
-    )
 
     # The same in every attempt, so that an attempt finds what an earlier one of this request has made.
     meter_id = ids.new_id(ids.BILLING_METER)
@@ -70,7 +64,7 @@ async def create_billing_meter(
         if earlier is not None and is_same:
             first = await _meter_made(writer, earlier)
             return Decision(first, await _opening_of(writer, first), replayed=first.id != meter_id)
-        if customer_id is not None and not await customers.may_attach(writer, actor, customer_id):
+        if request.customer_id is not None and not await customers.may_attach(writer, actor, request.customer_id):
             raise CustomerNotFound
         if earlier is not None:
             first = await _meter_made(writer, earlier)
@@ -79,19 +73,16 @@ async def create_billing_meter(
             raise IdempotencyConflict(earlier.key, entry=opening)
         if existing is not None:
             raise AlreadyExists(
-                f"Billing meter {external_meter_id!r} exists already in workspace {workspace_id!r}.",
+                f"Billing meter {name.external_meter_id!r} exists already in workspace {name.workspace_id!r}.",
                 existing_id=existing.id,
             )
-        limit = limit_credits(total_credits, allow_overages=allow_overages, spend_cap=spend_cap)
+        limit = limit_credits(request.total_credits, allow_overages=request.allow_overages, spend_cap=request.spend_cap)
         meter = BillingMeterRow(
             id=meter_id,
-            **name._asdict(),
-            customer_id=customer_id,
-            timezone=timezone,
-            total_credits=total_credits,
+            org_id=actor.org_id,
+            environment=actor.environment,
+            **request._asdict(),
             used_credits=0,
-            allow_overages=allow_overages,
-            spend_cap=spend_cap,
             limit_credits=limit,
             available_bits=available_bits(limit, 0),
             last_seq=1,
@@ -101,7 +92,7 @@ async def create_billing_meter(
         entry = newest_entry(
             meter,
             LedgerEntryKind.OPENING,
-            amount=total_credits,
+            amount=meter.total_credits,
             recorded_by=actor.key_id,
             key=idempotency_key,
             metadata={setting: [None, value] for setting, value in settings_of(meter).items()},
@@ -116,28 +107,6 @@ async def create_billing_meter(
     outcome = await context.database.write(create, is_repeatable=True)
     context.forget()
     return outcome
-
-
-def creation_request(
-    *,
-    workspace_id: str,
-    external_meter_id: str,
-    total_credits: int,
-    allow_overages: bool,
-    spend_cap: int | None,
-    customer_id: str | None,
-    timezone: str,
-) -> dict[str, Any]:
-    """Return the values of a request for a meter, of which its idempotency key keeps the digest."""
-    return {
-        "workspaceId": workspace_id,
-        "externalMeterId": external_meter_id,
-        "totalCredits": total_credits,
-        "allowOverages": allow_overages,
-        "spendCap": spend_cap,
-        "customerId": customer_id,
-        "timezone": timezone,
-    }
 
 
 async def _meter_made(reader: Reader, earlier: IdempotencyKeyRow) -> BillingMeterRow:
