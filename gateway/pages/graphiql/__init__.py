@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.cli.demo import read_key
+from gateway.demo import read_key
 
 if TYPE_CHECKING:
     from gateway.services import Services

@@ -17,9 +17,9 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from gateway.cli.lines import MAX_LINE_BYTES, READ_ERRORS, Lines
-from gateway.cli.rejects import Rejects
 from gateway.cli.unavailable import reason_of
+from gateway.cli.usage_import.lines import MAX_LINE_BYTES, READ_ERRORS, Lines
+from gateway.cli.usage_import.rejects import Rejects
 from gateway.services import Services
 from gateway.settings import variable_of
 from resolvers.actor import IMPORT, Actor, Scope
