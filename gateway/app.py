@@ -21,6 +21,7 @@ from gateway.http.auth import authenticate
 from gateway.http.gate import Gate, SafeAnswers
 from gateway.http.graphql import GraphQL
 from gateway.http.messages import HTTPProblem, send_problem
+from gateway.http.metrics import metrics_route
 from gateway.http.trusted_documents import TrustedDocuments
 from gateway.pages import graphiql
 from gateway.server.draining import Draining
@@ -93,7 +94,7 @@ def create_app(
             Route("/schema.graphql", schema_graphql),
             Route("/healthz", healthz),
             Route("/readyz", Readiness().answer),
-            *([Route("/metrics", metrics.answer)] if metrics is not None else ()),
+            *_metrics_routes(settings, metrics),
             *rest.ROUTES,
             *(graphiql.routes() if settings.has_graphiql else ()),
         ],
@@ -104,7 +105,7 @@ def create_app(
     # It would name the address that this process is called by, which need not be the one that its clients call.
     app.router.redirect_slashes = False
     app.state.limits = documents.limits
-    listeners = [*([request_log] if request_log is not None else ()), *([metrics.told] if metrics is not None else ())]
+    listeners = [each for each in (request_log, metrics.answered if metrics is not None else None) if each is not None]
     # Around all that Starlette puts around the routes, so that nothing is answered without being told.
     app.middleware_stack = observed = Observed(
         WithoutSlash(SafeAnswers(app.build_middleware_stack())),
@@ -121,11 +122,16 @@ def _metrics(settings: Settings, documents: TrustedDocuments) -> "Metrics | None
     from gateway.telemetry.metrics import Metrics  # noqa: PLC0415  # Its library is not for those who do without.
 
     return Metrics(
-        token=settings.metrics_token,
         folder=settings.metrics_folder,
         operations=documents.operation_names,
         paths=[path_told(route.path, words_of(route.path for route in rest.ROUTES)) for route in rest.ROUTES],
     )
+
+
+def _metrics_routes(settings: Settings, metrics: "Metrics | None") -> list[Route]:
+    if metrics is None or settings.metrics_token is None:
+        return []
+    return [metrics_route(metrics, token=settings.metrics_token)]
 
 
 def _tracing(settings: Settings) -> "Tracing | None":

@@ -15,7 +15,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from gateway.telemetry.metrics import FIGURES, MOST_OPERATIONS, _started
+from gateway.telemetry.figures import FIGURES
+from gateway.telemetry.metrics import MOST_OPERATIONS
+from gateway.telemetry.processes import start_time
 from storage import migrations
 from storage.engine.database import Database, Writer
 from tests.conftest import Caller, Gateway, gateway_on
@@ -306,7 +308,7 @@ class TestSeveralProcesses:
         self, database_url: str, tmp_path: Path, *, is_the_same: bool, in_flight: int
     ) -> None:
         values = {"tollgate_requests_in_flight": [[[], [5]]], "tollgate_sql_statements": [[[], [1_000_000]]]}
-        started = _started(os.getpid()) if is_the_same else "1"
+        started = start_time(os.getpid()) if is_the_same else "1"
         left = {"pid": os.getpid(), "started": started, "values": values}
         (tmp_path / "left.json").write_text(json.dumps(left))
         async with gateway_on(database_url, metrics_token=TOKEN, metrics_folder=str(tmp_path)) as gateway:
