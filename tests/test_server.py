@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.server import connection
 from gateway.server import protocol as server
 from gateway.server.serving import CannotListen, Watch, listening, serve
 from gateway.settings import Settings
@@ -118,7 +119,7 @@ async def test_who_does_not_read_an_answer_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
 ) -> None:
     monkeypatch.setenv("TOLLGATE_ANSWER_SECONDS", "1")
-    server._settings.cache_clear()
+    connection._settings.cache_clear()
     try:
         # One that is large, and many that were asked for in advance; both are more than the machine keeps.
         for size, requests in ((60_000_000, 1), (60_000, 1_000)):
@@ -129,7 +130,7 @@ async def test_who_does_not_read_an_answer_is_left_behind(
                 # What was still to be answered is no bug.
                 assert caplog.records == []
     finally:
-        server._settings.cache_clear()
+        connection._settings.cache_clear()
 
 
 def head_of(size: int) -> bytes:
@@ -160,7 +161,7 @@ async def test_as_much_as_the_limit_is_served_and_one_more_is_refused(
     message: bytes,
 ) -> None:
     monkeypatch.setenv(variable, str(limit))
-    server._settings.cache_clear()
+    connection._settings.cache_clear()
     try:
         async with served(answering(b"done")) as port:
             assert (await sent(port, request_of(limit))).endswith(b"done")
@@ -168,7 +169,7 @@ async def test_as_much_as_the_limit_is_served_and_one_more_is_refused(
             assert refused.startswith(b"HTTP/1.1 " + beyond)
             assert message in refused
     finally:
-        server._settings.cache_clear()
+        connection._settings.cache_clear()
 
 
 class TestPipeline:
@@ -343,7 +344,7 @@ class TestHead:
     ) -> None:
         monkeypatch.setenv("TOLLGATE_HEAD_SECONDS", "2")
         monkeypatch.setenv("TOLLGATE_BODY_SECONDS", "2")
-        server._settings.cache_clear()
+        connection._settings.cache_clear()
         first = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
         body = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"
         told: list[str] = []
@@ -370,13 +371,13 @@ class TestHead:
                     assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == statuses
                     assert told == [reason]
         finally:
-            server._settings.cache_clear()
+            connection._settings.cache_clear()
 
     async def test_one_that_does_not_come_to_an_end_leaves_the_request_before_it_its_answer(
         self, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
     ) -> None:
         monkeypatch.setenv("TOLLGATE_HEAD_SECONDS", "1")
-        server._settings.cache_clear()
+        connection._settings.cache_clear()
         answer_now = answering(b"done")
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
@@ -397,7 +398,7 @@ class TestHead:
                     assert answer.endswith(b"done")
                     assert answer.count(b"HTTP/1.1 ") == 1
         finally:
-            server._settings.cache_clear()
+            connection._settings.cache_clear()
 
     async def test_a_head_against_the_rules_of_http_is_refused(self, subtests: pytest.Subtests) -> None:
         get, post = b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nhost: x\r\n"
@@ -555,7 +556,7 @@ class TestBody:
         self, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
     ) -> None:
         monkeypatch.setenv("TOLLGATE_MAX_BODY_BYTES", "100000")
-        server._settings.cache_clear()
+        connection._settings.cache_clear()
         head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
         most = 32_768 + 8 * 100_000
         try:
@@ -580,7 +581,7 @@ class TestBody:
                         assert (reader.at_eof() or reader.exception() is not None) == is_closed
                         writer.close()
         finally:
-            server._settings.cache_clear()
+            connection._settings.cache_clear()
 
 
 class TestIdle:
@@ -606,7 +607,7 @@ class TestIdle:
 
     async def test_the_longest_idle_one_makes_room_for_a_new_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TOLLGATE_MAX_CONNECTIONS", "3")
-        server._settings.cache_clear()
+        connection._settings.cache_clear()
         try:
             async with served(answering(b"done"), idle_seconds=60) as port, asyncio.timeout(30):
                 idle = []
@@ -626,7 +627,7 @@ class TestIdle:
                 for _, writer in idle:
                     writer.close()
         finally:
-            server._settings.cache_clear()
+            connection._settings.cache_clear()
 
     async def test_no_open_file_left_is_reported_once_a_minute(self, caplog: pytest.LogCaptureFixture) -> None:
         watch = Watch()

@@ -1,25 +1,18 @@
-"""The server's side of the limits: how large a request's head is, how long it may take to come, who reads its answer.
+"""The server's side of the limits: how large a request's head is, and how long it may take to come.
 
-uvicorn waits for ever for a head or body that does not come to an end, and for a client that does not read. The class
-here is its protocol on httptools, with deadlines. They are armed only while something is incomplete, so that a request
-that arrives whole costs nothing.
+uvicorn waits for ever for a head or body that does not come to an end. The class here is its protocol on httptools,
+with deadlines. They are armed only while something is incomplete, so that a request that arrives whole costs nothing.
 """
 
-from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import httptools
-import orjson
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway.http.gate import SECURITY_HEADERS
-from gateway.http.messages import REST_PATHS
-from gateway.server.heads import origin_form, refusal_of
-from gateway.server.serving import max_connections
-from gateway.settings import Settings
-from gateway.telemetry.requests import OBSERVED, REASONS, REFUSAL, REFUSED, REPEATS, Repeats, request_id
+from gateway.server.connection import Connection
+from gateway.server.heads import Refusal, origin_form, refusal_of
+from gateway.server.refusals import refusal_answer, too_large_head, too_many_headers
+from gateway.telemetry.requests import REFUSAL, REPEATS
 
 #: A body may arrive in small chunks, each of which has a frame around it: this many bytes for one of the body.
 _BYTES_FOR_ONE = 8
@@ -34,27 +27,16 @@ MAX_HELD_BYTES = 32 * 1024 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
 
 #: How much of a body is passed over after its answer: a connection that is closed earlier may take the answer with it.
-MOST_IN_VAIN_BYTES = 64 * 1024 * 1024
+MAX_IN_VAIN_BYTES = 64 * 1024 * 1024
 
 #: How long, at most, what still comes is passed over after a refusal.
 LINGER_SECONDS = 2
 
-
 #: What a head has besides its method, its target and its headers: spaces, the version, the ends of lines.
 _BYTES_OF_FRAME = len("  HTTP/1.1\r\n\r\n")
 
-#: The connections whose clients do not read as fast as they are answered, the one first that has not for longest.
-_UNREAD: "dict[Protocol, None]" = {}
-
 #: The connections that hold what is not parsed yet.
 _HOLDING: "set[Protocol]" = set()
-
-
-@cache
-def _settings() -> Settings:
-    # The serving processes read the environment for themselves.
-    settings = Settings.read()
-    return replace(settings, max_connections=max_connections(settings))
 
 
 class Refused(Exception):
@@ -72,17 +54,15 @@ class Flow(FlowControl):
             super().resume_reading()
 
 
-class Protocol(HttpToolsProtocol):
-    """One connection, which is closed when a request's head or body, or the reading of an answer, takes too long."""
+class Protocol(Connection):
+    """One connection, which is closed when a request's head or body takes too long."""
 
     flow: Flow
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.parser = self._new_parser()
-        self._limits = _settings()
         self._deadline: Any = None
-        self._unread: Any = None
         #: Whether a request's head, or then its body, is still to come.
         self._in_head = True
         self._in_body = False
@@ -96,15 +76,12 @@ class Protocol(HttpToolsProtocol):
         self._trailers = 0
         #: What the request asked to be upgraded to, which is ignored.
         self._upgrade: list[tuple[bytes, bytes]] = []
-        self._repeats = Repeats()
         #: Whether the last answer is given, and what still comes is passed over.
         self._lingers = False
         #: Whether what follows the requests that are under way was refused: they are answered, and nothing after them.
         self._is_over = False
         #: What the parser was not let read: why, and the message.
-        self._refusal: tuple[str, str] | None = None
-        #: The request that is being answered; uvicorn itself knows the last one that has come.
-        self._running: Any = None
+        self._refusal: Refusal | None = None
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)
@@ -121,17 +98,6 @@ class Protocol(HttpToolsProtocol):
             self._refuse("TOO_MANY_CONNECTIONS", "There are too many connections.")
         else:
             self._arm(self._limits.head_seconds)
-
-    def _close_longest_idle(self) -> bool:
-        """Close the connection that has waited longest for a next request; return whether there was one."""
-        idle = [each for each in self.connections if isinstance(each, Protocol) and each.timeout_keep_alive_task]
-        if not idle:
-            return False
-        min(idle, key=Protocol._idle_until).timeout_keep_alive_handler()
-        return True
-
-    def _idle_until(self) -> float:
-        return self.timeout_keep_alive_task.when() if self.timeout_keep_alive_task is not None else 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadlines, and what was asked in advance and nobody will read."""
@@ -213,7 +179,7 @@ class Protocol(HttpToolsProtocol):
         version = self.parser.get_http_version().encode()
         return b"".join([b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, version), *lines, b"\r\n"])
 
-    def _refusal_of(self, error: httptools.HttpParserError) -> tuple[str, str]:
+    def _refusal_of(self, error: httptools.HttpParserError) -> Refusal:
         if self.parser.get_method() == b"PRI":
             return "VERSION_NOT_SUPPORTED", "HTTP/2 is not served in clear text: the request line must end in HTTP/1.1."
         if isinstance(error, httptools.HttpParserCallbackError):
@@ -229,13 +195,13 @@ class Protocol(HttpToolsProtocol):
         limits = self._limits
         if self._in_head:
             if self._received > limits.max_head_bytes:
-                self._refuse(*_too_large(limits))
+                self._refuse(*too_large_head(limits))
             elif self._deadline is None:
                 self._arm(limits.head_seconds)
             return
         if len(self.headers) + self._trailers > limits.max_headers:
             # Of a body in chunks there may be more of them after it.
-            self._refuse(*_too_many(limits))
+            self._refuse(*too_many_headers(limits))
         elif self._received - self._in_vain > limits.max_head_bytes + _BYTES_FOR_ONE * limits.max_body_bytes:
             self._refuse("BODY_TOO_LARGE", f"The body must have at most {limits.max_body_bytes} bytes.")
         elif self._deadline is None:
@@ -263,13 +229,13 @@ class Protocol(HttpToolsProtocol):
         """Begin the request, unless its head is refused."""
         limits = self._limits
         if len(self.headers) > limits.max_headers:
-            self._refusal = _too_many(limits)
+            self._refusal = too_many_headers(limits)
             raise Refused
-        # How much has come does not tell: a part of it may have come with the request before.
+        # How much has come does not say so: a part of it may have come with the request before.
         size = len(self.parser.get_method()) + len(self.url) + _BYTES_OF_FRAME
         size += sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > limits.max_head_bytes:
-            self._refusal = _too_large(limits)
+            self._refusal = too_large_head(limits)
             raise Refused
         self._refusal = refusal_of(self.parser.get_http_version(), self.headers)
         if self._refusal is not None:
@@ -317,25 +283,6 @@ class Protocol(HttpToolsProtocol):
         self._in_head = self._in_body = False
         self._received = 0
 
-    def pause_writing(self) -> None:
-        """Give the client some time to read, and what is unread of all clients no more memory than it may have."""
-        super().pause_writing()
-        self._abort_soon()
-        _UNREAD[self] = None
-        unread = {each: each.transport.get_write_buffer_size() for each in _UNREAD}
-        excess = sum(unread.values()) - self._limits.max_unread_bytes
-        for each, size in unread.items():
-            # One answer alone is always sent, however large the settings let it be.
-            if excess <= 0 or each is self:
-                break
-            excess -= size
-            each._abort()  # noqa: SLF001  # It is another one of this class.
-
-    def resume_writing(self) -> None:
-        """Go on, as it reads."""
-        self._read_on()
-        super().resume_writing()
-
     def on_response_complete(self) -> None:
         """Go on to the next request, or close the connection when the client has read the answer."""
         # What the application has not read of the body would be kept for as long as the connection.
@@ -352,26 +299,6 @@ class Protocol(HttpToolsProtocol):
             # It has a deadline of its own.
             self._unset_keepalive_if_required()
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Close the idle connection, also when the client has not read all of the last answer."""
-        self._unset_keepalive_if_required()
-        super().timeout_keep_alive_handler()
-        self._abort_soon()
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def _abort_soon(self) -> None:
-        if self._unread is None:
-            self._unread = self.loop.call_later(self._limits.answer_seconds, self._abort)
-
-    def _abort(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self._tell("ANSWER_UNREAD", of=self._running)
-        _UNREAD.pop(self, None)
-        self.transport.abort()
-
     def _arm(self, seconds: float) -> None:
         self._disarm()
         self._deadline = self.loop.call_later(seconds, self._on_deadline)
@@ -380,12 +307,6 @@ class Protocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-    def _read_on(self) -> None:
-        _UNREAD.pop(self, None)
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
     def _on_deadline(self) -> None:
         self._deadline = None
@@ -405,12 +326,8 @@ class Protocol(HttpToolsProtocol):
         """Whether what still comes is passed over."""
         return self._lingers or self._is_over
 
-    def _is_under_way(self) -> bool:
-        cycle: Any = self.cycle  # Until the first request, there is none.
-        return cycle is not None and not cycle.response_complete
-
     def _refuse(self, reason: str, message: str) -> None:
-        """Answer in the place of the application, unless it has begun to, tell of it, and close the connection."""
+        """Answer in the place of the application, unless it has begun to, report it, and close the connection."""
         if self._is_done():
             return
         self._disarm()
@@ -421,7 +338,7 @@ class Protocol(HttpToolsProtocol):
         waits = bool(self.pipeline) and self.pipeline[0][0] is self.cycle
         if is_under_way and (waits or not self._in_body):
             # It follows a request that is being answered, and is no part of that.
-            self._tell(reason)
+            self._report(reason)
             if waits and self._in_body:
                 self.pipeline.popleft()
             self._is_over = True
@@ -434,15 +351,15 @@ class Protocol(HttpToolsProtocol):
         # It is the answer to the request whose body or head is read, where that is the next one to be answered.
         is_next = is_under_way and not self.cycle.response_started and not self.pipeline
         if is_next:
-            # It is told when the application is done with it, by the same id if it has not begun yet.
+            # It is reported when the application is done with it, by the same id if it has not begun yet.
             scope: Any = self.cycle.scope
             scope[REFUSAL], id_ = reason, self._id_of(self.cycle)
             scope["headers"].append((b"x-request-id", id_.encode()))
             self._answer(reason, message, id_)
         elif not is_under_way and not self._in_body:
-            self._answer(reason, message, self._tell(reason, is_answered=True))
+            self._answer(reason, message, self._report(reason, is_answered=True))
         else:
-            self._tell(reason, of=self.cycle)
+            self._report(reason, of=self.cycle)
         if is_under_way:
             # The application waits for a body that will not come.
             self.cycle.disconnected = True
@@ -456,9 +373,9 @@ class Protocol(HttpToolsProtocol):
 
     def _pass_over(self, size: int) -> None:
         self._in_vain += size
-        if self._in_vain > MOST_IN_VAIN_BYTES and not self.transport.is_closing():
+        if self._in_vain > MAX_IN_VAIN_BYTES and not self.transport.is_closing():
             if not self._is_done():
-                self._tell("BODY_TOO_LARGE", of=self.cycle)
+                self._report("BODY_TOO_LARGE", of=self.cycle)
             self.transport.close()
 
     def _linger(self) -> None:
@@ -473,54 +390,4 @@ class Protocol(HttpToolsProtocol):
         self._deadline = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _answer(self, reason: str, message: str, id_: str) -> None:
-        self.transport.write(_answer(reason, message, id_, is_rest=self._is_rest()))
-
-    def _tell(self, reason: str, *, of: Any = None, is_answered: bool = False) -> str:
-        """Tell of a refusal, by the id of the request that it ends, or else of the head that is read; return the id."""
-        id_ = self._id_of(of)
-        tell = self.app_state.get(REFUSED)
-        if tell is not None:
-            tell(reason, request_id=id_, url=self._url(), is_answered=is_answered)
-        return id_
-
-    def _id_of(self, cycle: Any) -> str:
-        """Return the id that the application gave a request, or, where it has not, one for the head that is read."""
-        observed = cycle.scope.get(OBSERVED) if cycle is not None else None
-        if observed is not None:
-            return str(observed.request_id)
-        return request_id(dict(self.headers or ()).get(b"x-request-id"))
-
-    def _url(self) -> str:
-        return getattr(self, "url", b"").decode("latin-1")  # Before the first request, there is none.
-
-    def _is_rest(self) -> bool:
-        return f"{self._url().partition('?')[0]}/".startswith(REST_PATHS)
-
-
-def _too_many(limits: Settings) -> tuple[str, str]:
-    return "TOO_MANY_HEADERS", f"A request may have at most {limits.max_headers} headers."
-
-
-def _too_large(limits: Settings) -> tuple[str, str]:
-    return "HEAD_TOO_LARGE", f"A request's head may have at most {limits.max_head_bytes} bytes."
-
-
-def _answer(reason: str, message: str, id_: str, *, is_rest: bool) -> bytes:
-    status, code = REASONS[reason]
-    # Nothing of it was run, and a client that may send it again finds that where the application says it.
-    extensions = {"code": code} | ({"outcome": "NOT_WRITTEN"} if code == "UNAVAILABLE" else {})
-    body = orjson.dumps(
-        {"error": {"code": status, "message": message}}
-        if is_rest
-        else {"errors": [{"message": message, "extensions": extensions}]}
-    )
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-        *SECURITY_HEADERS,
-        (b"x-request-id", id_.encode()),
-        *([(b"retry-after", b"1")] if code == "UNAVAILABLE" else ()),
-    ]
-    lines = [b"%s: %s\r\n" % header for header in headers]
-    return b"".join([STATUS_LINE[status], *lines, b"\r\n", body])
+        self.transport.write(refusal_answer(reason, message, id_, is_rest=self._is_rest()))
