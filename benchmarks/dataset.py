@@ -20,7 +20,8 @@ from resolvers.meters.settings import settings_of
 from storage import migrations
 from storage.billing_meters import BillingMeterRow
 from storage.customers import folded
-from storage.engine.database import Database, Writer
+from storage.engine.database import Database
+from storage.engine.transactions import Writer
 from storage.ids import BILLING_METER, CUSTOMER
 from storage.tables import (
     Environment,

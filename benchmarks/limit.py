@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from resolvers.values import day_of
-from storage.engine.database import PRAGMAS, WRITER_PRAGMAS
+from storage.engine.sqlite import PRAGMAS, WRITER_PRAGMAS
 
 #: The greatest amount of credits.
 MOST = 2**63 - 1

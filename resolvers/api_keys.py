@@ -14,7 +14,8 @@ from resolvers.errors import InvalidInput, Unauthenticated, Unavailable
 from resolvers.values import NAME_LENGTH, check_org, check_text
 from storage import api_keys, ids
 from storage.api_keys import ApiKeyRow
-from storage.engine.database import Database, Outcome, Writer
+from storage.engine.database import Database, Outcome
+from storage.engine.transactions import Writer
 from storage.tables import Environment
 
 #: How long a key that was looked up is believed: a revocation holds within this time on every process.

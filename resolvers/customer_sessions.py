@@ -10,7 +10,7 @@ from resolvers.errors import CustomerNotFound, InvalidInput, Unauthenticated
 from storage import api_keys, customers, ids
 from storage.api_keys import ApiKeyRow
 from storage.customers import CustomerRow
-from storage.engine.database import Writer
+from storage.engine.transactions import Writer
 
 #: How long a session may be asked to live, and how long it does when nothing is said, in seconds.
 SHORTEST_SECONDS = 60

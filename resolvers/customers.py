@@ -10,8 +10,8 @@ from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflic
 from resolvers.values import KEY_LENGTH, NAME_LENGTH, check_email, check_metadata, check_text
 from storage import customers, ids
 from storage.customers import CustomerFilter, CustomerRow
-from storage.engine.database import Reader, Writer
 from storage.engine.pages import Page
+from storage.engine.transactions import Reader, Writer
 from storage.tables import json_text
 
 CREATE = "createCustomer"

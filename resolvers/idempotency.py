@@ -9,7 +9,7 @@ import orjson
 
 from resolvers.actor import Actor
 from storage import idempotency_keys
-from storage.engine.database import Writer
+from storage.engine.transactions import Writer
 from storage.idempotency_keys import IdempotencyKeyRow
 
 #: The whole numbers of 64 bits, signed or not: those that JSON holds exactly here.

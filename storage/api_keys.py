@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sqlalchemy import delete, insert, or_, select, update
 
-from storage.engine.database import Reader, Writer
+from storage.engine.transactions import Reader, Writer
 from storage.tables import Environment, api_keys
 
 

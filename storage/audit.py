@@ -9,8 +9,8 @@ from sqlalchemy import Select, Table, Text, and_, exists, func, or_, select, typ
 
 from storage.api_keys import ApiKeyRow
 from storage.billing_meters import BillingMeterRow
-from storage.engine.database import Reader
 from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.transactions import Reader
 from storage.idempotency_keys import IdempotencyKeyRow
 from storage.tables import (
     Environment,

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, FromClause, Select, Text, and_, bindparam, insert, select, true, update
 
-from storage.engine.database import Reader, Writer
 from storage.engine.pages import Page, page_statement, unindexed
 from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.transactions import Reader, Writer
 from storage.tables import Environment, billing_meters
 
 

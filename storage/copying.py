@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlalchemy import Column, Date, Enum, Table, Text, bindparam, cast, func, select, tuple_, type_coerce
 
-from storage.engine.database import Database, Reader
+from storage.engine.database import Database
 from storage.engine.failures import UNAVAILABLE
+from storage.engine.transactions import Reader
 from storage.tables import (
     Day,
     JsonText,

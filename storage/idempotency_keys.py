@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from sqlalchemy import insert, select
 
-from storage.engine.database import Reader, Writer
+from storage.engine.transactions import Reader, Writer
 from storage.tables import Environment, idempotency_keys
 
 

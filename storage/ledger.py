@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Integer, Text, func, select
 
-from storage.engine.database import Reader, Writer
 from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.transactions import Reader, Writer
 from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy, billing_meters, json_text, ledger_entries
 
 

@@ -26,8 +26,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import NullType
 
 from storage.engine.columns import Columns
-from storage.engine.database import Reader, Writer
 from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.transactions import Reader, Writer
 from storage.engine.turns import Turn, turn_for
 from storage.tables import Day, usage_days
 

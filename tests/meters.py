@@ -13,7 +13,8 @@ from sqlalchemy import text
 
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify, verify_snapshot
-from storage.engine.database import Database, Writer
+from storage.engine.database import Database
+from storage.engine.transactions import Writer
 from tests.conftest import NOW, Caller
 
 #: Selects the scalars of a meter that change, and its id.

@@ -17,7 +17,7 @@ from sqlalchemy import make_url, select, text
 from resolvers.actor import Scope
 from resolvers.api_keys import MAX_LOOK_UPS, create_api_key, revoke_api_key
 from resolvers.errors import InvalidInput
-from storage.engine.database import Writer
+from storage.engine.transactions import Writer
 from storage.tables import Environment, api_keys, metadata
 from tests.conftest import NOW, Caller, Gateway
 

@@ -32,7 +32,8 @@ from gateway.services import Services
 from gateway.settings import BadSetting, Settings, variable_of
 from resolvers.api_keys import create_api_key
 from storage import migrations
-from storage.engine.database import Database, Writer
+from storage.engine.database import Database
+from storage.engine.transactions import Writer
 from storage.tables import Environment, metadata
 from tests.conftest import NOW, Clock, empty_database
 

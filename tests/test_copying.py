@@ -22,7 +22,8 @@ from resolvers.maintenance.copying import CopyDiffers, copy
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified
 from storage import copying, migrations
-from storage.engine.database import Database, DatabaseUnavailable, Outcome, Writer
+from storage.engine.database import Database, DatabaseUnavailable, Outcome
+from storage.engine.transactions import Writer
 from storage.tables import customers, metadata
 from tests.conftest import Gateway, empty_database
 from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port

@@ -9,7 +9,7 @@ import sqlalchemy
 
 from gateway.app import create_app
 from gateway.settings import BadSetting, Settings
-from storage.engine.database import Writer
+from storage.engine.transactions import Writer
 from tests.conftest import Gateway, gateway_on
 
 APP = "https://app.example.com"

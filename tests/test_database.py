@@ -19,8 +19,9 @@ from storage import billing_meters, customers, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.customers import CustomerFilter, CustomerRow
 from storage.engine.columns import Columns
-from storage.engine.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome, Reader, Writer
+from storage.engine.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome
 from storage.engine.pages import Page
+from storage.engine.transactions import Reader, Writer
 from storage.ledger import LedgerKey
 from storage.tables import Environment, LedgerEntryKind, metadata
 from storage.tables import billing_meters as meters_table
@@ -356,7 +357,7 @@ class TestWrite:
             assert await names(database) == sorted(f"{each} {letter}" for each in range(number + 1) for letter in "ab")
         # What is kept for the next use is no connection lost.
         for connections in (database._read_connections, database._write_connections):
-            await connections.release()
+            await connections.release_idle()
         assert [engine.pool.status().count("Checked out connections: 0") for engine in database.engines] == [1, 1, 1]
 
     async def test_callers_that_are_cancelled_while_they_wait_for_a_connection_are_still_served(

@@ -21,7 +21,8 @@ from resolvers.actor import Scope
 from schema.root import schema
 from storage import billing_meters, migrations
 from storage.billing_meters import MeterName
-from storage.engine.database import Database, Writer
+from storage.engine.database import Database
+from storage.engine.transactions import Writer
 from storage.tables import Environment
 from tests.conftest import Caller, Clock, Gateway, empty_database, gateway_on
 from tests.meters import make_meter

@@ -21,7 +21,8 @@ from gateway.telemetry.requests import Request
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
 from storage import migrations
-from storage.engine.database import Database, DatabaseUnavailable, Outcome, Writer
+from storage.engine.database import Database, DatabaseUnavailable, Outcome
+from storage.engine.transactions import Writer
 from storage.tables import Environment
 from tests.conftest import Gateway, gateway_on
 from tests.servers import Server, serving

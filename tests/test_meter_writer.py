@@ -32,7 +32,8 @@ from resolvers.meters.writer import MAX_NAMES, MeterWriter, _Submission
 from resolvers.observation import Observation
 from storage import billing_meters, customers
 from storage.billing_meters import MeterName
-from storage.engine.database import Database, Outcome, Writer
+from storage.engine.database import Database, Outcome
+from storage.engine.transactions import Writer
 from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy
 from tests.conftest import NOW, Gateway
 from tests.test_usage import books_of, make_meter, unchanged

@@ -19,7 +19,8 @@ from gateway.telemetry.figures import FIGURES
 from gateway.telemetry.metrics import MOST_OPERATIONS
 from gateway.telemetry.processes import start_time
 from storage import migrations
-from storage.engine.database import Database, Writer
+from storage.engine.database import Database
+from storage.engine.transactions import Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.servers import Server, serving

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from gateway.app import create_app
 from gateway.settings import Settings
 from gateway.telemetry.requests import Request, path_told
-from storage.engine.database import Writer
+from storage.engine.transactions import Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.test_customer_sessions import make_customer, session_of

@@ -20,7 +20,8 @@ from resolvers.errors import Unavailable
 from schema.engine.execution import MAX_FIELD_ERRORS
 from schema.engine.faults import MAX_MESSAGE_LENGTH
 from schema.engine.limits import NOT_INTROSPECTED, Limits
-from storage.engine.database import Outcome, Writer
+from storage.engine.database import Outcome
+from storage.engine.transactions import Writer
 from storage.tables import Environment, usage_days
 from tests.conftest import NOW, Caller, Gateway, gateway_on
 from tests.meters import make_meter

@@ -14,7 +14,8 @@ from sqlalchemy import text
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify
 from storage import migrations
-from storage.engine.database import Database, Writer
+from storage.engine.database import Database
+from storage.engine.transactions import Writer
 from tests.conftest import Gateway, empty_database, gateway_on
 from tests.meters import found_after, make_meter
 

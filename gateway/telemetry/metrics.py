@@ -159,7 +159,7 @@ class Metrics:
             for use, state in services.database.connections.items():
                 self._set(CONNECTIONS, (use,), state.in_use)
                 self._set(AWAITED, (use,), state.awaited)
-                self._set(MOST_CONNECTIONS, (use,), state.most)
+                self._set(MOST_CONNECTIONS, (use,), state.max_open)
 
         self._read = read
         leaving = asyncio.create_task(self._leave_again_and_again()) if self._file is not None else None

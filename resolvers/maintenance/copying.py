@@ -14,7 +14,8 @@ from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify_snapshot
 from storage import copying, migrations
 from storage.copying import Values
-from storage.engine.database import Database, Reader
+from storage.engine.database import Database
+from storage.engine.transactions import Reader
 
 
 class CopyDiffers(Exception):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from resolvers.meters.balances import available_bits
 from storage import audit, billing_meters, customers
 from storage.billing_meters import BillingMeterRow
-from storage.engine.database import Database, Writer
+from storage.engine.database import Database
+from storage.engine.transactions import Writer
 
 #: How many rows are read, and at most written, at once.
 PORTION = 1_000

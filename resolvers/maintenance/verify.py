@@ -23,7 +23,8 @@ from storage import audit, ids, ledger, usage
 from storage.audit import CustomerNames, KeyHolder, KeyWithOrigin
 from storage.billing_meters import BillingMeterRow
 from storage.customers import found_by
-from storage.engine.database import Database, Reader
+from storage.engine.database import Database
+from storage.engine.transactions import Reader
 from storage.ledger import LedgerEntryRow
 from storage.tables import api_keys, billing_meters, customers
 from storage.usage import UsageDayRow, UsageRange

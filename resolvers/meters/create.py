@@ -14,7 +14,7 @@ from resolvers.meters.writer import write_entries
 from resolvers.values import KEY_LENGTH, check_text, check_timezone
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow
-from storage.engine.database import Reader, Writer
+from storage.engine.transactions import Reader, Writer
 from storage.idempotency_keys import IdempotencyKeyRow
 from storage.ledger import LedgerEntryRow
 from storage.tables import LedgerEntryKind

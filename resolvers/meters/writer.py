@@ -27,8 +27,9 @@ from resolvers.meters.commands import Command, Decision, Known
 from resolvers.observation import Observation, current
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome, Writer
+from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome
 from storage.engine.failures import outages
+from storage.engine.transactions import Writer
 from storage.ledger import LedgerEntryRow, LedgerKey
 from storage.tables import LedgerEntryKind
 

@@ -1,0 +1,210 @@
+"""The connections of an engine, which are kept open between uses."""
+
+import asyncio
+import sqlite3
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from storage.engine.failures import UNAVAILABLE, Meaning, meaning_of
+from storage.engine.sqlite import file_uri
+
+#: How long an idle connection is used again without asking whether it still answers, in seconds.
+IDLE_SECONDS = 1
+
+#: Under which name the pool keeps, with a connection, when it was opened.
+_OPENED_AT = "opened at"
+
+
+class PoolState(NamedTuple):
+    """How many connections are in use, how many uses wait for one, and how many may be open."""
+
+    in_use: int
+    awaited: int
+    max_open: int
+
+
+class Connections:
+    """An engine's connections, kept open between uses: taking one from the engine costs more than a short transaction.
+
+    A use that ends hands its connection to the first use that waits for one.
+    """
+
+    def __init__(self, engine: AsyncEngine, *, max_open: int, wait_seconds: float) -> None:
+        self.dialect = engine.dialect.name
+        self._engine = engine
+        self._wait_seconds = wait_seconds
+        self._max_open = max_open
+        self._free = max_open
+        self._idle: list[tuple[AsyncConnection, float]] = []
+        # Each is given a connection, or None: the right to open one.
+        self._waiting: deque[asyncio.Future[AsyncConnection | None]] = deque()
+        self._is_closing = False
+        self._inline: sqlite3.Connection | None = None
+        self._renewed_at = 0.0
+        event.listen(engine.sync_engine, "connect", _note_opening)
+        event.listen(engine.sync_engine, "checkout", self._require_new)
+
+    @property
+    def state(self) -> PoolState:
+        """The numbers of connections at the moment."""
+        return PoolState(self._max_open - self._free - len(self._idle), len(self._waiting), self._max_open)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection, or take one that is open."""
+        connection = await self.acquire()
+        try:
+            yield connection
+        except BaseException as error:
+            await self.release(connection, error)
+            raise
+        await self.release(connection)
+
+    async def acquire(self) -> AsyncConnection:
+        """Return an open connection. Raises `TimeoutError` where none is given back in time."""
+        while self._idle:
+            connection, idle_since = self._idle.pop()
+            # The pool tries whether one that was idle for longer still answers.
+            if time.monotonic() - idle_since < IDLE_SECONDS and not await self._is_closed(connection):
+                return connection
+            await self._give_back(connection)
+        if self._free:
+            self._free -= 1
+        elif (given := await self._wait()) is not None:
+            return given
+        try:
+            return await self._engine.connect()
+        except BaseException:
+            self._free_one()
+            raise
+
+    async def release(self, connection: AsyncConnection, error: BaseException | None = None) -> None:
+        """Hand the connection to the next that waits for one, or keep it for the next use, unless something failed."""
+        if isinstance(error, UNAVAILABLE) and meaning_of(error) is Meaning.LOST_SESSION:
+            if not connection.invalidated:
+                await connection.invalidate()
+            await self._renew()
+        elif connection.invalidated:
+            await self.release_idle()  # The idle ones may be as broken.
+        if error is not None or connection.invalidated or self._is_closing or self._is_old(connection):
+            await self._give_back(connection)
+        elif not self._hand_over(connection):
+            self._idle.append((connection, time.monotonic()))
+
+    async def _renew(self) -> None:
+        """Use no connection again that was opened before now: what has ended one session may have changed them all."""
+        self._renewed_at = time.monotonic()
+        self._close_inline()
+        while self._idle:
+            connection, _ = self._idle.pop()
+            await connection.invalidate()
+            await self._give_back(connection)
+
+    def _is_old(self, connection: AsyncConnection) -> bool:
+        if not self._renewed_at or connection.sync_connection is None:
+            return False
+        opened_at: float = connection.sync_connection.connection.info[_OPENED_AT]
+        return opened_at < self._renewed_at
+
+    def _require_new(self, _connection: object, record: ConnectionPoolEntry, _proxy: object) -> None:
+        """Have the engine's pool open a connection anew that is from before `_renew`."""
+        if record.info[_OPENED_AT] < self._renewed_at:
+            raise DisconnectionError
+
+    async def _wait(self) -> AsyncConnection | None:
+        waiter: asyncio.Future[AsyncConnection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                return await waiter
+        except BaseException:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            elif waiter.done() and not waiter.cancelled():
+                # It was given in the moment in which nobody waited any more.
+                given = waiter.result()
+                if given is None:
+                    self._free_one()
+                else:
+                    await self.release(given)
+            raise
+
+    def _hand_over(self, given: AsyncConnection | None) -> bool:
+        """Give a connection, or the right to open one, to the first that waits, if there is any."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(given)
+                return True
+        return False
+
+    def _free_one(self) -> None:
+        if not self._hand_over(None):
+            self._free += 1
+
+    async def _give_back(self, connection: AsyncConnection) -> None:
+        """Give a connection back to the engine's pool."""
+        try:
+            await connection.close()
+        finally:
+            self._free_one()
+
+    def run_inline(self, text: str, values: Sequence[Any]) -> list[Any]:
+        """Run a short statement on SQLite at once: crossing to another thread and back takes longer than it does.
+
+        Readers wait for nobody in SQLite's WAL mode. Raises `sqlite3.Error`.
+        """
+        if self._inline is None:
+            address = file_uri(self._engine.url.database or "", writes=False)
+            self._inline = sqlite3.connect(address, timeout=0, isolation_level=None, uri=True)
+            self._inline.execute("PRAGMA query_only = ON")
+        engine = self._engine.sync_engine
+        notify(engine.dispatch.before_cursor_execute, engine, text, values)
+        rows = self._inline.execute(text, values).fetchall()
+        notify(engine.dispatch.after_cursor_execute, engine, text, values)
+        return rows
+
+    async def release_idle(self) -> None:
+        """Give the idle connections back to the engine's pool."""
+        while self._idle:
+            await self._give_back(self._idle.pop()[0])
+
+    async def close(self) -> None:
+        """Close the idle connections, and keep none any more: a write that ends later gives its connection back."""
+        self._is_closing = True
+        await self.release_idle()
+        self._close_inline()
+
+    def _close_inline(self) -> None:
+        if self._inline is not None:
+            self._inline.close()
+            self._inline = None
+
+    async def _is_closed(self, connection: AsyncConnection) -> bool:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        return self.dialect == "postgresql" and bool(driver.is_closed())
+
+
+def _note_opening(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_OPENED_AT] = time.monotonic()
+
+
+def notify(
+    listeners: Iterable[Callable[..., None]],
+    source: Connection | Engine,
+    text: str,
+    values: Sequence[Any],
+    *,
+    many: bool = False,
+) -> None:
+    """Call the listeners with a statement that is given to the driver, or was, as SQLAlchemy does with its own."""
+    for listener in listeners:
+        listener(source, None, text, values, None, many)

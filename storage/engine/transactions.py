@@ -1,0 +1,263 @@
+"""Transactions: a `Reader` runs statements that change nothing, and a `Writer` any statement, which it commits."""
+
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import asyncpg
+import orjson
+from sqlalchemy import Connection, Executable, Row, Table
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.engine.connections import Connections, notify
+from storage.engine.failures import UNAVAILABLE, CommitWarned, RolledBack
+from storage.engine.sqlite import require_same_file
+from storage.engine.statements import Prepared, insertion_of_records, insertion_of_values, keys
+
+#: The maximum of rows that one statement adds on SQLite: so few that the driver can keep one for each number prepared.
+MAX_ROWS = 100
+
+#: With how many characters of parameters, at most, SQLite runs a statement in the event loop's thread: it is about a
+#: few records, and takes less than what the event loop is held for by any request.
+MAX_INLINE_CHARACTERS = 1_000
+
+#: Writes to PostgreSQL's log what stands in no table: with it, COMMIT waits for what is in the log before.
+_WRITE_TO_LOG = "SELECT pg_logical_emit_message(true, 'tollgate', '');"
+
+T = TypeVar("T")
+
+
+class Reader:
+    """Runs statements that change nothing."""
+
+    def __init__(self, dialect: str, connection: AsyncConnection | None = None) -> None:
+        self.dialect = dialect
+        """The database's kind: `sqlite` or `postgresql`."""
+        self._connection = connection
+
+    async def fetch(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+        """Return all rows of the statement."""
+        result = await (await self._connected()).execute(statement, parameters)
+        return result.all()
+
+    async def fetch_one(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Row[Any] | None:
+        """Return the only row of the statement, or None."""
+        result = await (await self._connected()).execute(statement, parameters)
+        return result.one_or_none()
+
+    async def run(
+        self, statement: Prepared, parameters: Mapping[str, Any], *, is_long: bool = False
+    ) -> list[Sequence[Any]]:
+        """Run a prepared statement and return its rows. `is_long`: it reads many, however short its parameters are."""
+        values = statement.values(parameters)
+        rows = await (Reader._run(self, statement.text, values) if is_long else self._run(statement.text, values))
+        return statement.read(rows)
+
+    async def run_sync(self, work: Callable[[Connection], T]) -> T:
+        """Run work that is written for SQLAlchemy's blocking connection."""
+        return await (await self._connected()).run_sync(work)
+
+    async def _connected(self) -> AsyncConnection:
+        assert self._connection is not None  # noqa: S101  # It is open, or opened by `QuickReader`.
+        return self._connection
+
+    async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
+        """Give the driver a statement and return its rows; on SQLite, run it for each of `many` lists of values."""
+        opened = await self._connected()
+        connection = _opened(opened)
+        notify(connection.dispatch.before_cursor_execute, connection, text, values, many=many)
+        driver: Any = connection.connection.driver_connection
+        try:
+            rows: Iterable[Sequence[Any]] = ()
+            if self.dialect == "postgresql" and values:
+                rows = await driver.fetch(text, *values)
+            elif self.dialect == "postgresql":
+                await driver.execute(text)  # A command of transactions needs not be prepared.
+            elif many:
+                await driver.executemany(text, values)  # It has no rows, so that its cursor is at the end.
+            else:
+                rows = await driver.execute_fetchall(text, values)
+        except (asyncpg.PostgresError, sqlite3.Error):
+            raise  # The statement's own fault, which leaves the connection as it was.
+        except BaseException:
+            # Nobody knows in which state it is, so nobody is to get it from the pool.
+            await opened.invalidate()
+            raise
+        notify(connection.dispatch.after_cursor_execute, connection, text, values, many=many)
+        return rows
+
+
+class QuickReader(Reader):
+    """Runs the short reads of requests: on a connection that is open already, and on SQLite in the caller's thread."""
+
+    def __init__(self, connections: Connections) -> None:
+        super().__init__(connections.dialect)
+        self._connections = connections
+
+    async def close(self, error: BaseException | None) -> None:
+        """Give the connection back, if one was taken, with what failed on it."""
+        if self._connection is not None:
+            await self._connections.release(self._connection, error)
+
+    async def _connected(self) -> AsyncConnection:
+        if self._connection is None:
+            self._connection = await self._connections.acquire()
+        return self._connection
+
+    async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
+        if self.dialect == "sqlite" and _is_short(values):
+            with suppress(sqlite3.OperationalError):  # Such as a lock, which only the other thread may wait for.
+                return self._connections.run_inline(text, values)
+        return await super()._run(text, values, many=many)
+
+
+class Writer(Reader):
+    """Runs any statement, inside a transaction that `Database.write` ends."""
+
+    _connection: AsyncConnection
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        super().__init__(connection.dialect.name, connection)
+        #: Whether a row is locked, and so the transaction written to PostgreSQL's log, which COMMIT waits for.
+        self._has_locked = False
+
+    async def run(
+        self, statement: Prepared, parameters: Mapping[str, Any], *, is_long: bool = False
+    ) -> list[Sequence[Any]]:
+        """Run a prepared statement and return its rows."""
+        rows = await super().run(statement, parameters, is_long=is_long)
+        self._has_locked = self._has_locked or (statement.is_locking and bool(rows))
+        return rows
+
+    async def execute(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> None:
+        """Run the statement."""
+        await self._connection.execute(statement, parameters)
+
+    async def insert_rows(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
+        """Add rows, whose values are in the order of the table's columns.
+
+        The values are plain ones or what JSON has a form for; a JSON column's is given as its text. On PostgreSQL the
+        rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and the driver as long to bind
+        a row's values one by one: there, a statement adds many rows, and a value that all rows have is bound once.
+        """
+        if self.dialect == "postgresql":
+            await self.run(insertion_of_records(table), keys(rows))
+            return
+        # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
+        columns = orjson.loads(orjson.dumps(list(zip(*rows, strict=True))))
+        is_shared = tuple([column.count(column[0]) == len(column) for column in columns])
+        shared = [column[0] for column, is_one in zip(columns, is_shared, strict=True) if is_one]
+        own = [column for column, is_one in zip(columns, is_shared, strict=True) if not is_one]
+        parts = [
+            (
+                *shared,
+                *itertools.chain.from_iterable(zip(*[column[at : at + MAX_ROWS] for column in own], strict=True)),
+            )
+            for at in range(0, len(rows), MAX_ROWS)
+        ]
+        rest = [parts.pop()] if len(rows) % MAX_ROWS else []
+        for count, values in ((MAX_ROWS, parts), (len(rows) % MAX_ROWS, rest)):
+            if values:
+                await self._run(insertion_of_values(table, is_shared, count), values, many=True)
+
+    async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
+        is_inline = self.dialect == "sqlite" and values and _is_short(itertools.chain(*values) if many else values)
+        if not is_inline:
+            return await super()._run(text, values, many=many)
+        # Between BEGIN and COMMIT SQLite waits for nobody: neither for a lock, which is taken, nor for the disk.
+        connection = _opened(self._connection)
+        notify(connection.dispatch.before_cursor_execute, connection, text, values, many=many)
+        driver: Any = connection.connection.driver_connection
+        sqlite: sqlite3.Connection = driver._conn  # noqa: SLF001  # Its thread does nothing meanwhile.
+        rows = (sqlite.executemany if many else sqlite.execute)(text, values).fetchall()
+        notify(connection.dispatch.after_cursor_execute, connection, text, values, many=many)
+        return rows
+
+    async def limit_lock_waits(self, seconds: float) -> None:
+        """Let the rest of the transaction wait for a lock no longer than this. SQLite has one alone, and has it."""
+        if self.dialect == "postgresql":
+            await self._run(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
+
+    async def begin(self) -> None:
+        """Open the transaction. Raises `FileReplaced`."""
+        try:
+            if self.dialect == "sqlite":
+                require_same_file(_opened(self._connection))
+                # The write lock is taken at once: a transaction that takes it later fails when another wrote meanwhile.
+                await self._run("BEGIN IMMEDIATE")
+            else:
+                await self._run("BEGIN ISOLATION LEVEL READ COMMITTED")
+        except BaseException:
+            await self._connection.invalidate()
+            raise
+
+    async def commit(self) -> None:
+        """Commit, so that what the transaction has read is as durable as what it wrote.
+
+        A replay answers from rows that may be from a COMMIT which was cancelled while it waited for a standby: they
+        are there, and may be lost with the server. PostgreSQL waits at COMMIT for all that was logged before, but only
+        where the transaction has itself written to the log. A row's lock does; where none is certain, an empty message
+        does. SQLite shows nobody a commit before it is written through, and `sqlite_engine` sees to what a process
+        left that was killed.
+
+        Whatever it raises, the connection is not used again. Raises `CommitWarned` where PostgreSQL has committed, but
+        not as durably as it is set to, and `RolledBack` where it has not committed.
+        """
+        await self._end("COMMIT", first="" if self._has_locked else _WRITE_TO_LOG)
+
+    async def roll_back(self) -> None:
+        """Undo everything, if need be by giving up the connection."""
+        if not self._connection.invalidated:
+            with suppress(CommitWarned, *UNAVAILABLE):
+                await self._end("ROLLBACK")
+
+    async def refuse(self) -> None:
+        """Undo everything, and wait until what the transaction has read is durable: a refusal answers from it, too."""
+        await self._end("ROLLBACK", then=_WRITE_TO_LOG)
+
+    async def _end(self, command: str, *, first: str = "", then: str = "") -> None:
+        """End the transaction, on PostgreSQL between these statements, and in one round trip with them."""
+        try:
+            if self.dialect == "postgresql":
+                await self._end_on_postgresql(command, f"{first}{command};{then}")
+            else:
+                await self._run(command)
+        except BaseException:
+            await self._connection.invalidate()
+            raise
+
+    async def _end_on_postgresql(self, command: str, text: str) -> None:
+        connection = _opened(self._connection)
+        driver: Any = connection.connection.driver_connection
+        warnings: list[asyncpg.PostgresLogMessage] = []
+
+        def note(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
+            # Its severity in the language of the server is another word.
+            if isinstance(message, asyncpg.PostgresWarning):
+                warnings.append(message)
+
+        notify(connection.dispatch.before_cursor_execute, connection, command, ())
+        driver.add_log_listener(note)
+        try:
+            status = await driver.execute(text)
+        finally:
+            driver.remove_log_listener(note)
+        notify(connection.dispatch.after_cursor_execute, connection, command, ())
+        if command == "COMMIT" and status != "COMMIT":
+            raise RolledBack
+        if warnings:
+            raise CommitWarned(str(warnings[0]))
+
+
+def _opened(connection: AsyncConnection) -> Connection:
+    """Return the blocking connection that SQLAlchemy's asynchronous one wraps."""
+    opened = connection.sync_connection
+    assert opened is not None  # noqa: S101  # The pool gives open connections only.
+    return opened
+
+
+def _is_short(values: Iterable[Any]) -> bool:
+    """Whether a statement of these values takes so little that it may hold up the event loop."""
+    return sum(len(value) for value in values if isinstance(value, str)) <= MAX_INLINE_CHARACTERS
