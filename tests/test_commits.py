@@ -24,8 +24,9 @@ from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import Unavailable
 from resolvers.maintenance.verify import Verified, verify
 from resolvers.meters.commands import Decision, gateway_key
+from resolvers.meters.lanes import Result
 from resolvers.meters.refill import Refill
-from resolvers.meters.writer import MeterWriter, Result
+from resolvers.meters.writer import MeterWriter
 from storage import migrations
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, Outcome

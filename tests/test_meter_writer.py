@@ -24,11 +24,12 @@ from resolvers.errors import (
     UsageEventNotFound,
 )
 from resolvers.meters.commands import Command, Decision
+from resolvers.meters.lanes import Submission
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.meters.refill import Refill
 from resolvers.meters.settings import ChangeSettings
 from resolvers.meters.void_usage import VoidUsage
-from resolvers.meters.writer import MAX_NAMES, MeterWriter, _Submission
+from resolvers.meters.writer import MAX_NAMES, MeterWriter
 from resolvers.observation import Observation
 from storage import billing_meters, customers
 from storage.billing_meters import MeterName
@@ -585,9 +586,9 @@ async def test_a_meter_that_stays_locked_is_given_up_in_time_and_no_other_is(gat
     await database.close()
 
 
-def queued(event: RecordUsage, *, at: int) -> _Submission:
+def queued(event: RecordUsage, *, at: int) -> Submission:
     """Return the submission of an event, as it waits in a lane."""
-    return _Submission([event], Observation(), asyncio.get_running_loop().create_future(), at)
+    return Submission([event], Observation(), asyncio.get_running_loop().create_future(), at)
 
 
 @on_postgresql
@@ -930,7 +931,7 @@ async def test_a_group_looks_for_its_events_when_it_has_the_lock(
 
     async def record_elsewhere(other: Writer) -> None:
         # As a group of another process does, up to its commit.
-        submission = _Submission([event(gateway, "e", 3)], Observation(), asyncio.Future(), 0)
+        submission = Submission([event(gateway, "e", 3)], Observation(), asyncio.Future(), 0)
         await writer._decide_all(other, [submission], skip_locked=False)
         is_recorded.set()
         await may_end.wait()

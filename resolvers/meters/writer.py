@@ -12,10 +12,8 @@ such meters, and their commands wait in the second lane, so that they hold up no
 
 import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from contextvars import Context
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from time import perf_counter_ns
@@ -24,7 +22,8 @@ from typing import Protocol
 from resolvers.bounds import DEFAULT_BOUNDS
 from resolvers.errors import BillingMeterNotFound, LimitRefusal, Refusal, Unavailable
 from resolvers.meters.commands import Command, Decision, Known
-from resolvers.observation import Observation, current
+from resolvers.meters.lanes import Lane, Result, Submission
+from resolvers.observation import current
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome
@@ -35,9 +34,6 @@ from storage.tables import LedgerEntryKind
 
 _log = logging.getLogger(__name__)
 
-#: How many commands one transaction decides; one submission may be larger, and then has it alone.
-MAX_IN_GROUP = 1_000
-
 #: How long the queue is given to be finished when the writer closes.
 CLOSE_SECONDS = 2
 
@@ -46,8 +42,6 @@ MAX_NAMES = 100_000
 
 #: How long the second lane waits for the meters of one submission before it tries the others again.
 LOCK_SECONDS = 0.1
-
-Result = Decision | Refusal
 
 _USAGE, _VOID = LedgerEntryKind.USAGE, LedgerEntryKind.VOID
 
@@ -65,28 +59,6 @@ class MeterObserver(Protocol):
 
     def failed(self, commands: Sequence[Command]) -> None:
         """Note that commands were not carried out, because the database was out of reach or the queue full."""
-
-
-@dataclass(slots=True, eq=False)
-class _Submission:
-    """Commands that one transaction decides, and the future of their results."""
-
-    commands: Sequence[Command]
-    observation: Observation
-    answer: asyncio.Future[list[Result]]
-    queued_at: int
-    #: What was written of them by attempts whose COMMIT was not answered: found again, it is no replay.
-    tried: list[LedgerEntryRow] = field(default_factory=list)
-
-    @property
-    def org_id(self) -> str:
-        """The organization whose commands they are."""
-        return self.commands[0].meter.org_id
-
-    @property
-    def outcome(self) -> Outcome:
-        """What is known of them while they wait for a group."""
-        return Outcome.UNKNOWN if self.tried else Outcome.NOT_WRITTEN
 
 
 @dataclass(slots=True)
@@ -108,10 +80,10 @@ class _Group:
     def __init__(self, meters: dict[str, _Meter]) -> None:
         self.meters = meters
         self.written: list[LedgerEntryRow] = []
-        self.decided: list[tuple[_Submission, list[Result]]] = []
-        self.locked: list[_Submission] = []
+        self.decided: list[tuple[Submission, list[Result]]] = []
+        self.locked: list[Submission] = []
 
-    def decide(self, submission: _Submission, ids: Mapping[MeterName, str]) -> None:
+    def decide(self, submission: Submission, ids: Mapping[MeterName, str]) -> None:
         """Decide the commands of a submission after those before it."""
         own = {(entry.meter_id, entry.seq): entry for entry in submission.tried}
         results = [self._decide(command, ids.get(command.meter), own) for command in submission.commands]
@@ -146,53 +118,6 @@ class _Group:
         return result
 
 
-class _Lane:
-    """A queue of submissions, and the task that takes one group after the other from it."""
-
-    def __init__(self, answer: Callable[[list[_Submission]], Awaitable[None]]) -> None:
-        self._answer = answer
-        # By organization, each in the order of arrival; those with nothing to do are left out.
-        self._queue: dict[str, deque[_Submission]] = {}
-        self.pending: Counter[str] = Counter()
-        """How many commands of each organization wait for a group."""
-        self.running: asyncio.Task[None] | None = None
-
-    def add(self, submission: _Submission) -> None:
-        """Queue a submission, and see that it is taken up."""
-        self._queue.setdefault(submission.org_id, deque()).append(submission)
-        self.pending[submission.org_id] += len(submission.commands)
-        if self.running is None:
-            # In a context of its own: groups belong to no request, also not to the one that wakes the lane.
-            self.running = asyncio.create_task(self._run(), context=Context())
-
-    async def _run(self) -> None:
-        try:
-            while self._queue:
-                await self._answer(self.take())
-        finally:
-            self.running = None
-
-    def take(self) -> list[_Submission]:
-        """Take submissions off the queue, of each organization one in turn, until no more of the next one's fit."""
-        group: list[_Submission] = []
-        size = 0
-        while self._queue:
-            org_id, submissions = next(iter(self._queue.items()))
-            count = len(submissions[0].commands)
-            if group and size + count > MAX_IN_GROUP:
-                break
-            group.append(submissions.popleft())
-            size += count
-            self.pending[org_id] -= count
-            # The next turn is another's.
-            del self._queue[org_id]
-            if submissions:
-                self._queue[org_id] = submissions
-            else:
-                del self.pending[org_id]
-        return group
-
-
 class MeterWriter:
     """Decides the commands of one process on one database."""
 
@@ -208,8 +133,8 @@ class MeterWriter:
         self._clock = clock
         self._observer = observer
         self._max_pending = max_pending
-        self._first = _Lane(self._answer_first)
-        self._second = _Lane(self._answer_second)
+        self._first = Lane(self._answer_first)
+        self._second = Lane(self._answer_second)
         self._closed = self._given_up = False
         self._ids: dict[MeterName, str] = {}
 
@@ -230,7 +155,7 @@ class MeterWriter:
         or the database or a meter's lock is out of reach; `UNKNOWN` when the answer to COMMIT was lost and the database
         did not come back in time.
         """
-        submission = _Submission(commands, current.get(), asyncio.get_running_loop().create_future(), perf_counter_ns())
+        submission = Submission(commands, current.get(), asyncio.get_running_loop().create_future(), perf_counter_ns())
         own = self._first.pending[submission.org_id] + self._second.pending[submission.org_id]
         is_greedy = own > 0 and own + len(commands) > self._max_pending // 2
         if self._closed or is_greedy or self.pending + len(commands) > self._max_pending:
@@ -251,11 +176,11 @@ class MeterWriter:
             while submissions := lane.take():
                 self._fail(submissions)
 
-    async def _answer_first(self, submissions: list[_Submission]) -> None:
+    async def _answer_first(self, submissions: list[Submission]) -> None:
         """Answer what can be decided at once; the rest goes to the second lane."""
         self._wait(await self._decide(submissions, skip_locked=True))
 
-    async def _answer_second(self, submissions: list[_Submission]) -> None:
+    async def _answer_second(self, submissions: list[Submission]) -> None:
         """Answer what is no longer locked; where the first submission still is, wait a while for its meters."""
         locked = await self._decide(submissions, skip_locked=True)
         if submissions[0] in locked:
@@ -265,7 +190,7 @@ class MeterWriter:
             locked = others + await self._decide(alike, skip_locked=False)
         self._wait(locked)
 
-    def _wait(self, locked: Sequence[_Submission]) -> None:
+    def _wait(self, locked: Sequence[Submission]) -> None:
         """Have the second lane wait for the submissions' meters, for as long as a write may wait."""
         overdue = perf_counter_ns() - int(self._database.wait_seconds * 1_000_000_000)
         for submission in locked:
@@ -275,7 +200,7 @@ class MeterWriter:
             else:
                 self._second.add(submission)
 
-    async def _decide(self, submissions: Sequence[_Submission], *, skip_locked: bool) -> list[_Submission]:
+    async def _decide(self, submissions: Sequence[Submission], *, skip_locked: bool) -> list[Submission]:
         """Give each submission its results, or the reason why there are none; return those that wait for a lock."""
         began = perf_counter_ns()
         try:
@@ -314,13 +239,13 @@ class MeterWriter:
                 took_ns=ended - began,
             )
 
-    def _fail(self, submissions: Sequence[_Submission], outcome: Outcome = Outcome.NOT_WRITTEN) -> None:
+    def _fail(self, submissions: Sequence[Submission], outcome: Outcome = Outcome.NOT_WRITTEN) -> None:
         for submission in submissions:
             _fail(submission, Unavailable(submission.outcome if outcome is Outcome.NOT_WRITTEN else outcome))
             if self._observer is not None:
                 self._observer.failed(submission.commands)
 
-    async def _carry_out(self, submissions: Sequence[_Submission], *, skip_locked: bool) -> _Group:
+    async def _carry_out(self, submissions: Sequence[Submission], *, skip_locked: bool) -> _Group:
         """Decide the submissions in one transaction. Raises `DatabaseUnavailable`; `LockTimeout` for locked meters."""
 
         async def decide_all(writer: Writer) -> _Group:
@@ -341,7 +266,7 @@ class MeterWriter:
     async def _decide_all(
         self,
         writer: Writer,
-        submissions: Sequence[_Submission],
+        submissions: Sequence[Submission],
         *,
         skip_locked: bool,
     ) -> _Group:
@@ -362,7 +287,7 @@ class MeterWriter:
             missing.clear()
         now = self._clock()
         group = _Group({id_: _Meter(row, row, max(now, row.updated_at)) for id_, row in rows.items()})
-        deciding: list[_Submission] = []
+        deciding: list[Submission] = []
         for submission in submissions:
             is_locked = missing and any(command.meter in missing for command in submission.commands)
             (group.locked if is_locked else deciding).append(submission)
@@ -420,6 +345,6 @@ async def write_entries(writer: Writer, entries: Sequence[LedgerEntryRow]) -> No
     await ledger.insert_entries(writer, entries)
 
 
-def _fail(submission: _Submission, error: Exception) -> None:
+def _fail(submission: Submission, error: Exception) -> None:
     if not submission.answer.done():
         submission.answer.set_exception(error)

@@ -1,0 +1,90 @@
+"""The queues of commands: each submission waits in a lane for the transaction that decides it.
+
+Organizations take turns, so that no one of them makes the others wait for all that it has queued.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field
+
+from resolvers.errors import Refusal
+from resolvers.meters.commands import Command, Decision
+from resolvers.observation import Observation
+from storage.engine.database import Outcome
+from storage.ledger import LedgerEntryRow
+
+#: How many commands one transaction decides; one submission may be larger, and then has it alone.
+MAX_IN_GROUP = 1_000
+
+Result = Decision | Refusal
+
+
+@dataclass(slots=True, eq=False)
+class Submission:
+    """Commands that one transaction decides, and the future of their results."""
+
+    commands: Sequence[Command]
+    observation: Observation
+    answer: asyncio.Future[list[Result]]
+    queued_at: int
+    #: What was written of them by attempts whose COMMIT was not answered: found again, it is no replay.
+    tried: list[LedgerEntryRow] = field(default_factory=list)
+
+    @property
+    def org_id(self) -> str:
+        """The organization whose commands they are."""
+        return self.commands[0].meter.org_id
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is known of them while they wait for a group."""
+        return Outcome.UNKNOWN if self.tried else Outcome.NOT_WRITTEN
+
+
+class Lane:
+    """A queue of submissions, and the task that takes one group after the other from it."""
+
+    def __init__(self, answer: Callable[[list[Submission]], Awaitable[None]]) -> None:
+        self._answer = answer
+        # By organization, each in the order of arrival; those with nothing to do are left out.
+        self._queue: dict[str, deque[Submission]] = {}
+        self.pending: Counter[str] = Counter()
+        """How many commands of each organization wait for a group."""
+        self.running: asyncio.Task[None] | None = None
+
+    def add(self, submission: Submission) -> None:
+        """Queue a submission, and see that it is taken up."""
+        self._queue.setdefault(submission.org_id, deque()).append(submission)
+        self.pending[submission.org_id] += len(submission.commands)
+        if self.running is None:
+            # In a context of its own: groups belong to no request, also not to the one that wakes the lane.
+            self.running = asyncio.create_task(self._run(), context=Context())
+
+    async def _run(self) -> None:
+        try:
+            while self._queue:
+                await self._answer(self.take())
+        finally:
+            self.running = None
+
+    def take(self) -> list[Submission]:
+        """Take submissions off the queue, of each organization one in turn, until no more of the next one's fit."""
+        group: list[Submission] = []
+        size = 0
+        while self._queue:
+            org_id, submissions = next(iter(self._queue.items()))
+            count = len(submissions[0].commands)
+            if group and size + count > MAX_IN_GROUP:
+                break
+            group.append(submissions.popleft())
+            size += count
+            self.pending[org_id] -= count
+            # The next turn is another's.
+            del self._queue[org_id]
+            if submissions:
+                self._queue[org_id] = submissions
+            else:
+                del self.pending[org_id]
+        return group
