@@ -5,16 +5,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.errors import Refusal
 from resolvers.loaders import Loaders
-from resolvers.meters.commands import Command, Decision
-from resolvers.meters.writer import MeterWriter
 from resolvers.observation import current
 from storage.engine.database import Database, DatabaseUnavailable, Failed
+
+if TYPE_CHECKING:
+    # The commands import this file, for which they are types alone.
+    from resolvers.meters.commands import Command, Decision
+    from resolvers.meters.writer import MeterWriter
 
 Clock = Callable[[], datetime]
 
@@ -30,7 +33,7 @@ class Context:
 
     actor: Actor
     database: Database
-    meter_writer: MeterWriter
+    meter_writer: "MeterWriter"
     clock: Clock = utc_now
     bounds: Bounds = DEFAULT_BOUNDS
     has_one_reader: bool = field(init=False, default=False)
@@ -59,7 +62,7 @@ class Context:
         if isinstance(error, DatabaseUnavailable):
             self.database = cast("Database", Failed(error))
 
-    async def change(self, command: Command) -> Decision:
+    async def change(self, command: "Command") -> "Decision":
         """Carry out a command and return what was decided, once committed. Raises its refusals, and `Unavailable`."""
         (result,) = await self.meter_writer.submit([command])
         self.forget()
