@@ -15,7 +15,9 @@ from resolvers.meters.create import NewBillingMeter, create_billing_meter
 from resolvers.meters.names import meter_name
 from resolvers.meters.refill import refill_billing_meter
 from resolvers.meters.settings import update_billing_meter
-from schema.engine.batching import ALONE, together
+from resolvers.values import NAME_LENGTH
+from schema.engine.resolving import DIRECT, batched
+from schema.engine.sizes import of_bytes, text
 from schema.errors import (
     AlreadyExists,
     AmountOutOfRange,
@@ -26,10 +28,20 @@ from schema.errors import (
 )
 from schema.info import Filter, Info, changes_of, given, not_null, values_of
 from schema.ledger import LedgerEntry, ledgers_of
-from schema.node import Node
-from schema.relay import After, Arguments, Before, Connection, First, Last, connection_of, page_arguments
+from schema.relay import (
+    PAGE,
+    After,
+    Before,
+    Connection,
+    First,
+    Last,
+    Node,
+    PageArguments,
+    connection_of,
+    page_arguments,
+)
 from schema.scalars import BigInt
-from schema.usage import FillZeros, From, Names, To, UsageDay, usage_of
+from schema.usage import USAGE_DAYS, FillZeros, From, Names, To, UsageDay, usage_of
 from storage import ids
 from storage.billing_meters import BillingMeterRow
 
@@ -81,10 +93,14 @@ class BillingMeter(Node):
     """See `storage.billing_meters.BillingMeterRow`."""
 
     row: strawberry.Private[BillingMeterRow]
-    workspace_id: str = strawberry.field(description="The product area that the meter belongs to, named by the caller.")
-    external_meter_id: str = strawberry.field(description="The caller's name of the meter, unique in its workspace.")
+    workspace_id: str = strawberry.field(
+        description="The product area that the meter belongs to, named by the caller.", metadata=text(NAME_LENGTH)
+    )
+    external_meter_id: str = strawberry.field(
+        description="The caller's name of the meter, unique in its workspace.", metadata=text(NAME_LENGTH)
+    )
     timezone: str = strawberry.field(
-        description="The IANA time zone that the meter's days are counted in; it never changes."
+        description="The IANA time zone that the meter's days are counted in; it never changes.", metadata=of_bytes(66)
     )
     total_credits: BigInt = strawberry.field(description="The credits granted so far.")
     used_credits: BigInt = strawberry.field(description="The credits used so far.")
@@ -122,7 +138,7 @@ class BillingMeter(Node):
 
     @strawberry.field(
         description="The customer who pays for the meter; null: none is named, or none that the key may see.",
-        metadata=together(_customers_of),
+        metadata=batched(_customers_of),
     )
     async def customer(self, info: Info) -> _CustomerType | None:
         """Return the meter's customer."""
@@ -131,7 +147,7 @@ class BillingMeter(Node):
 
     @strawberry.field(
         description="The meter's usage days, ordered by day and then by name: at most 366 days and 10,000 rows.",
-        metadata=together(_usage_of),
+        metadata=batched(_usage_of) | USAGE_DAYS,
     )
     async def usage(
         self,
@@ -145,7 +161,7 @@ class BillingMeter(Node):
         (days,) = await _usage_of(info.context, [self], from_, to, names, fill_zeros=fill_zeros)
         return days
 
-    @strawberry.field(description="The meter's ledger, newest first.", metadata=together(_ledgers_of))
+    @strawberry.field(description="The meter's ledger, newest first.", metadata=batched(_ledgers_of) | PAGE)
     async def ledger(
         self,
         info: Info,
@@ -178,7 +194,7 @@ class BillingMeterFilter(Filter):
 class BillingMeterQuery:
     """The queries of billing meters."""
 
-    @strawberry.field(description="The billing meter of these names; null: there is none.", metadata=ALONE)
+    @strawberry.field(description="The billing meter of these names; null: there is none.", metadata=DIRECT)
     async def billing_meter(
         self,
         info: Info,
@@ -194,7 +210,7 @@ class BillingMeterQuery:
         row = await loaders.billing_meter_by_names.load((workspace_id, external_meter_id))
         return BillingMeter.of(row) if row is not None else None
 
-    @strawberry.field(description="The billing meters, newest first.", metadata=ALONE)
+    @strawberry.field(description="The billing meters, newest first.", metadata=DIRECT | PAGE)
     async def billing_meters(
         self,
         info: Info,
@@ -220,7 +236,7 @@ class BillingMeterQuery:
         return meters_connection(arguments, rows)
 
 
-def meters_connection(arguments: Arguments, rows: Sequence[BillingMeterRow]) -> Connection[BillingMeter]:
+def meters_connection(arguments: PageArguments, rows: Sequence[BillingMeterRow]) -> Connection[BillingMeter]:
     """Return a page of meters, read with one more row than it has."""
     return connection_of(arguments, rows, node_of=BillingMeter.of, id_of=lambda row: row.id)
 
@@ -351,7 +367,7 @@ RefillBillingMeterResult = Annotated[
 class BillingMeterMutation:
     """The mutations of billing meters."""
 
-    @strawberry.mutation(description="Makes a billing meter. Needs `billing:write`.", metadata=ALONE)
+    @strawberry.mutation(description="Makes a billing meter. Needs `billing:write`.", metadata=DIRECT)
     async def create_billing_meter(
         self,
         info: Info,
@@ -370,7 +386,7 @@ class BillingMeterMutation:
             " Needs "
             "`billing:write`."
         ),
-        metadata=ALONE,
+        metadata=DIRECT,
     )
     async def update_billing_meter(
         self,
@@ -391,7 +407,7 @@ class BillingMeterMutation:
 
     @strawberry.mutation(
         description="Adds credits to a billing meter's total; it never resets anything. Needs `billing:write`.",
-        metadata=ALONE,
+        metadata=DIRECT,
     )
     async def refill_billing_meter(
         self,

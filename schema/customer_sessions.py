@@ -7,7 +7,8 @@ import strawberry
 
 from resolvers.customer_sessions import DEFAULT_SECONDS, create_customer_session
 from schema.customers import Customer
-from schema.engine.batching import ALONE
+from schema.engine.resolving import DIRECT
+from schema.engine.sizes import of_bytes
 from schema.errors import CustomerNotFound, InvalidInput
 from schema.info import Info
 
@@ -28,7 +29,8 @@ class CreateCustomerSessionSuccess:
 
     customer: Customer = strawberry.field(description="The customer that the session is for.")
     token: str = strawberry.field(
-        description="The token to send in the place of a key, `cst_live_…` or `cst_test_…`. It is shown this once."
+        description="The token to send in the place of a key, `cst_live_…` or `cst_test_…`. It is shown this once.",
+        metadata=of_bytes(130),
     )
     expires_at: datetime = strawberry.field(
         description="When the session ends: after the time that was asked for, or earlier with the key that made it."
@@ -50,7 +52,7 @@ class CustomerSessionMutation:
             "Makes a session for a customer's browser: a token that may read this customer, its billing meters, their "
             "usage and ledgers, and nothing else. Needs `billing:write` and `billing:read`."
         ),
-        metadata=ALONE,
+        metadata=DIRECT,
     )
     async def create_customer_session(
         self,

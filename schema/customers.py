@@ -10,14 +10,14 @@ from strawberry.scalars import JSON
 from resolvers import customers
 from resolvers.context import Context
 from resolvers.loaders import MetersOfCustomer
-from resolvers.values import NAME_LENGTH, check_text
+from resolvers.values import NAME_LENGTH, ORG_LENGTH, check_text
 from schema.billing_meters import BillingMeter, meters_connection
-from schema.engine.batching import ALONE, together
+from schema.engine.resolving import DIRECT, batched
+from schema.engine.sizes import text
 from schema.enums import Environment
 from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
 from schema.info import Filter, Info, changes_of, given, values_of
-from schema.node import Node
-from schema.relay import After, Before, Connection, First, Last, connection_of, page_arguments
+from schema.relay import PAGE, After, Before, Connection, First, Last, Node, connection_of, page_arguments
 from storage import ids
 from storage.customers import CustomerFilter as FilterValues
 from storage.customers import CustomerRow
@@ -47,11 +47,16 @@ async def _meters_of(
 class Customer(Node):
     """See `storage.customers.CustomerRow`."""
 
-    org_id: strawberry.ID = strawberry.field(description="The id of the organization that the customer belongs to.")
-    email: str = strawberry.field(description="The email address, as it was given.")
-    name: str | None = strawberry.field(description="The name for people to read; null: none was given.")
+    org_id: strawberry.ID = strawberry.field(
+        description="The id of the organization that the customer belongs to.", metadata=text(ORG_LENGTH)
+    )
+    email: str = strawberry.field(description="The email address, as it was given.", metadata=text(NAME_LENGTH))
+    name: str | None = strawberry.field(
+        description="The name for people to read; null: none was given.", metadata=text(NAME_LENGTH)
+    )
     external_id: str | None = strawberry.field(
-        description="The caller's name of the customer, unique in the organization and environment."
+        description="The caller's name of the customer, unique in the organization and environment.",
+        metadata=text(NAME_LENGTH),
     )
     metadata: JSON = strawberry.field(
         description="What the caller keeps with the customer: a JSON object of at most 16 KiB."
@@ -76,7 +81,7 @@ class Customer(Node):
         )
 
     @strawberry.field(
-        description="The billing meters that the customer pays for, newest first.", metadata=together(_meters_of)
+        description="The billing meters that the customer pays for, newest first.", metadata=batched(_meters_of) | PAGE
     )
     async def billing_meters(
         self,
@@ -126,7 +131,7 @@ class CustomerFilter(Filter):
 class CustomerQuery:
     """The queries of customers."""
 
-    @strawberry.field(description="The customer of this id; null: there is none.", metadata=ALONE)
+    @strawberry.field(description="The customer of this id; null: there is none.", metadata=DIRECT)
     async def customer(
         self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The customer's id.")]
     ) -> Customer | None:
@@ -134,7 +139,7 @@ class CustomerQuery:
         row = await info.context.reading.customer_by_id.load(id)
         return Customer.of(row) if row is not None else None
 
-    @strawberry.field(description="The customer of this external id; null: there is none.", metadata=ALONE)
+    @strawberry.field(description="The customer of this external id; null: there is none.", metadata=DIRECT)
     async def customer_by_external_id(
         self,
         info: Info,
@@ -147,7 +152,7 @@ class CustomerQuery:
         row = await info.context.reading.customer_by_external_id.load(external_id)
         return Customer.of(row) if row is not None else None
 
-    @strawberry.field(description="The customers, newest first.", metadata=ALONE)
+    @strawberry.field(description="The customers, newest first.", metadata=DIRECT | PAGE)
     async def customers(
         self,
         info: Info,
@@ -241,7 +246,7 @@ UpdateCustomerResult = Annotated[
 class CustomerMutation:
     """The mutations of customers."""
 
-    @strawberry.mutation(description="Makes a customer. Needs `billing:write`.", metadata=ALONE)
+    @strawberry.mutation(description="Makes a customer. Needs `billing:write`.", metadata=DIRECT)
     async def create_customer(
         self,
         info: Info,
@@ -253,7 +258,7 @@ class CustomerMutation:
         outcome = await customers.create_customer(info.context, customers.NewCustomer(**values), idempotency_key=key)
         return CreateCustomerSuccess(customer=Customer.of(outcome.customer), replayed=outcome.replayed)
 
-    @strawberry.mutation(description="Changes a customer. Needs `billing:write`.", metadata=ALONE)
+    @strawberry.mutation(description="Changes a customer. Needs `billing:write`.", metadata=DIRECT)
     async def update_customer(
         self,
         info: Info,

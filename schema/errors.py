@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import strawberry
 
+from resolvers.values import NAME_LENGTH
+from schema.engine.sizes import AN_ID, of_bytes, text
 from schema.enums import ErrorCode
 from schema.scalars import BigInt
 
@@ -28,14 +30,18 @@ class UserError:
     """What every refusal tells."""
 
     code: ErrorCode = strawberry.field(description="The rule that refused it, for programs.")
-    message: str = strawberry.field(description="What is wrong, in English, for people; its wording may change.")
+    message: str = strawberry.field(
+        description="What is wrong, in English, for people; its wording may change.", metadata=text(2 * NAME_LENGTH)
+    )
 
 
 @strawberry.type(description="A value of the input breaks a rule.")
 class InvalidInput(UserError):
     """See `resolvers.errors.InvalidInput`."""
 
-    field: list[str] = strawberry.field(description='The path to the value, like `["input", "spendCap"]`.')
+    field: list[str] = strawberry.field(
+        description='The path to the value, like `["input", "spendCap"]`.', metadata=of_bytes(66, items=10)
+    )
 
 
 @strawberry.type(description="There is no customer of this id.")
@@ -58,7 +64,7 @@ class AlreadyExists(UserError):
     """See `resolvers.errors.AlreadyExists`."""
 
     existing_id: strawberry.ID = strawberry.field(
-        description="The id of the customer or billing meter that has the name."
+        description="The id of the customer or billing meter that has the name.", metadata=AN_ID
     )
 
 

@@ -1,6 +1,5 @@
 """What a resolver is given besides its arguments, and how optional ones are read."""
 
-from collections.abc import Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import strawberry
@@ -8,6 +7,7 @@ from strawberry.utils.str_converters import to_camel_case
 
 from resolvers.context import Context
 from resolvers.errors import InvalidInput
+from schema.engine.arguments import null_refused
 
 Info: TypeAlias = strawberry.Info[Context, None]
 
@@ -33,21 +33,6 @@ def not_null(field: str, value: T | None, otherwise: str) -> T | None:
     return given(value)
 
 
-#: The arguments whose null is taken for nothing, as clients send it: they say where a page lies, and never which rows
-#: are in its list.
-_PAGE_ARGUMENTS = {"first", "after", "last", "before"}
-
-
-def refuse_nulls(arguments: Mapping[str, Any]) -> None:
-    """Hold the arguments of a field, by their names in the schema, against null, which is no value of any.
-
-    What a caller's lost variable leaves of a filter must not answer more than was asked for. Raises `InvalidInput`.
-    """
-    for name, value in arguments.items():
-        if value is None and name not in _PAGE_ARGUMENTS:
-            raise _null(name)
-
-
 class Filter:
     """What restricts a list: the base of the inputs of arguments called `filter`.
 
@@ -58,11 +43,7 @@ class Filter:
         """Refuse what is null."""
         for name, value in vars(self).items():
             if value is None:
-                raise _null(f"filter.{to_camel_case(name)}")
-
-
-def _null(path: str) -> InvalidInput:
-    return InvalidInput(path, "must not be null; leave it out where it is not to restrict the answer.")
+                raise null_refused(f"filter.{to_camel_case(name)}")
 
 
 def values_of(input: object) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from resolvers.context import Context
 from resolvers.errors import BadUserInput, Forbidden
 from resolvers.loaders import EntriesOfMeter
 from resolvers.meters.commands import is_gateway_key
-from schema.engine.batching import together
+from resolvers.values import KEY_LENGTH, REASON_LENGTH, USAGE_NAME_LENGTH
+from schema.engine.resolving import batched
+from schema.engine.sizes import AN_ID, text
 from schema.enums import LedgerEntryKind, OverLimitPolicy
 from schema.info import Info
-from schema.node import Node
-from schema.relay import Arguments, Connection, connection_of
+from schema.relay import Connection, Node, PageArguments, connection_of
 from schema.scalars import BigInt
 from storage import ids, tables
 from storage.billing_meters import BillingMeterRow
@@ -71,10 +72,11 @@ class LedgerEntry(Node):
     total_credits_after: BigInt = strawberry.field(description="The meter's total credits right after the entry.")
     used_credits_after: BigInt = strawberry.field(description="The meter's used credits right after the entry.")
     key: str | None = strawberry.field(
-        description="The caller's name of it: the event id of a `USAGE`, the idempotency key of a `REFILL` or `VOID`."
+        description="The caller's name of it: the event id of a `USAGE`, the idempotency key of a `REFILL` or `VOID`.",
+        metadata=text(KEY_LENGTH),
     )
     usage_name: str | None = strawberry.field(
-        description="Of a `USAGE` or `VOID`: the usage name that it counts under."
+        description="Of a `USAGE` or `VOID`: the usage name that it counts under.", metadata=text(USAGE_NAME_LENGTH)
     )
     day: date | None = strawberry.field(
         description="Of a `USAGE` or `VOID`: the day of the meter's zone that it counts on."
@@ -87,8 +89,10 @@ class LedgerEntry(Node):
         description="When it happened: as the caller said, else when it was recorded."
     )
     recorded_at: datetime = strawberry.field(description="When it was decided.")
-    recorded_by: str = strawberry.field(description="The id of the key that recorded it.")
-    reason: str | None = strawberry.field(description="Of a `VOID`: why, in the words of whoever asked for it.")
+    recorded_by: str = strawberry.field(description="The id of the key that recorded it.", metadata=AN_ID)
+    reason: str | None = strawberry.field(
+        description="Of a `VOID`: why, in the words of whoever asked for it.", metadata=text(REASON_LENGTH)
+    )
     metadata: JSON = strawberry.field(
         description=(
             "Of a `USAGE`: what the caller attached. Of `SETTINGS`: each changed setting with its old and its new"
@@ -125,13 +129,13 @@ class LedgerEntry(Node):
         """Return the entry of a mutation's answer; None where there is none, or none that the actor may read."""
         return cls.of(row) if row is not None and actor.may_read_entry_of(row.recorded_by) else None
 
-    @strawberry.field(description="The meter whose ledger it is in.", metadata=together(_meters_of))
+    @strawberry.field(description="The meter whose ledger it is in.", metadata=batched(_meters_of))
     async def billing_meter(self, info: Info) -> _MeterType:
         """Return the entry's meter."""
         (meter,) = await _meters_of(info.context, [self])
         return meter
 
-    @strawberry.field(description="Of a `VOID`: the usage that it takes back.", metadata=together(_voided_by))
+    @strawberry.field(description="Of a `VOID`: the usage that it takes back.", metadata=batched(_voided_by))
     async def voids(self, info: Info) -> "LedgerEntry | None":
         """Return the entry that this one voids."""
         (entry,) = await _voided_by(info.context, [self])
@@ -139,7 +143,7 @@ class LedgerEntry(Node):
 
 
 async def ledgers_of(
-    context: Context, meters: Sequence[BillingMeterRow], arguments: Arguments
+    context: Context, meters: Sequence[BillingMeterRow], arguments: PageArguments
 ) -> list[Connection[LedgerEntry]]:
     """Return a page of each meter's ledger, newest first.
 
@@ -158,7 +162,7 @@ async def ledgers_of(
     ]
 
 
-def _range(meter: BillingMeterRow, arguments: Arguments) -> EntriesOfMeter:
+def _range(meter: BillingMeterRow, arguments: PageArguments) -> EntriesOfMeter:
     """Return the stretch of the meter's ledger that the page reads, with one entry more than it shows."""
     newest = min(_seq(arguments.after, meter) - 1, meter.last_seq) if arguments.after is not None else meter.last_seq
     oldest = _seq(arguments.before, meter) + 1 if arguments.before is not None else 1

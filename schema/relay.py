@@ -1,18 +1,20 @@
-"""Relay connections: lists newest first, in pages, with keyset cursors that hold still while rows are added.
+"""Relay's `Node` and connections: objects by their ids, and lists of them in pages, newest first.
 
-A cursor is the id of its row, made opaque. One that is not of the list it is given to is refused.
+A cursor is the id of its row, made opaque, and holds still while rows are added. One that is not of the list it is
+given to is refused.
 """
 
 import base64
 import binascii
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Annotated, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Generic, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 import strawberry
 
 from resolvers.context import Context
 from resolvers.errors import BadUserInput
+from schema.engine.sizes import AN_ID, AS_ABOVE, Asked, of_bytes, records
 from schema.info import given
 from storage import ids
 from storage.engine.pages import Page
@@ -48,6 +50,25 @@ Before: TypeAlias = Annotated[
 Row = TypeVar("Row")
 NodeType = TypeVar("NodeType")
 
+#: The longest cursor, in bytes of JSON.
+_CURSOR = of_bytes(80)
+
+
+@strawberry.interface(description="An object that can be fetched again by its id.")
+class Node:
+    """What has an opaque id, unique among all objects."""
+
+    id: strawberry.ID = strawberry.field(
+        description="The object's opaque id, unique among all objects.", metadata=AN_ID
+    )
+
+    @classmethod
+    def made(cls, **values: Any) -> Self:
+        """Return the object whose attributes these are, all of them: its constructor takes three times as long."""
+        node = cls.__new__(cls)
+        node.__dict__ = values
+        return node
+
 
 @strawberry.type(description="Where a page lies in its list.")
 class PageInfo:
@@ -56,29 +77,45 @@ class PageInfo:
     has_next_page: bool = strawberry.field(description="Whether there are rows after this page, which are older.")
     has_previous_page: bool = strawberry.field(description="Whether there are rows before this page, which are newer.")
     start_cursor: str | None = strawberry.field(
-        description="The cursor of the page's first row; null: the page is empty."
+        description="The cursor of the page's first row; null: the page is empty.", metadata=_CURSOR
     )
-    end_cursor: str | None = strawberry.field(description="The cursor of the page's last row; null: the page is empty.")
+    end_cursor: str | None = strawberry.field(
+        description="The cursor of the page's last row; null: the page is empty.", metadata=_CURSOR
+    )
 
 
 @strawberry.type(description="One row of a page.")
 class Edge(Generic[NodeType]):
     """A row and its place."""
 
-    cursor: str = strawberry.field(description="The row's place in the list, for `after` and `before`.")
-    node: NodeType = strawberry.field(description="The row.")
+    cursor: str = strawberry.field(
+        description="The row's place in the list, for `after` and `before`.", metadata=_CURSOR
+    )
+    node: NodeType = strawberry.field(description="The row.", metadata=AS_ABOVE)
 
 
 @strawberry.type(description="One page of a list, newest first.")
 class Connection(Generic[NodeType]):
     """A page of rows."""
 
-    edges: list[Edge[NodeType]] = strawberry.field(description="The rows of the page with their cursors.")
-    nodes: list[NodeType] = strawberry.field(description="The rows of the page.")
+    edges: list[Edge[NodeType]] = strawberry.field(
+        description="The rows of the page with their cursors.", metadata=AS_ABOVE
+    )
+    nodes: list[NodeType] = strawberry.field(description="The rows of the page.", metadata=AS_ABOVE)
     page_info: PageInfo = strawberry.field(description="Where the page lies in its list.")
 
 
-class Arguments(NamedTuple):
+def _rows_of_page(asked: Asked) -> int:
+    wanted = asked.arguments.get("first") or asked.arguments.get("last")
+    # What is out of range is refused where the page is read.
+    return min(max(wanted, 1) if isinstance(wanted, int) else DEFAULT_PAGE, asked.bounds.page_rows)
+
+
+#: The metadata of a field that is a connection.
+PAGE = records(_rows_of_page)
+
+
+class PageArguments(NamedTuple):
     """A page as a caller asks for it: checked, with the ids that its cursors stand for."""
 
     limit: int
@@ -94,7 +131,7 @@ class Arguments(NamedTuple):
 
 def page_arguments(
     context: Context, prefix: str, first: int | None, after: str | None, last: int | None, before: str | None
-) -> Arguments:
+) -> PageArguments:
     """Return the page that a list of ids with this prefix is asked for.
 
     Raises `BadUserInput` for `first` with `last`, for fewer than 1 row or more than the bounds allow, and for a foreign
@@ -107,7 +144,7 @@ def page_arguments(
     for name, limit in (("first", first), ("last", last)):
         if limit is not None and not 1 <= limit <= most:
             raise BadUserInput(f"{name} must be 1 to {most}; it is {limit}.")
-    return Arguments(
+    return PageArguments(
         limit=first or last or min(DEFAULT_PAGE, most),
         after=_id_of("after", after, prefix),
         before=_id_of("before", before, prefix),
@@ -123,7 +160,7 @@ class _RowPage(Generic[Row, NodeType]):
 
     def __init__(
         self,
-        arguments: Arguments,
+        arguments: PageArguments,
         rows: Sequence[Row],
         *,
         node_of: Callable[[Row], NodeType],
@@ -162,7 +199,7 @@ class _RowPage(Generic[Row, NodeType]):
 
 
 def connection_of(
-    arguments: Arguments,
+    arguments: PageArguments,
     rows: Sequence[Row],
     *,
     node_of: Callable[[Row], NodeType],

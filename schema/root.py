@@ -14,15 +14,15 @@ from resolvers.loaders import Loaders
 from schema.billing_meters import BillingMeter, BillingMeterMutation, BillingMeterQuery
 from schema.customer_sessions import CustomerSessionMutation
 from schema.customers import Customer, CustomerMutation, CustomerQuery
-from schema.engine.batching import ALONE
-from schema.engine.executor import Executor
-from schema.engine.resolving import resolve_directly
+from schema.engine.engine import Engine
+from schema.engine.resolving import DIRECT
+from schema.engine.sizes import given_length, records
 from schema.errors import UserError
 from schema.info import Info
 from schema.ledger import LedgerEntry
-from schema.node import Node
 from schema.refusals import EXCEPTION_HANDLERS
-from schema.scalars import SCALARS
+from schema.relay import Node
+from schema.scalars import SCALAR_BYTES, SCALARS
 from schema.usage import UsageMutation, UsageQuery
 from schema.viewer import ViewerQuery
 from storage import ids
@@ -33,7 +33,7 @@ class NodeQuery:
     """The queries of objects by their ids alone."""
 
     @strawberry.field(
-        description="The customer, billing meter or ledger entry of this id; null: there is none.", metadata=ALONE
+        description="The customer, billing meter or ledger entry of this id; null: there is none.", metadata=DIRECT
     )
     async def node(
         self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The object's id.")]
@@ -47,7 +47,7 @@ class NodeQuery:
             "The objects of these ids, 100 at most or fewer where the operator says so, in their order; null for each "
             "that there is not."
         ),
-        metadata=ALONE,
+        metadata=DIRECT | records(given_length("ids")),
     )
     async def nodes(
         self,
@@ -113,6 +113,5 @@ schema = strawberry.Schema(
     types=[UserError],
     config=StrawberryConfig(scalar_map=SCALARS, name_converter=_Names()),
     exception_handlers=EXCEPTION_HANDLERS,
-    execution_context_class=Executor,
 )
-resolve_directly(schema)
+engine = Engine(schema, scalar_bytes=SCALAR_BYTES)

@@ -2,24 +2,19 @@
 
 from collections.abc import Callable
 from datetime import date, datetime
-from typing import Any, NamedTuple, NewType
+from typing import Any, NewType
 
 import strawberry
 from graphql import GraphQLError, IntValueNode, StringValueNode, ValueNode
 from strawberry.scalars import JSON
 from strawberry.types.scalar import ScalarDefinition
 
-from resolvers.values import parse_amount, parse_day, parse_instant, parse_sent_amount
+from resolvers.values import METADATA_BYTES, parse_amount, parse_day, parse_instant, parse_sent_amount
+from schema.engine.malformed import Malformed
 from storage.usage import MOST_DAYS_KEPT
 
 BigInt = NewType("BigInt", int)
 """An amount of credits, 0 to 2**63 - 1."""
-
-
-class Malformed(NamedTuple):
-    """What stands for a value that a scalar refused, where that is not the fault of the whole request."""
-
-    rule: str
 
 
 def _value_reader(parse: Callable[[object], Any]) -> Callable[[object], Any]:
@@ -103,4 +98,12 @@ SCALARS: dict[object, ScalarDefinition] = {
         serialize=lambda value: value,
         parse_value=lambda value: value,
     ),
+}
+
+#: The longest value of each, in bytes of JSON.
+SCALAR_BYTES = {
+    "BigInt": len('"9223372036854775807"'),
+    "Date": len('"2026-03-16"'),
+    "DateTime": len('"2026-03-16T12:00:00.123456Z"'),
+    "JSON": METADATA_BYTES,
 }

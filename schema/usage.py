@@ -17,9 +17,11 @@ from resolvers.loaders import UsageOfMeter
 from resolvers.meters.commands import Decision
 from resolvers.meters.record_usage import record_usage, record_usage_batch
 from resolvers.meters.void_usage import void_usage
-from resolvers.usage import usage_days, with_zeros
-from resolvers.values import check_usage_names, day_of
-from schema.engine.batching import ALONE
+from resolvers.usage import DEFAULT_DAYS, usage_days, with_zeros
+from resolvers.values import USAGE_NAME_LENGTH, check_usage_names, day_of, parse_day
+from schema.engine.malformed import BatchItem, Malformed
+from schema.engine.resolving import DIRECT
+from schema.engine.sizes import AN_ID, Asked, given_length, length_of, records, text
 from schema.enums import OverLimitPolicy
 from schema.errors import (
     AmountOutOfRange,
@@ -33,7 +35,7 @@ from schema.errors import (
 )
 from schema.info import Info, given, not_null
 from schema.ledger import LedgerEntry
-from schema.scalars import BigInt, Malformed
+from schema.scalars import BigInt
 from storage.billing_meters import BillingMeterRow
 from storage.engine.turns import turn_for
 from storage.tables import OverLimitPolicy as Policy
@@ -80,6 +82,25 @@ FillZeros: TypeAlias = Annotated[
 ]
 
 
+def _day(value: Any) -> date | None:
+    return parse_day(value) if isinstance(value, str) else value
+
+
+def _rows_of_usage(asked: Asked) -> int:
+    arguments, bounds = asked.arguments, asked.bounds
+    first, last, names = _day(arguments.get("from")), _day(arguments.get("to")), arguments.get("names")
+    days = DEFAULT_DAYS if first is None else ((last or asked.today) - first).days + 1
+    # Which names are filled with zeros is known from what is read: there may be as many as may be answered over the
+    # longest range.
+    all_names = bounds.usage_days // bounds.range_days if arguments.get("fillZeros") else 1
+    days = min(max(days, 1), bounds.range_days)
+    return min(days * (length_of(names) or all_names), bounds.usage_days)
+
+
+#: The metadata of a field that is a list of usage days. A range without an end ends today.
+USAGE_DAYS = records(_rows_of_usage, names="names", is_dated=True)
+
+
 @strawberry.type(description="The credits that one usage name used of a meter on one day of the meter's time zone.")
 class UsageDay:
     """The rows of `storage.usage.UsageDayRow` have these attributes and are answered as they are: there are thousands.
@@ -87,14 +108,18 @@ class UsageDay:
     The names that clients see are those of the domain's REST API.
     """
 
-    meter_id: strawberry.ID = strawberry.field(name="billingId", description="The id of the billing meter.")
+    meter_id: strawberry.ID = strawberry.field(
+        name="billingId", description="The id of the billing meter.", metadata=AN_ID
+    )
     day: date = strawberry.field(description="The day, in the meter's time zone.")
     total_usage: BigInt = strawberry.field(
         name="totalBillingUsage",
         description="The credits used on that day under the name; what was voided is taken off.",
     )
     usage_name: str = strawberry.field(
-        name="billingUsageName", description="The usage name that they were recorded under."
+        name="billingUsageName",
+        description="The usage name that they were recorded under.",
+        metadata=text(USAGE_NAME_LENGTH, is_named=True),
     )
 
 
@@ -186,7 +211,7 @@ class UsageQuery:
             "The usage days of a billing meter, ordered by day and then by name: at most 366 days and 10,000 rows, or "
             "fewer where the operator says so. Null: there is no such meter."
         ),
-        metadata=ALONE,
+        metadata=DIRECT | USAGE_DAYS,
     )
     async def usage(
         self,
@@ -211,7 +236,7 @@ _POLICIES = {policy: Policy[policy.name] for policy in OverLimitPolicy}
 
 
 @strawberry.input(description="One usage event: a debit of a meter, named by the caller, counted once for ever.")
-class RecordUsageInput:
+class RecordUsageInput(BatchItem):
     """The fields of a usage event."""
 
     workspace_id: str = strawberry.field(description="The meter's workspace, 1 to 256 characters.")
@@ -368,7 +393,7 @@ class UsageMutation:
             "Records a usage event against a meter, exactly once, and tells whether the credits cover it. Needs "
             "`usage:write`."
         ),
-        metadata=ALONE,
+        metadata=DIRECT,
     )
     async def record_usage(
         self, info: Info, input: Annotated[RecordUsageInput, strawberry.argument(description="The usage event.")]
@@ -383,7 +408,7 @@ class UsageMutation:
             "malformed, leaves the others alone. Needs "
             "`usage:write`; when any event is not permitted, nothing is written."
         ),
-        metadata=ALONE,
+        metadata=DIRECT | records(given_length("input")),
     )
     async def record_usage_batch(
         self,
@@ -405,7 +430,7 @@ class UsageMutation:
             "Gives back some or all of the credits of one usage event, on the event's own day, by a new ledger entry. "
             "Needs `usage:correct`."
         ),
-        metadata=ALONE,
+        metadata=DIRECT,
     )
     async def void_usage(
         self,

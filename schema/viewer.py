@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import strawberry
 
 from resolvers.actor import Scope as ScopeValue
-from schema.engine.batching import ALONE
+from resolvers.values import NAME_LENGTH, ORG_LENGTH
+from schema.engine.resolving import DIRECT
+from schema.engine.sizes import of_bytes, text
 from schema.enums import Environment, Scope
 from schema.info import Info
 
@@ -19,16 +21,19 @@ _CustomerType = Annotated["Customer", strawberry.lazy("schema.customers")]
 class Viewer:
     """See `resolvers.actor.Actor`."""
 
-    org_id: strawberry.ID = strawberry.field(description="The id of the organization that the key belongs to.")
+    org_id: strawberry.ID = strawberry.field(
+        description="The id of the organization that the key belongs to.", metadata=text(ORG_LENGTH)
+    )
     environment: Environment = strawberry.field(description="The world that the key is for.")
-    scopes: list[Scope] = strawberry.field(description="What the key allows.")
+    scopes: list[Scope] = strawberry.field(description="What the key allows.", metadata=of_bytes(15, items=10))
     workspace_ids: list[str] | None = strawberry.field(
-        description="The workspaces that the key is limited to; null: it is not limited."
+        description="The workspaces that the key is limited to; null: it is not limited.",
+        metadata=text(NAME_LENGTH, items=100),
     )
 
     @strawberry.field(
         description="The customer that the request is made for; null: it is made for the organization.",
-        metadata=ALONE,
+        metadata=DIRECT,
     )
     async def customer(self, info: Info) -> _CustomerType | None:
         """Return the customer whose session it is."""
@@ -44,7 +49,7 @@ class Viewer:
 class ViewerQuery:
     """The query of the viewer."""
 
-    @strawberry.field(description="The holder of the key that the request was made with.", metadata=ALONE)
+    @strawberry.field(description="The holder of the key that the request was made with.", metadata=DIRECT)
     async def viewer(self, info: Info) -> Viewer:
         """Return who asks."""
         actor = info.context.actor

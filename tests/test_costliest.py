@@ -20,23 +20,17 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from graphql import get_introspection_query, get_named_type, is_input_object_type, is_scalar_type
+from graphql import get_introspection_query
 from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from gateway.services import collect_less_often
-from schema.engine.cost import LIST_ITEMS, SCALAR_BYTES, TEXT_BYTES, Size
-from schema.engine.documents import (
-    MAX_KEPT_BYTES,
-    Document,
-    KeptDocuments,
-    Runnable,
-    document_of,
-    prepare,
-)
+from schema.engine.cost import Size
+from schema.engine.documents import MAX_KEPT_BYTES, Document, KeptDocuments
 from schema.engine.limits import DEFAULT, Limits
+from schema.engine.operations import LimitedOperation
 from schema.engine.room import MAX_WEIGHT, Room, _making
-from schema.root import schema
+from schema.root import engine
 from storage import usage as usage_days
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.meters import ENTRY, METER, make_meter
@@ -130,13 +124,13 @@ REQUESTS = {
 
 def size_of(text: str, names: list[str], limits: Limits = DEFAULT) -> Size | None:
     """Return what an operation comes to at most; None: its document is refused."""
-    document = prepare(text, limits)
+    document = engine.prepare(text, limits)
     if not isinstance(document, Document):
         return None
     operation = document.operation(None)
     assert operation is not None
     events = [{"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "1"}] * 1_000
-    values = operation._variables.read({"m": "x", "n": names, "events": events})
+    values = operation._operation.variables.read({"m": "x", "n": names, "events": events})
     assert not isinstance(values, list), values
     return operation._cost.of(values.coerced, lambda: NOW)
 
@@ -408,19 +402,6 @@ class TestSize:
                 assert len(body) <= size.bytes + len('{"data":}')
                 assert values_of(orjson.loads(body)["data"]) <= size.values + 1
 
-    def test_each_value_of_the_schema_has_a_length(self) -> None:
-        own = [type_ for type_ in schema._schema.type_map.values() if not type_.name.startswith("__")]
-        fields = {
-            name: get_named_type(field.type).name
-            for type_ in own
-            if not is_input_object_type(type_)
-            for name, field in getattr(type_, "fields", {}).items()
-        }
-        assert {name for name, type_ in fields.items() if type_ in {"String", "ID"}} == set(TEXT_BYTES)
-        scalars = {type_.name for type_ in own if is_scalar_type(type_)} - {"String", "ID", "Float"}
-        assert scalars == set(SCALAR_BYTES)
-        assert set(LIST_ITEMS) >= {"scopes", "workspaceIds", "field", "locations"}
-
     async def test_the_limits_are_settings(self, on_sqlite: Gateway) -> None:
         url = on_sqlite.services.settings.database_url
         query = "{ customers(first: 100) { nodes { id email } } }"
@@ -455,7 +436,7 @@ class TestKeptDocuments:
         assert len(self.document(1)) > 6_000
         for number in range(12):
             text = self.document(number)
-            document = prepare(text)
+            document = engine.prepare(text)
             assert isinstance(document, Document)
             kept.put(text, DEFAULT, document)
             for values in range(4):
@@ -467,12 +448,12 @@ class TestKeptDocuments:
         assert kept.get(self.document(0), DEFAULT) is None
 
     def test_what_a_document_takes_is_no_more_than_is_estimated(self) -> None:
-        prepare(self.document(0))
+        engine.prepare(self.document(0))
         tracemalloc.start()
         try:
             gc.collect()
             before, _ = tracemalloc.get_traced_memory()
-            document = prepare(self.document(1))
+            document = engine.prepare(self.document(1))
             assert isinstance(document, Document)
             for values in range(3):
                 self.run(document, values)
@@ -484,7 +465,7 @@ class TestKeptDocuments:
         assert after - before < document.weight
 
     def test_a_further_plan_is_made_when_its_values_recur(self) -> None:
-        document = prepare(self.document(1))
+        document = engine.prepare(self.document(1))
         assert isinstance(document, Document)
         counts = [self.run(document, values) for values in (0, 0, 1, 2, 1, 2, 3)]
         # The first is made the second time that the document is run, whatever its values.
@@ -494,9 +475,9 @@ class TestKeptDocuments:
     def run(document: Document, number: int) -> int:
         """Compile it as for a run with the variables' values of this number; return how many plans it has."""
         operation = document.operation(None)
-        assert isinstance(operation, Runnable)
+        assert isinstance(operation, LimitedOperation)
         given = {"w": "w"} | {f"v{place}": bool(number >> place & 1) for place in range(3)}
-        values = operation._variables.read(given)
+        values = operation._operation.variables.read(given)
         assert not isinstance(values, list)
         asyncio.run(operation._plan(values, Size()))
         return operation.plan_count
@@ -504,7 +485,7 @@ class TestKeptDocuments:
     def test_nothing_stays_of_a_document_that_is_given_up(self) -> None:
         def prepare_some(first: int) -> None:
             for number in range(first, first + 100):
-                document = prepare(f"query Q{number}($ids: [ID!]!) {{ nodes(ids: $ids) {{ id }} }}")
+                document = engine.prepare(f"query Q{number}($ids: [ID!]!) {{ nodes(ids: $ids) {{ id }} }}")
                 assert isinstance(document, Document)
                 assert document.operation(None) is not None
 
@@ -522,10 +503,10 @@ class TestKeptDocuments:
         assert after - before < 20_000
 
     async def test_what_was_asked_for_lately_is_not_prepared_again(self) -> None:
-        first = await document_of(self.document(1_000))
-        assert await document_of(self.document(1_000)) is first
-        wrong = await document_of("{ nothing }")
-        assert await document_of("{ nothing }") is wrong
+        first = await engine.document_of(self.document(1_000))
+        assert await engine.document_of(self.document(1_000)) is first
+        wrong = await engine.document_of("{ nothing }")
+        assert await engine.document_of("{ nothing }") is wrong
 
 
 class TestRoom:

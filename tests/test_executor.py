@@ -37,9 +37,11 @@ from hypothesis import strategies as st
 from strawberry.schema.config import StrawberryConfig
 
 from resolvers.actor import Scope
-from schema.engine.batching import ALONE, DEFINITION, VALUES_A_STEP, together
-from schema.engine.executor import MAX_PLANS, CompilingExecutor, Executor, Plans
-from schema.engine.resolving import Resolver
+from schema.engine.batching import VALUES_A_STEP
+from schema.engine.executor import CompilingExecutor, Executor
+from schema.engine.operations import Operation
+from schema.engine.plans import MAX_PLANS, Plan
+from schema.engine.resolving import DIRECT, Resolver, batched, resolve_directly
 from schema.engine.variables import Variables
 from schema.scalars import SCALARS, BigInt
 from storage.engine.columns import Columns
@@ -132,24 +134,28 @@ class Branch(Named):
     rows: strawberry.Private[list[Any]] = dataclasses.field(default_factory=list)
     days_are: strawberry.Private[str] = "together"
 
-    @strawberry.field(metadata=together(_days))
-    async def days(self) -> list[Day]:
+    @strawberry.field(metadata=batched(_days))
+    async def days(self, info: strawberry.Info[Any, None]) -> list[Day]:  # noqa: ARG002
         (found,) = await _days(None, [self])
         return found  # type: ignore[return-value]  # Records of the same attributes.
 
     @strawberry.field
-    async def resolved(self, times: int = 1) -> "Branch | None":
+    async def resolved(self, info: strawberry.Info[Any, None], times: int = 1) -> "Branch | None":  # noqa: ARG002
         if times > 1:
             raise ValueError("too often")
         return self if times else None
 
-    @strawberry.field(metadata=together(_kin))
-    async def kin(self, times: int = 1) -> "Branch | None":
+    @strawberry.field(metadata=batched(_kin))
+    async def kin(self, info: strawberry.Info[Any, None], times: int = 1) -> "Branch | None":  # noqa: ARG002
         (found,) = await _kin(None, [self], times)
         return found
 
-    @strawberry.field(metadata=together(_fruits))
-    async def fruits(self, least: Annotated[int | None, strawberry.argument(name="from")] = None) -> list[Fruit]:
+    @strawberry.field(metadata=batched(_fruits))
+    async def fruits(
+        self,
+        info: strawberry.Info[Any, None],  # noqa: ARG002
+        least: Annotated[int | None, strawberry.argument(name="from")] = None,
+    ) -> list[Fruit]:
         (found,) = await _fruits(None, [self], least)
         return found
 
@@ -160,20 +166,24 @@ class Query:
     def branch(self, info: strawberry.Info[Any, None]) -> Branch:
         return info.context  # type: ignore[no-any-return]
 
-    @strawberry.field(metadata=ALONE)
+    @strawberry.field(metadata=DIRECT)
     async def branches(self, info: strawberry.Info[Any, None]) -> list[Branch | None]:
         return [info.context, info.context]
 
-    @strawberry.field(metadata=ALONE)
+    @strawberry.field(metadata=DIRECT)
     async def alone(self, info: strawberry.Info[Any, None], times: int = 1) -> Branch | None:
         if times > 1:
             raise ValueError("too often")
         return info.context if times else None
 
 
-STRAWBERRY = strawberry.Schema(
-    Query, types=[Fruit], config=StrawberryConfig(scalar_map=SCALARS), execution_context_class=Executor
-)._schema
+def direct(schema: strawberry.Schema) -> GraphQLSchema:
+    """Return graphql-core's schema, with the resolvers called as the engine calls them."""
+    resolve_directly(schema)
+    return schema._schema
+
+
+STRAWBERRY = direct(strawberry.Schema(Query, types=[Fruit], config=StrawberryConfig(scalar_map=SCALARS)))
 
 
 class Refusal(Exception):
@@ -214,11 +224,11 @@ class Planted:
 
 @strawberry.type
 class Mutation:
-    @strawberry.mutation(metadata=ALONE)
+    @strawberry.mutation(metadata=DIRECT)
     async def change(self, info: strawberry.Info[Planted, None], times: int = 1) -> Branch | None:  # noqa: ARG002
         return await info.context.execute()  # type: ignore[no-any-return]
 
-    @strawberry.mutation(metadata=ALONE)
+    @strawberry.mutation(metadata=DIRECT)
     async def attempt(
         self,
         info: strawberry.Info[Planted, None],
@@ -226,21 +236,20 @@ class Mutation:
     ) -> Annotated[Branch | Fruit | Refused, strawberry.union("Attempt")] | None:
         return await info.context.execute()  # type: ignore[no-any-return]
 
-    @strawberry.mutation(metadata=ALONE)
+    @strawberry.mutation(metadata=DIRECT)
     async def number(self, info: strawberry.Info[Planted, None], times: int = 1) -> int:  # noqa: ARG002
         return await info.context.execute()  # type: ignore[no-any-return]
 
 
-MUTATING = strawberry.Schema(
-    Query,
-    Mutation,
-    types=[Fruit],
-    config=StrawberryConfig(scalar_map=SCALARS),
-    exception_handlers=[Handler()],
-    execution_context_class=Executor,
+MUTATING = direct(
+    strawberry.Schema(
+        Query,
+        Mutation,
+        types=[Fruit],
+        config=StrawberryConfig(scalar_map=SCALARS),
+        exception_handlers=[Handler()],
+    )
 )
-for _definition in MUTATING._schema.mutation_type.fields.values():  # type: ignore[union-attr]  # There is one.
-    _definition.resolve = Resolver(_definition.extensions[DEFINITION], MUTATING.schema_converter)
 
 
 async def _items(calls: list[tuple[str, int]], parents: Sequence["Item"]) -> list[list["Item"]]:
@@ -257,23 +266,23 @@ async def _twins(calls: list[tuple[str, int]], parents: Sequence["Item"]) -> lis
 class Item:
     depth: int
 
-    @strawberry.field(metadata=together(_items))
-    async def items(self) -> list["Item"]:
+    @strawberry.field(metadata=batched(_items))
+    async def items(self, info: strawberry.Info[Any, None]) -> list["Item"]:  # noqa: ARG002
         raise AssertionError("each on its own")
 
-    @strawberry.field(metadata=together(_twins))
-    async def twin(self) -> "Item":
+    @strawberry.field(metadata=batched(_twins))
+    async def twin(self, info: strawberry.Info[Any, None]) -> "Item":  # noqa: ARG002
         raise AssertionError("each on its own")
 
 
 @strawberry.type
 class ItemQuery:
-    @strawberry.field(metadata=ALONE)
+    @strawberry.field(metadata=DIRECT)
     async def items(self, info: strawberry.Info[Any, None]) -> list[Item]:  # noqa: ARG002  # An edge is told the context.
         return [Item(depth=0), Item(depth=0)]
 
 
-ITEMS = strawberry.Schema(ItemQuery, execution_context_class=Executor)._schema
+ITEMS = direct(strawberry.Schema(ItemQuery))
 
 #: The same kinds of fields without Strawberry: read from dicts and objects, some of whose values are methods.
 PLAIN = build_schema("""
@@ -455,16 +464,40 @@ def documents(draw: st.DrawFn, schema: GraphQLSchema, kind: OperationType = Oper
     return Writer(draw, schema, kind).operation()
 
 
-async def run(schema: GraphQLSchema, text: str, root: Any, plans: Plans | None, **variables: Any) -> ExecutionResult:
-    class_ = CompilingExecutor if schema is PLAIN else Executor
+def operation_of(schema: GraphQLSchema, text: str, *, at_once: bool = True) -> Operation:
+    """Return the only operation of a document, compiled `at_once` or when it is executed again."""
+    document = parse(text)
+    (node,) = [node for node in document.definitions if isinstance(node, OperationDefinitionNode)]
+    executor = CompilingExecutor if schema is PLAIN else Executor
+    return Operation(schema, document, node, plans_at_once=at_once, executor=executor)
+
+
+def plan_of(operation: Operation, values: VariableValues) -> Plan | None:
+    """Return the plan for these values, a new one where it is wanted."""
+    plans = operation.plans
+    plan = plans.known(values.coerced)
+    if plan is None and plans.is_wanted(values.coerced):
+        plan = operation.compiled(values)
+        plans.keep(values.coerced, plan)
+    return plan
+
+
+async def run(
+    schema: GraphQLSchema, text: str, root: Any, operation: Operation | None, **variables: Any
+) -> ExecutionResult:
+    """Execute it as the engine does, or without an operation as graphql-core does."""
+    value = None if schema is not PLAIN else {"branch": root, "branches": [root, root]}
+    if operation is not None:
+        values = operation.variables.read(variables)
+        assert isinstance(values, VariableValues)
+        return await operation.execute(value, root, values, plan_of(operation, values))
     result = execute(
         schema,
         parse(text),
-        root_value=None if schema is not PLAIN else {"branch": root, "branches": [root, root]},
+        root_value=value,
         context_value=root,
         variable_values=variables,
-        executor_class=class_,
-        plans=plans,
+        executor_class=CompilingExecutor if schema is PLAIN else Executor,
     )
     return await result if isawaitable(result) else result
 
@@ -541,13 +574,13 @@ def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
     def check(text: str, root: Any) -> None:
         if validate(schema, parse(text)):
             return  # What is not valid is not executed: two fields under one name that differ.
-        plans = Plans(parse(text), at_once=True)
+        operation = operation_of(schema, text)
         for variables in ({}, {"yes": False}, {"yes": True}):
             if variables and "$yes" not in text:
                 continue
             expected = told(runner.run(run(schema, text, root, None, **variables)))
             with leaves_of_graphql_core() as leaves:
-                answer = runner.run(run(schema, text, root, plans, **variables))
+                answer = runner.run(run(schema, text, root, operation, **variables))
             assert told(answer) == expected
             ways["left" if leaves else "compiled"] += 1
 
@@ -566,21 +599,21 @@ class TestMutations:
         ways = {"compiled": 0, "replayed": 0, "left": 0}
 
         @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-        @given(text=documents(MUTATING._schema, OperationType.MUTATION), outcome=OUTCOMES)
+        @given(text=documents(MUTATING, OperationType.MUTATION), outcome=OUTCOMES)
         def check(text: str, outcome: Any) -> None:
-            if validate(MUTATING._schema, parse(text)):
+            if validate(MUTATING, parse(text)):
                 return  # As above.
-            plans = Plans(parse(text), at_once=True)
+            operation = operation_of(MUTATING, text)
             for variables in ({}, {"yes": False}, {"yes": True}):
                 if variables and "$yes" not in text:
                     continue
                 usual, compiled = Planted(outcome), Planted(outcome)
-                expected = told(runner.run(run(MUTATING._schema, text, usual, None, **variables)))
+                expected = told(runner.run(run(MUTATING, text, usual, None, **variables)))
                 with calls_of(Resolver.__call__) as calls:
-                    answer = runner.run(run(MUTATING._schema, text, compiled, plans, **variables))
+                    answer = runner.run(run(MUTATING, text, compiled, operation, **variables))
                 assert told(answer) == expected
                 assert compiled.executed == usual.executed
-                plan = plans.known({"yes": True, "no": False, "number": 1} | variables)
+                plan = operation.plans.known({"yes": True, "no": False, "number": 1} | variables)
                 whole = plan.whole if plan is not None else None
                 ways["left" if whole is None else "replayed" if calls else "compiled"] += 1
 
@@ -590,44 +623,44 @@ class TestMutations:
     async def test_a_value_that_is_no_answer_is_told_and_the_mutation_is_not_repeated(self) -> None:
         text = "mutation ($n: Int!) { done: attempt(times: $n) { ... on Branch { name matrix } } }"
         branch = Branch(name="b", colours=[], matrix=None, fruit=None, things=[], named=None)  # type: ignore[arg-type]
-        plans = Plans(parse(text), at_once=True)
+        operation = operation_of(MUTATING, text)
         for _ in range(3):
             planted = Planted(branch)
-            answer = await run(MUTATING._schema, text, planted, plans, n=1)
+            answer = await run(MUTATING, text, planted, operation, n=1)
             assert (answer.data, planted.executed) == ({"done": None}, 1)
             assert [error.path for error in answer.errors or ()] == [["done", "matrix"]]
 
     async def test_an_edge_below_it_that_fails_does_not_repeat_it(self) -> None:
         text = "mutation ($n: Int!) { change { name kin(times: $n) { name } } }"
-        plans = Plans(parse(text), at_once=True)
+        operation = operation_of(MUTATING, text)
         for times in (2, 1, 2):
             planted = Planted(Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None))
-            answer = await run(MUTATING._schema, text, planted, plans, n=times)
+            answer = await run(MUTATING, text, planted, operation, n=times)
             kin = {"name": "b"} if times == 1 else None
             assert (answer.data, planted.executed) == ({"change": {"name": "b", "kin": kin}}, 1)
             assert [error.message for error in answer.errors or ()] == ["too often"] * (times - 1)
 
     async def test_who_does_not_wait_for_it_ends_it_and_it_is_not_repeated(self) -> None:
         text = "mutation { attempt { __typename } }"
-        plans = Plans(parse(text), at_once=True)
+        operation = operation_of(MUTATING, text)
         for _ in range(3):
             planted = Planted(Refusal("no"))
             planted.may_go_on.clear()
-            answering = asyncio.ensure_future(run(MUTATING._schema, text, planted, plans))
+            answering = asyncio.ensure_future(run(MUTATING, text, planted, operation))
             await planted.is_begun.wait()
             answering.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await answering
             assert planted.executed == 1
         planted = Planted(Refusal("no"))
-        assert await run(MUTATING._schema, text, planted, plans) == ({"attempt": {"__typename": "Refused"}}, None)
+        assert await run(MUTATING, text, planted, operation) == ({"attempt": {"__typename": "Refused"}}, None)
 
     async def test_of_several_mutations_each_is_executed(self) -> None:
         text = "mutation { a: number b: number }"
-        plans = Plans(parse(text), at_once=True)
+        operation = operation_of(MUTATING, text)
         for _ in range(3):
             planted = Planted(7)
-            assert await run(MUTATING._schema, text, planted, plans) == ({"a": 7, "b": 7}, None)
+            assert await run(MUTATING, text, planted, operation) == ({"a": 7, "b": 7}, None)
             assert planted.executed == 2
 
 
@@ -637,7 +670,7 @@ class TestEdges:
     async def test_each_level_is_one_call_for_all_of_its_records(self) -> None:
         calls: list[tuple[str, int]] = []
         text = "{ items { depth items { items { depth } twin { depth } } } more: items { twin { depth } } }"
-        result = await run(ITEMS, text, calls, Plans(parse(text), at_once=True))
+        result = await run(ITEMS, text, calls, operation_of(ITEMS, text))
         leaf = {"depth": 2}
         inner = {"items": [leaf] * 3, "twin": {"depth": 1}}
         assert result == (
@@ -650,11 +683,11 @@ class TestEdges:
     async def test_an_edge_of_which_one_record_fails_is_done_again_as_usual(self, first: int) -> None:
         text = "query ($n: Int!) { branches { name kin(times: $n) { name } } alone { name } }"
         root = Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None)
-        plans = Plans(parse(text), at_once=True)
+        operation = operation_of(STRAWBERRY, text)
         for times in (first, 1):
-            seen = told(await run(STRAWBERRY, text, root, plans, n=times))
+            seen = told(await run(STRAWBERRY, text, root, operation, n=times))
             assert seen == told(await run(STRAWBERRY, text, root, None, n=times))
-        answer = await run(STRAWBERRY, text, root, plans, n=1)
+        answer = await run(STRAWBERRY, text, root, operation, n=1)
         assert answer == ({"branches": [{"name": "b", "kin": {"name": "b"}}] * 2, "alone": {"name": "b"}}, None)
 
 
@@ -679,7 +712,7 @@ class TestColumns:
     async def test_each_record_gets_its_own_stretch(self, days_are: str, count: int) -> None:
         root = self.branch([self.ROW._replace(amount=amount) for amount in range(count)], days_are)
         with leaves_of_graphql_core() as leaves:
-            result = await run(STRAWBERRY, self.TEXT, root, Plans(parse(self.TEXT), at_once=True))
+            result = await run(STRAWBERRY, self.TEXT, root, operation_of(STRAWBERRY, self.TEXT))
         days = [self.WRITTEN | {"amount": str(amount)} for amount in range(count)]
         assert result == ({"branches": [{"days": days}, {"days": days}]}, None)
         assert leaves == []
@@ -699,7 +732,7 @@ class TestColumns:
     @pytest.mark.parametrize("days_are", ["together", "apart", "records"])
     async def test_a_wrong_value_is_told_as_graphql_core_tells_it(self, days_are: str, wrong: dict[str, Any]) -> None:
         root = self.branch([self.ROW, self.ROW._replace(**wrong)], days_are)
-        seen = told(await run(STRAWBERRY, self.TEXT, root, Plans(parse(self.TEXT), at_once=True)))
+        seen = told(await run(STRAWBERRY, self.TEXT, root, operation_of(STRAWBERRY, self.TEXT)))
         assert seen == told(await run(STRAWBERRY, self.TEXT, root, None))
 
 
@@ -711,11 +744,11 @@ class TestPlans:
         root = Branch(
             name="b", colours=[], matrix=[[1, 2]], fruit=Fruit(name="f", leaf=None, leaves=[]), things=[], named=None
         )
-        plans = Plans(parse(text))
+        operation = operation_of(STRAWBERRY, text, at_once=False)
         counts = []
         for _ in range(3):
             with leaves_of_graphql_core() as leaves:
-                answer = await run(STRAWBERRY, text, root, plans)
+                answer = await run(STRAWBERRY, text, root, operation)
             counts.append(len(leaves))
             assert answer == ({"branch": {"name": "b", "matrix": [[1, 2]], "fruit": {"name": "f", "leaves": []}}}, None)
         assert counts == [4, 0, 0]
@@ -730,9 +763,9 @@ class TestPlans:
         leaves[7].number = "seven"  # type: ignore[assignment]  # It is what is not expected.
         fruit = Fruit(name="f", leaf=None, leaves=leaves)
         root = Branch(name="b", colours=[], matrix=[], fruit=fruit, things=[], named=None)
-        plans = Plans(parse(text), at_once=True)
+        operation = operation_of(STRAWBERRY, text)
         with leaves_of_graphql_core() as seen:
-            answer = await run(STRAWBERRY, text, root, plans)
+            answer = await run(STRAWBERRY, text, root, operation)
         assert seen == ["Int"]
         assert answer.errors is not None
         (error,) = answer.errors
@@ -744,10 +777,10 @@ class TestPlans:
         fields = " ".join(f"f{place}: name @skip(if: ${name})" for place, name in enumerate(names))
         text = f"query ({', '.join(f'${name}: Boolean!' for name in names)}) {{ branch {{ __typename {fields} }} }}"
         root = Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None)
-        plans = Plans(parse(text), at_once=True)
+        operation = operation_of(STRAWBERRY, text)
         for skipped in range(MAX_PLANS + 3):
             variables = {name: place < skipped for place, name in enumerate(names)}
-            answer = await run(STRAWBERRY, text, root, plans, **variables)
+            answer = await run(STRAWBERRY, text, root, operation, **variables)
             expected = {f"f{place}": "b" for place in range(skipped, MAX_PLANS)}
             assert answer == ({"branch": {"__typename": "Branch"} | expected}, None)
 

@@ -17,7 +17,7 @@ from gateway.http.trusted_documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
 from resolvers.bounds import Bounds
 from resolvers.errors import Unavailable
-from schema.engine.execution import MAX_FIELD_ERRORS
+from schema.engine.engine import MAX_FIELD_ERRORS
 from schema.engine.faults import MAX_MESSAGE_LENGTH
 from schema.engine.limits import NOT_INTROSPECTED, Limits
 from storage.engine.database import Outcome

@@ -10,7 +10,7 @@ from strawberry.types.base import StrawberryContainer, StrawberryOptional
 from strawberry.types.field import StrawberryField
 
 from resolvers.errors import InvalidInput
-from schema.engine.resolving import _conversion
+from schema.engine.arguments import _conversion
 from schema.root import schema
 
 CONVERTER = schema.schema_converter

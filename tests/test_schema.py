@@ -37,7 +37,7 @@ from resolvers import errors as domain
 from schema import refusals
 from schema.billing_meters import BillingMeter
 from schema.customers import Customer
-from schema.engine.compatibility import Change, changes_between, changes_since
+from schema.engine.compatibility import Change, changes_between
 from schema.enums import ErrorCode
 from schema.ledger import LedgerEntry
 from schema.root import schema
@@ -283,11 +283,11 @@ class TestRefusals:
 
 class TestChanges:
     def test_nothing_changed_since_the_export(self) -> None:
-        assert changes_since(EXPORT) == []
+        assert changes_between(EXPORT, schema.as_str()) == []
 
     @pytest.mark.parametrize(("older", "severity"), CHANGES.values(), ids=CHANGES)
     def test_each_change_is_as_severe_as_it_is_for_clients(self, older: str, severity: str) -> None:
-        assert [change.severity for change in changes_since(older)] == [severity]
+        assert [change.severity for change in changes_between(older, schema.as_str())] == [severity]
 
     def test_breaking_changes_come_first_and_each_is_told_in_words(self) -> None:
         built = build_schema(EXPORT)
@@ -296,7 +296,7 @@ class TestChanges:
         del query.fields["viewer"]
         del policy.values["PARTIAL"]
         older = print_schema(built).replace("type Viewer {", "type Viewer { gone: String")
-        assert changes_since(older) == [
+        assert changes_between(older, schema.as_str()) == [
             Change("breaking", "Field Viewer.gone was removed."),
             Change("dangerous", "Enum value OverLimitPolicy.PARTIAL was added."),
             Change("safe", "Field Query.viewer was added."),
@@ -327,12 +327,12 @@ class TestChanges:
         older = with_other_text(
             "type Viewer {", 'type Viewer { gone: String @deprecated(reason: "Nobody asks for it.")'
         )
-        assert changes_since(older) == [Change("breaking", "Field Viewer.gone was removed.")]
+        assert changes_between(older, schema.as_str()) == [Change("breaking", "Field Viewer.gone was removed.")]
 
     @pytest.mark.parametrize("text", ["", "{", "type Query { a: Missing }", "type A { a: Int } type A { a: Int }"])
     def test_what_is_no_schema_is_refused(self, text: str) -> None:
         with pytest.raises((GraphQLSyntaxError, TypeError)):
-            changes_since(text)
+            changes_between(text, schema.as_str())
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,11 @@ def check(
     """Tell what changed since an older schema: breaking, dangerous or safe. Exit code 1 if anything breaks clients."""
     from graphql import GraphQLError
 
-    from schema.engine.compatibility import changes_since
+    from schema.engine.compatibility import changes_between
+    from schema.root import schema
 
     try:
-        changes = changes_since(old.read_text(encoding="utf-8"))
+        changes = changes_between(old.read_text(encoding="utf-8"), schema.as_str())
     except (GraphQLError, TypeError, UnicodeDecodeError) as error:
         fail(f"{old} is not a GraphQL schema: {error}")
     for change in changes:

@@ -28,8 +28,9 @@ from gateway.http.trusted_documents import DocumentRefused, TrustedDocuments, pe
 from gateway.telemetry.requests import tell_errors
 from resolvers.observation import current
 from schema.engine.documents import Document
-from schema.engine.execution import Answer, Operation, OperationNotAllowed, answer
+from schema.engine.engine import Answer, GraphQLRequest, OperationNotAllowed
 from schema.engine.room import Room
+from schema.root import engine
 from storage.engine.turns import next_turn
 
 if TYPE_CHECKING:
@@ -80,17 +81,17 @@ class GraphQL:
             document = self._documents.asked_for(fields)
         except DocumentRefused as refused:
             raise HTTPProblem(status_if_not_run, refused.message, code=refused.code) from None
-        operation = Operation(
+        request = GraphQLRequest(
             document,
             fields.get("variables"),
             fields.get("operationName") or None,
             self._documents.limits,
-            tells_cost=(fields.get("extensions") or {}).get("cost") is True,
+            shows_cost=(fields.get("extensions") or {}).get("cost") is True,
         )
         context = services.context(actor)
         room = Room()
         try:
-            found = await answer(operation, context, room, only_queries=is_read)
+            found = await engine.answer(request, context, room, only_queries=is_read)
             body = await _written(found, room)
         except OperationNotAllowed:
             raise HTTPProblem(405, "A mutation must be sent by POST.", headers={"allow": "POST"}) from None

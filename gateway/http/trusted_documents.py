@@ -9,9 +9,10 @@ from typing import Any
 
 from gateway.settings import Settings
 from resolvers.values import parse_json
-from schema.engine.documents import Document, prepare
+from schema.engine.documents import Document
 from schema.engine.faults import shortened
 from schema.engine.limits import Limits
+from schema.root import engine
 
 
 class BadManifest(Exception):
@@ -110,7 +111,7 @@ def _read(file: str, limits: Limits) -> dict[str, Document]:
         raise BadManifest(f"{file} must be a JSON object, from the id of each document to its text.")
     documents, problems = {}, []
     for document_id, text in manifest.items():
-        prepared = prepare(text, limits, is_trusted=True) if isinstance(text, str) else None
+        prepared = engine.prepare(text, limits, is_trusted=True) if isinstance(text, str) else None
         if prepared is None:
             problems.append(f"{document_id}: The document must be a string.")
         elif isinstance(prepared, Document):

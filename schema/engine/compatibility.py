@@ -15,19 +15,12 @@ from graphql import (
     find_schema_changes,
 )
 
-from schema.root import schema
-
 
 class Change(NamedTuple):
     """One change, and whether it breaks clients, may surprise them, or is safe."""
 
     severity: Literal["breaking", "dangerous", "safe"]
     description: str
-
-
-def changes_since(old: str) -> list[Change]:
-    """Return what changed from the older schema to this release's: see `changes_between`."""
-    return changes_between(old, schema.as_str())
 
 
 def changes_between(old: str, new: str) -> list[Change]:

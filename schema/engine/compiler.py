@@ -1,7 +1,7 @@
-"""The compiler: writes the functions that answer plain subtrees, and finds the edges in them.
+"""The compiler: writes the functions that answer plain subtrees, and finds the batched fields in them.
 
 Each function goes straight from a value to what the answer says of it. Which fields are selected is decided by
-graphql-core's own `collect_subfields`. Whatever a function is not for makes it bail out; see `executor.py`.
+graphql-core's own `collect_subfields`. Whatever a function is not for is a `Surprise`.
 """
 
 import math
@@ -34,35 +34,29 @@ from graphql.type import GraphQLAbstractType, GraphQLLeafType
 from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 
-from schema.engine.batching import DEFINITION, Edge, Subtree, fetch_of
+from schema.engine.batching import BatchedField, Subtree
+from schema.engine.resolving import DEFINITION, Resolver
+from schema.engine.surprise import NotCompilable, Surprise
 from storage.engine.columns import Columns
 
 #: The maximum number of functions that one subtree becomes; the limits of a document allow a third of it.
 MAX_FUNCTIONS = 3_000
 
 
-class Bail(Exception):
-    """The value is not what the compiled function is for."""
-
-
-class NotPlain(Exception):
-    """The subtree has a part that only graphql-core can execute."""
-
-
 class Compiler:
     """Writes the functions of one subtree.
 
-    Each takes a value and who waits for edges, and returns what the answer says of the value. A function bails out of a
-    null: whoever calls it for a nullable type has looked before.
+    Each takes a value and what waits for batched fields, and returns what the answer says of the value. Null is a
+    surprise: the caller for a nullable type has looked before.
     """
 
-    def __init__(self, executor: Executor[Any], *, has_edges: bool) -> None:
+    def __init__(self, executor: Executor[Any], *, is_batching: bool) -> None:
         self._executor = executor
-        self._has_edges = has_edges
-        self._edges: list[Edge] = []
+        self._is_batching = is_batching
+        self._fields: list[BatchedField] = []
         self._completed_by: list[str] = []
         self._columns_completed_by: list[str | None] = []
-        #: The edge whose values are being written, and those in whose values an edge was met.
+        #: The batched field whose values are being written, and those in whose values one was met.
         self._above: int | None = None
         self._followed: set[int | None] = set()
         self._is_chain = True
@@ -70,7 +64,7 @@ class Compiler:
         self._lines: list[str] = []
         self._functions = 0
         self._names: dict[str, Any] = {
-            "Bail": Bail,
+            "Surprise": Surprise,
             "Columns": Columns,
             "Undefined": Undefined,
             "NOTHING": _NOTHING,
@@ -84,13 +78,13 @@ class Compiler:
         # What is compiled is made of names that the schema gives and of literals; nothing of a request is in it but
         # aliases, which are quoted.
         exec("\n".join(self._lines), self._names)  # noqa: S102
-        for edge, name, of_columns in zip(self._edges, self._completed_by, self._columns_completed_by, strict=True):
-            edge.complete = self._names[name]
-            edge.complete_columns = self._names[of_columns] if of_columns is not None else None
-        return Subtree(self._names[function], self._edges, self._is_chain)
+        for field, name, of_columns in zip(self._fields, self._completed_by, self._columns_completed_by, strict=True):
+            field.complete = self._names[name]
+            field.complete_columns = self._names[of_columns] if of_columns is not None else None
+        return Subtree(self._names[function], self._fields, self._is_chain)
 
     def value(self, type_: GraphQLOutputType, fields: FieldDetailsList) -> str:
-        """Write the function of a value of this type and return its name. Raises `NotPlain`."""
+        """Write the function of a value of this type and return its name. Raises `NotCompilable`."""
         if is_non_null_type(type_) and is_object_type(type_.of_type):
             return self._object_with_subfields(type_.of_type, fields)
         return self._function(self._conversion(type_, fields, "o"))
@@ -100,23 +94,23 @@ class Compiler:
     ) -> str:
         """Write the function of an object with these fields and return its name.
 
-        A field that is not plain is put into `others` and null in what the function returns. Raises `NotPlain` where
-        there are no `others`.
+        A field that is not plain is put into `others` and null in what the function returns. Raises `NotCompilable`
+        where there are no `others`.
         """
         lines: list[str] = []
         items = []
         waits = []
         for place, (name, fields) in enumerate(grouped_field_set.items()):
-            edge = self._edge(type_, name, fields) if self._has_edges else None
-            if edge is not None:
-                waits.append(f"w[{edge}].append((o, r))")
+            number = self._batched_field(type_, name, fields) if self._is_batching else None
+            if number is not None:
+                waits.append(f"w[{number}].append((o, r))")
                 items.append(f"{name!r}: None")
                 continue
             try:
                 conversion = self._field(type_, fields, f"v{place}")
-            except (NotPlain, RecursionError):
+            except (NotCompilable, RecursionError):
                 if others is None:
-                    raise NotPlain from None
+                    raise NotCompilable from None
                 others[name] = fields
                 conversion = [f"v{place} = None"]
             if conversion:
@@ -166,24 +160,24 @@ class Compiler:
             classes |= {type(None)}
         lines = [f"{name} = o.column({attribute!r})"]
         if not _knows_its_values(write) or is_nullable:
-            lines.append(f"if not {self._constant(classes)}.issuperset(map(type, {name})): raise Bail")
+            lines.append(f"if not {self._constant(classes)}.issuperset(map(type, {name})): raise Surprise")
         if write is not None and is_nullable:
             lines.append(f"{name} = [None if v is None else {self._constant(write)}(v) for v in {name}]")
         elif write is not None:
             lines.append(f"{name} = list(map({self._constant(write)}, {name}))")
             if not _knows_its_values(write) and not isinstance(write, type):  # A class makes but instances of itself.
-                lines.append(f"if not NOTHING.isdisjoint(map(type, {name})): raise Bail")
+                lines.append(f"if not NOTHING.isdisjoint(map(type, {name})): raise Surprise")
         return lines
 
-    def _edge(self, parent_type: GraphQLObjectType, name: str, fields: FieldDetailsList) -> int | None:
-        """Return the number of the edge that the field is, if it is one."""
+    def _batched_field(self, parent_type: GraphQLObjectType, name: str, fields: FieldDetailsList) -> int | None:
+        """Return the number of the batched field that the field is, if it is one."""
         definition = self._executor.schema.get_field(parent_type, fields[0].node.name.value)
-        field = definition.extensions.get(DEFINITION) if definition is not None else None
-        fetch = fetch_of(field) if isinstance(field, StrawberryField) else None
-        if definition is None or field is None or fetch is None:
+        resolver = definition.resolve if definition is not None else None
+        fetch = resolver.fetch if isinstance(resolver, Resolver) else None
+        if definition is None or not isinstance(resolver, Resolver) or fetch is None:
             return None
-        place = len(self._edges)
-        self._edges.append(Edge(name, fetch, definition, fields[0], self._executor.schema))
+        place = len(self._fields)
+        self._fields.append(BatchedField(name, resolver, fetch, definition, fields[0]))
         self._completed_by.append("")
         type_ = get_nullable_type(definition.type)
         by_columns = self._by_columns(type_.of_type, fields) if is_list_type(type_) else None
@@ -191,7 +185,7 @@ class Compiler:
         if by_columns is not None and is_list_type(type_):
             record = get_nullable_type(type_.of_type)
             assert is_object_type(record)  # noqa: S101  # Else there are no columns.
-            self._edges[place].width = len(self._executor.collect_subfields(record, fields).grouped_field_set)
+            self._fields[place].width = len(self._executor.collect_subfields(record, fields).grouped_field_set)
         self._is_chain &= self._above not in self._followed
         self._followed.add(self._above)
         above, self._above = self._above, place
@@ -208,7 +202,7 @@ class Compiler:
         if definition is None:
             return []
         if definition.args or node.arguments:
-            raise NotPlain
+            raise NotCompilable
         reading = _reading(definition, node.name.value)
         return [f"{name} = {reading}", *self._conversion(definition.type, fields, name)]
 
@@ -223,7 +217,7 @@ class Compiler:
             return self._leaf(type_, name)
         if is_list_type(type_):
             lines = [
-                f"if type({name}) is not list and type({name}) is not tuple: raise Bail",
+                f"if type({name}) is not list and type({name}) is not tuple: raise Surprise",
                 f"{name} = [{self.value(type_.of_type, fields)}(item, w) for item in {name}]",
             ]
             by_columns = self._by_columns(type_.of_type, fields)
@@ -241,11 +235,11 @@ class Compiler:
 
     def _leaf(self, type_: GraphQLLeafType, name: str) -> list[str]:
         if type_ in _RANGES:
-            return [f"if not ({_RANGES[type_].format(name)}): raise Bail"]
+            return [f"if not ({_RANGES[type_].format(name)}): raise Surprise"]
         classes, write = _writing(type_)
-        lines = [f"if type({name}) not in {self._constant(classes)}: raise Bail"]
+        lines = [f"if type({name}) not in {self._constant(classes)}: raise Surprise"]
         if write is not None:
-            lines += [f"{name} = {self._constant(write)}({name})", f"if type({name}) in NOTHING: raise Bail"]
+            lines += [f"{name} = {self._constant(write)}({name})", f"if type({name}) in NOTHING: raise Surprise"]
         return lines
 
     def _by_class(self, type_: GraphQLAbstractType, fields: FieldDetailsList) -> str:
@@ -254,7 +248,7 @@ class Compiler:
         for possible in self._executor.schema.get_possible_types(type_):
             origin = _origin(possible)
             if origin is None or not _is_strawberrys(type_):
-                raise NotPlain
+                raise NotCompilable
             functions.append(f"{self._constant(origin)}: {self._object_with_subfields(possible, fields)}")
         name = self._constant(None)
         self._lines.append(f"{name} = {{{', '.join(functions)}}}")
@@ -266,16 +260,16 @@ class Compiler:
     def _class_check(self, type_: GraphQLObjectType, *, has_attributes: bool) -> list[str]:
         origin = _origin(type_)
         if origin is not None and type_.is_type_of is not None:
-            return [f"if type(o) is not {self._constant(origin)}: raise Bail"]
+            return [f"if type(o) is not {self._constant(origin)}: raise Surprise"]
         if type_.is_type_of is not None:
-            raise NotPlain
+            raise NotCompilable
         # Records of any class will do for a type that implements no interface: what has their attributes is one.
-        return ["if isinstance(o, Exception): raise Bail"] if has_attributes else ["check(o)"]
+        return ["if isinstance(o, Exception): raise Surprise"] if has_attributes else ["check(o)"]
 
     def _function(self, lines: Sequence[str], answered: str = "o") -> str:
         self._functions += 1
         if self._functions > MAX_FUNCTIONS:
-            raise NotPlain
+            raise NotCompilable
         name = f"complete_{self._functions}"
         self._lines += [f"def {name}(o, w):", *[f"    {line}" for line in lines], f"    return {answered}"]
         return name
@@ -320,12 +314,12 @@ def _knows_its_values(write: Callable[[Any], Any] | None) -> bool:
 
 
 def _reading(definition: GraphQLField, name: str) -> str:
-    """Return the expression that reads a field without a resolver from the object `o`. Raises `NotPlain`."""
+    """Return the expression that reads a field without a resolver from the object `o`. Raises `NotCompilable`."""
     if definition.resolve is None:
         return f"read(o, {name!r})"
     attribute = _attribute(definition)
     if attribute is None:
-        raise NotPlain
+        raise NotCompilable
     return f"o.{attribute}"
 
 
@@ -355,10 +349,10 @@ def _read(source: Any, name: str) -> Any:
     """Read a field as graphql-core does where there is no resolver."""
     value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
     if callable(value):
-        raise Bail
+        raise Surprise
     return value
 
 
 def _check(source: Any) -> None:
     if source is None or source is Undefined or isinstance(source, Exception) or is_awaitable(source):
-        raise Bail
+        raise Surprise

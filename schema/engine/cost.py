@@ -1,7 +1,7 @@
 """How much one operation may come to: the rows that it reads, and the values and bytes of its answer, at most.
 
-It is known before anything is read: from the selection, the pages and ranges that are asked for, and how long each
-value may be. An operation is compiled once into functions of its variables' values, and each fragment once, so that it
+It is known before anything is read: from the selection, the arguments, and what each field says of itself (see
+`sizes.py`). An operation is compiled once into functions of its variables' values, and each fragment once, so that it
 takes as long as the document, written out, is long.
 """
 
@@ -35,7 +35,6 @@ from graphql import (
     get_named_type,
     get_nullable_type,
     is_abstract_type,
-    is_enum_type,
     is_introspection_type,
     is_list_type,
 )
@@ -43,17 +42,7 @@ from graphql.type import SchemaMetaFieldDef, TypeMetaFieldDef
 
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.context import Clock
-from resolvers.usage import DEFAULT_DAYS
-from resolvers.values import (
-    KEY_LENGTH,
-    METADATA_BYTES,
-    NAME_LENGTH,
-    ORG_LENGTH,
-    REASON_LENGTH,
-    USAGE_NAME_LENGTH,
-    parse_day,
-)
-from schema.relay import DEFAULT_PAGE
+from schema.engine.sizes import Asked, Leaf, Records, Sizes, text_bytes
 
 #: The coerced values of an operation's variables.
 _Values: TypeAlias = Mapping[str, Any]
@@ -78,67 +67,25 @@ _VALUE_WEIGHT = 50
 _ROW_WEIGHT = 250
 
 
-class _Request(NamedTuple):
+class _Inputs(NamedTuple):
     """What an operation's size depends on besides its document."""
 
     values: _Values
     today: date
-    usage_name_bytes: int
-    """The longest usage name of the usage days around what is measured."""
+    name_bytes: int | None = None
+    """The longest of the names that the list around what is measured was asked for; None: any."""
 
 
 #: What something comes to in one object of the answer.
-_Count: TypeAlias = Callable[[_Request], Size]
+_Count: TypeAlias = Callable[[_Inputs], Size]
 
 #: Gives the value of an argument.
 _Value: TypeAlias = Callable[[_Values], Any]
 
 
-def _text_bytes(characters: int) -> int:
-    # JSON writes a control character in six bytes; any other takes four at most.
-    return 6 * characters + 2
-
-
-#: The longest value of each field that is a text or an id, in bytes of JSON; that of the other scalars is below.
-_ID_BYTES = 50
-TEXT_BYTES = {
-    "id": _ID_BYTES,
-    "billingId": _ID_BYTES,
-    "existingId": _ID_BYTES,
-    "recordedBy": _ID_BYTES,
-    "cursor": 80,
-    "startCursor": 80,
-    "endCursor": 80,
-    "timezone": 66,
-    "token": 130,
-    "field": 66,
-    "orgId": _text_bytes(ORG_LENGTH),
-    "workspaceId": _text_bytes(NAME_LENGTH),
-    "workspaceIds": _text_bytes(NAME_LENGTH),
-    "externalMeterId": _text_bytes(NAME_LENGTH),
-    "externalId": _text_bytes(NAME_LENGTH),
-    "email": _text_bytes(NAME_LENGTH),
-    "name": _text_bytes(NAME_LENGTH),
-    "key": _text_bytes(KEY_LENGTH),
-    "usageName": _text_bytes(USAGE_NAME_LENGTH),
-    "billingUsageName": _text_bytes(USAGE_NAME_LENGTH),
-    "reason": _text_bytes(REASON_LENGTH),
-    "message": _text_bytes(2 * NAME_LENGTH),
-}
-SCALAR_BYTES = {
-    "Boolean": len("false"),
-    "Int": len("-2147483648"),
-    "BigInt": len('"9223372036854775807"'),
-    "Date": len('"2026-03-16"'),
-    "DateTime": len('"2026-03-16T12:00:00.123456Z"'),
-    "JSON": METADATA_BYTES,
-}
-
-#: The longest text of the introspection, descriptions aside.
+#: The longest text of the introspection, descriptions aside, and how long its lists of leaves are.
 _NAME_IN_SCHEMA_BYTES = 100
-
-#: How long the lists of leaves are at most; of its workspaces, a key's are as many as its operator has given it.
-LIST_ITEMS = {"scopes": 10, "workspaceIds": 100, "field": 10, "locations": 30}
+_INTROSPECTED_ITEMS = 30
 
 #: What an object, a list or a field has around its value: brackets, quotes, a colon, a comma.
 _AROUND = 4
@@ -153,20 +100,22 @@ class Cost:
     def __init__(
         self,
         schema: GraphQLSchema,
+        sizes: Sizes,
         fragments: Mapping[str, FragmentDefinitionNode],
         node: OperationDefinitionNode,
         bounds: Bounds,
     ) -> None:
         self._schema = schema
+        self._sizes = sizes
         self._bounds = bounds
         self._fragments = fragments
         self._compiled: dict[str, _Count] = {}
         self._variables: set[str] = set()
-        #: Those of them that are lists of usage names, whose lengths count.
+        #: Those of them that are lists of names, whose lengths count.
         self._names: set[str] = set()
         self._needs_today = False
-        #: What one usage day of each field comes to.
-        self._usage_day_counts: list[_Count] = []
+        #: What one record of each list comes to that may be asked for by names.
+        self._named_counts: list[_Count] = []
         #: Whether it asks the schema about itself.
         self.introspects = False
         root = schema.get_root_type(node.operation)
@@ -176,14 +125,14 @@ class Cost:
         self._remembered: dict[tuple[Any, ...], Size] = {}
 
     @property
-    def has_usage(self) -> bool:
-        """Whether usage days are asked for."""
-        return bool(self._usage_day_counts)
+    def may_grow(self) -> bool:
+        """Whether there are lists of which nobody knows before they are read how many names they have records of."""
+        return bool(self._named_counts)
 
-    def of_usage_day(self, values: _Values, *, name_length: int) -> Size:
-        """Return what a usage day comes to at most whose name has so many characters."""
-        request = _Request(values, date.min, _text_bytes(name_length))
-        sizes = [count(request) for count in self._usage_day_counts]
+    def of_named_record(self, values: _Values, *, name_length: int) -> Size:
+        """Return what a record of such a list comes to at most whose name has so many characters."""
+        inputs = _Inputs(values, date.min, text_bytes(name_length))
+        sizes = [count(inputs) for count in self._named_counts]
         return Size(1, 1 + max(size.values for size in sizes), _AROUND + max(size.bytes for size in sizes))
 
     def of(self, values: _Values, clock: Clock) -> Size:
@@ -197,7 +146,7 @@ class Cost:
         if size is None:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
-            size = self._count(_Request(values, today, TEXT_BYTES["billingUsageName"]))
+            size = self._count(_Inputs(values, today))
             self._remembered[key] = size
         return size
 
@@ -242,17 +191,18 @@ class Cost:
         if field is None or node.selection_set is None:
             return self._of_leaf(node.name.value, field, parent, around)
         below = self._of_selections(node.selection_set, get_named_type(field.type))
-        rows = self._rows(node, field, parent)
+        said = self._sizes.records.get((parent.name, node.name.value))
+        rows = self._rows(node, field, parent, said)
         names = None
-        if get_named_type(field.type).name == "UsageDay":
-            names = self._usage_names(node)
-            self._usage_day_counts.append(below)
+        if said is not None and said.names is not None:
+            names = self._names_of(node, said.names)
+            self._named_counts.append(below)
 
-        def count(request: _Request) -> Size:
-            number = 1 if rows is None else rows(request.values, request.today)
+        def count(inputs: _Inputs) -> Size:
+            number = 1 if rows is None else rows(inputs.values, inputs.today)
             if names is not None:
-                request = request._replace(usage_name_bytes=names(request.values))
-            each = below(request)
+                inputs = inputs._replace(name_bytes=names(inputs.values))
+            each = below(inputs)
             return Size(
                 number * each.rows + (0 if rows is None else number),
                 1 + number * (each.values + 1),
@@ -262,34 +212,29 @@ class Cost:
         return count
 
     def _of_leaf(self, name: str, field: GraphQLField | None, parent: GraphQLNamedType, around: int) -> _Count:
-        type_ = get_named_type(field.type) if field is not None else None
-        if name == "__typename" or type_ is None:
-            most = max(map(len, self._schema.type_map)) + 2
-        elif is_enum_type(type_):
-            most = max(map(len, type_.values)) + 2
-        elif type_.name in SCALAR_BYTES:
-            most = SCALAR_BYTES[type_.name]
+        if name == "__typename" or field is None:
+            leaf = Leaf(max(map(len, self._schema.type_map)) + 2)
         elif is_introspection_type(parent):
-            most = self._longest_description if name == "description" else _NAME_IN_SCHEMA_BYTES
+            leaf = Leaf(self._longest_description if name == "description" else _NAME_IN_SCHEMA_BYTES)
+            if is_list_type(get_nullable_type(field.type)):
+                leaf = leaf._replace(items=_INTROSPECTED_ITEMS)
         else:
-            most = TEXT_BYTES[name]
-        if field is not None and is_list_type(get_nullable_type(field.type)):
-            items = LIST_ITEMS[name]
-            size = Size(0, items, around + items * (most + 1) + 2)
+            leaf = self._sizes.leaves[parent.name, name]
+        if leaf.items > 1:
+            size = Size(0, leaf.items, around + leaf.items * (leaf.bytes + 1) + 2)
         else:
-            size = Size(0, 1, around + most)
-        if name == "billingUsageName":
-            return lambda request: Size(0, 1, around + request.usage_name_bytes)
-        return lambda _request: size
+            size = Size(0, 1, around + leaf.bytes)
+        if not leaf.is_named:
+            return lambda _inputs: size
+        return lambda inputs: size if inputs.name_bytes is None else Size(0, 1, around + inputs.name_bytes)
 
-    def _usage_names(self, node: FieldNode) -> Callable[[_Values], int]:
-        """Return the function that gives the bytes of the longest of the usage names that are asked for."""
-        names = self._argument(node, "names", are_names=True)
-        unknown = TEXT_BYTES["billingUsageName"]
+    def _names_of(self, node: FieldNode, argument: str) -> Callable[[_Values], int | None]:
+        """Return the function that gives the bytes of the longest of the names that are asked for."""
+        names = self._argument(node, argument, are_names=True)
 
-        def longest(values: _Values) -> int:
+        def longest(values: _Values) -> int | None:
             given = names(values)
-            return _longest(given) if isinstance(given, list | tuple) and given else unknown
+            return _longest(given) if isinstance(given, list | tuple) and given else None
 
         return longest
 
@@ -300,53 +245,25 @@ class Cost:
         return parent.fields.get(name) if isinstance(parent, GraphQLObjectType | GraphQLInterfaceType) else None
 
     def _rows(
-        self, node: FieldNode, field: GraphQLField, parent: GraphQLNamedType
+        self, node: FieldNode, field: GraphQLField, parent: GraphQLNamedType, said: Records | None
     ) -> Callable[[_Values, date], int] | None:
         """Return how many rows one of these fields reads; None: no other than those of the field it lies in."""
         type_ = get_named_type(field.type)
-        is_list = is_list_type(get_nullable_type(field.type))
         if is_introspection_type(parent):
-            most = self._most_in_schema(node.name.value) if is_list else 0
+            most = self._most_in_schema(node.name.value) if is_list_type(get_nullable_type(field.type)) else 0
             return (lambda _values, _today: most) if most else None
-        if parent.name.endswith(("Connection", "Edge")):
-            return None
-        if type_.name.endswith("Connection"):
-            return self._page(node)
-        if type_.name == "UsageDay":
-            return self._usage_days(node)
-        if is_list:
-            # The two lists that are as long as one that is given: `nodes` and `recordUsageBatch`.
-            given = self._argument(node, "ids" if type_.name == "Node" else "input")
-            return lambda values, _today: _length(given(values))
+        if said is not None:
+            self._needs_today = self._needs_today or said.is_dated
+            return self._records(node, said.maximum) if said.maximum is not None else None
         is_row = type_.name == "Node" or "Node" in [each.name for each in getattr(type_, "interfaces", ())]
         return _one if is_row or parent is self._schema.mutation_type else None
 
-    def _page(self, node: FieldNode) -> Callable[[_Values, date], int]:
-        first, last = self._argument(node, "first"), self._argument(node, "last")
-        most = self._bounds.page_rows
-
-        def rows(values: _Values, _today: date) -> int:
-            asked = first(values) or last(values)
-            # What is out of range is refused where the page is read.
-            return min(max(asked, 1) if isinstance(asked, int) else DEFAULT_PAGE, most)
-
-        return rows
-
-    def _usage_days(self, node: FieldNode) -> Callable[[_Values, date], int]:
-        first, last, names, fills = (self._argument(node, name) for name in ("from", "to", "names", "fillZeros"))
-        # A range without an end ends today.
-        self._needs_today = self._needs_today or any(each.name.value == "from" for each in node.arguments or ())
+    def _records(self, node: FieldNode, count: Callable[[Asked], int]) -> Callable[[_Values, date], int]:
+        arguments = {argument.name.value: self._value(argument.value) for argument in node.arguments or ()}
         bounds = self._bounds
-        # Which names are filled with zeros is known from what is read: there may be as many as may be answered over the
-        # longest range.
-        most_names = bounds.usage_days // bounds.range_days
 
         def rows(values: _Values, today: date) -> int:
-            start, end = _day(first(values)), _day(last(values))
-            days = DEFAULT_DAYS if start is None else ((end or today) - start).days + 1
-            all_names = most_names if fills(values) else 1
-            days = min(max(days, 1), bounds.range_days)
-            return min(days * (_length(names(values)) or all_names), bounds.usage_days)
+            return count(Asked({name: value(values) for name, value in arguments.items()}, bounds, today))
 
         return rows
 
@@ -410,10 +327,10 @@ def _sum_of(counts: list[_Count]) -> _Count:
     if len(counts) == 1:
         return counts[0]
 
-    def count(request: _Request) -> Size:
+    def count(inputs: _Inputs) -> Size:
         rows = values = bytes_ = 0
         for each in counts:
-            size = each(request)
+            size = each(inputs)
             rows, values, bytes_ = rows + size.rows, values + size.values, bytes_ + size.bytes
         return Size(rows, values, bytes_)
 
@@ -423,15 +340,15 @@ def _sum_of(counts: list[_Count]) -> _Count:
 def _largest_of(counts: list[_Count]) -> _Count:
     """Return the count of what is of one of several types; the rows of all are counted."""
 
-    def count(request: _Request) -> Size:
-        rows, values, bytes_ = zip(*[each(request) for each in counts], strict=True)
+    def count(inputs: _Inputs) -> Size:
+        rows, values, bytes_ = zip(*[each(inputs) for each in counts], strict=True)
         return Size(sum(rows), max(values), max(bytes_))
 
     return count
 
 
 def _counted_if(value: _Value, wanted: bool, count: _Count) -> _Count:  # noqa: FBT001  # A value to compare with.
-    return lambda request: count(request) if value(request.values) is wanted else _NOTHING
+    return lambda inputs: count(inputs) if value(inputs.values) is wanted else _NOTHING
 
 
 _NOTHING = Size()
@@ -439,11 +356,6 @@ _NOTHING = Size()
 
 def _one(_values: _Values, _today: date) -> int:
     return 1
-
-
-def _length(value: Any) -> int:
-    # A single value stands for a list of it.
-    return len(value) if isinstance(value, list | tuple) else value is not None
 
 
 def _longest(names: Sequence[str | ValueNode]) -> int:
@@ -457,11 +369,7 @@ def _json_bytes(text: str) -> int:
     try:
         return len(orjson.dumps(text))
     except TypeError:  # It has a lone surrogate, and is refused where it is read.
-        return _text_bytes(len(text))
-
-
-def _day(value: Any) -> date | None:
-    return parse_day(value) if isinstance(value, str) else value
+        return text_bytes(len(text))
 
 
 def _brief(value: Any, *, has_names: bool) -> Any:

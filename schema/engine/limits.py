@@ -1,4 +1,4 @@
-"""How much one request may ask for, and how much of that is its document; `schema/engine/cost.py` has the rest.
+"""How much one request may ask for, and how much of that is its document; `cost.py` has the rest.
 
 A document is measured before graphql-core validates it, because some rules of validation take far longer than the text
 is long. Each fragment is measured once, so measuring takes as long as reading, however fragments spread each other.

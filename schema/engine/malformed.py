@@ -1,11 +1,11 @@
-"""Values that a scalar refuses: the fault of the whole request, except in a list of usage events.
+"""Values that a scalar refuses: the fault of the whole request, except in a batch.
 
 Of a batch each item has a result of its own, also the one whose amount or time is malformed. There a `Malformed` takes
 the place of the value, and the rest goes its way; a value of another shape is graphql-core's matter, as everywhere.
 """
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from graphql import (
     SKIP,
@@ -28,16 +28,27 @@ from graphql import (
     is_scalar_type,
     is_specified_scalar_type,
 )
+from strawberry.types.base import StrawberryObjectDefinition
 
-from schema.scalars import Malformed
+from schema.engine.resolving import DEFINITION
 
-#: The input whose list is a batch.
-_ITEM = "RecordUsageInput"
+
+class Malformed(NamedTuple):
+    """What stands for a value that a scalar refused, where that is not the fault of the whole request."""
+
+    rule: str
+
+
+class BatchItem:
+    """The base of an input whose list is a batch: each item has a result of its own, also a malformed one."""
 
 
 def is_batch(type_: GraphQLInputType | None) -> bool:
     """Whether values of the type are batches."""
-    return type_ is not None and is_list_type(get_nullable_type(type_)) and get_named_type(type_).name == _ITEM
+    if type_ is None or not is_list_type(get_nullable_type(type_)):
+        return False
+    definition = get_named_type(type_).extensions.get(DEFINITION)
+    return isinstance(definition, StrawberryObjectDefinition) and issubclass(definition.origin, BatchItem)
 
 
 def with_malformed(batch: Any, type_: GraphQLInputType) -> Any:

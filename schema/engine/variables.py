@@ -1,7 +1,7 @@
 """The values of variables, read as graphql-core reads them, by functions that are made once for each type.
 
-As in the executor, **any surprise bails out**: for a value that is not as it should be, graphql-core reads all of them
-again, so that what is told of it is its own.
+As in the executor, graphql-core does at any surprise: for a value that is not as it should be, it reads all of them
+again, so that the errors are its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +33,7 @@ from graphql.utilities.coerce_input_value import coerce_default_value
 
 from schema.engine.limits import exceeded
 from schema.engine.malformed import is_batch, with_malformed
+from schema.engine.surprise import Surprise
 
 #: How many errors of one request's variables are returned.
 MAX_ERRORS = 20
@@ -42,10 +43,6 @@ MAX_ERRORS = 20
 MAX_ITEMS = 1_000
 
 _Read: TypeAlias = Callable[[Any], Any]
-
-
-class Surprise(Exception):
-    """The value is not what the function is for."""
 
 
 class Variables:

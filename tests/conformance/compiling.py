@@ -9,7 +9,8 @@ from typing import Any
 
 from graphql import DocumentNode, GraphQLSchema
 
-from schema.engine.executor import CompilingExecutor, Plans
+from schema.engine.executor import CompilingExecutor
+from schema.engine.plans import Plan
 
 
 class CompilingAtOnce(CompilingExecutor):
@@ -18,7 +19,7 @@ class CompilingAtOnce(CompilingExecutor):
     @classmethod
     def build(cls, schema: GraphQLSchema, document: DocumentNode, *arguments: Any, **options: Any) -> Any:
         """Build an executor that compiles what is plain."""
-        return super().build(schema, document, *arguments, plans=Plans(document, at_once=True), **options)
+        return super().build(schema, document, *arguments, plan=Plan(), **options)
 
 
 # The package exports a function of the module's name.
