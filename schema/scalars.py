@@ -11,7 +11,7 @@ from strawberry.types.scalar import ScalarDefinition
 
 from resolvers.values import METADATA_BYTES, parse_amount, parse_day, parse_instant, parse_sent_amount
 from schema.engine.malformed import Malformed
-from storage.usage import MOST_DAYS_KEPT
+from storage.usage import MAX_CACHED_DAYS
 
 BigInt = NewType("BigInt", int)
 """An amount of credits, 0 to 2**63 - 1."""
@@ -56,7 +56,7 @@ class _DayTexts(dict[date, str]):
 
     def __missing__(self, day: date) -> str:
         text = date.isoformat(day)
-        if len(self) < MOST_DAYS_KEPT:
+        if len(self) < MAX_CACHED_DAYS:
             self[day] = text
         return text
 

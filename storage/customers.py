@@ -251,20 +251,20 @@ async def insert_customer(
     await writer.execute(insert(customers), values)
 
 
-async def mend_found_by(writer: Writer, ids: Sequence[str]) -> int:
+async def repair_found_by(writer: Writer, ids: Sequence[str]) -> int:
     """Write the columns that these customers are found by anew, from what they are called; return how many were wrong.
 
     They are locked in the order of their ids.
     """
     names = (customers.c.id, customers.c.email, customers.c.name, customers.c.email_folded, customers.c.name_folded)
     locked = select(*names).where(customers.c.id.in_(ids)).order_by(customers.c.id).with_for_update(key_share=True)
-    mended = 0
+    repaired = 0
     for row in await writer.fetch(locked):
         right = found_by(row.email, row.name)
         if right != {name: getattr(row, name) for name in right}:
             await writer.execute(update(customers).where(customers.c.id == row.id).values(right))
-            mended += 1
-    return mended
+            repaired += 1
+    return repaired
 
 
 async def update_customer(writer: Writer, row: CustomerRow) -> None:

@@ -55,11 +55,11 @@ _COLUMNS = [usage_days.c[name] for name in UsageDayRow._fields]
 _VALUES = (usage_days.c.day, usage_days.c.usage_name, usage_days.c.total_usage)
 
 
-#: The most days of all ranges together that SQLite reads in the event loop's thread.
-MOST_DAYS_HERE = 200
+#: How many days of all ranges together SQLite reads, at most, in the event loop's thread.
+MAX_INLINE_DAYS = 200
 
 #: How many different days are kept in memory: those of more than twenty years.
-MOST_DAYS_KEPT = 8_000
+MAX_CACHED_DAYS = 8_000
 
 #: How many days are read from what the database gives for them before somebody else may have a turn.
 DAYS_A_STEP = 2_000
@@ -98,7 +98,7 @@ def _by_ranges(dialect: str, name_count: int) -> Prepared:
         columns = [type_coerce(func.array_agg(column), NullType()) for column in (place, number, *others)]
         return Prepared(dialect, select(*columns))  # type: ignore[arg-type]  # Of the columns' unknown types.
     arrays = func.json_array(*map(func.json_group_array, days.subquery().c), type_=NullType())
-    # A place is not told: that takes SQLite longer than all the rest.
+    # The days' places are not selected: that takes SQLite longer than all the rest.
     found = select(literal_column("1")).select_from(wanted).join(usage_days, and_(*is_wanted)).limit(most).subquery()
     is_less = select(func.count()).select_from(found).scalar_subquery() < most
     return Prepared(dialect, select(wanted.c.place, select(arrays).scalar_subquery()).where(is_less))
@@ -146,7 +146,7 @@ async def columns_of(
     return await reader.run(
         _by_ranges(reader.dialect, len(names)),
         keys(ranges) | names | {"most_of_range": most_of_range, "most": most},
-        is_long=sum((range_.last - range_.first).days + 1 for range_ in ranges) > MOST_DAYS_HERE,
+        is_long=sum((range_.last - range_.first).days + 1 for range_ in ranges) > MAX_INLINE_DAYS,
     )
 
 
@@ -206,7 +206,7 @@ class _Days(dict[int | str, date]):
 
     def __missing__(self, read: int | str) -> date:
         day = date.fromisoformat(read) if isinstance(read, str) else date.fromordinal(read + 1)
-        if len(self) < MOST_DAYS_KEPT:
+        if len(self) < MAX_CACHED_DAYS:
             self[read] = day
         return day
 

@@ -42,7 +42,7 @@ async def _mend_customers(database: Database) -> int:
         last = found[-1].id
         wrong = [row.id for row in found if customers.found_by(row.email, row.name) != row.found_by]
         if wrong:
-            mended += await database.write(partial(customers.mend_found_by, ids=wrong))
+            mended += await database.write(partial(customers.repair_found_by, ids=wrong))
 
 
 async def _mend_meters(database: Database) -> int:

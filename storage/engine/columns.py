@@ -9,8 +9,8 @@ R = TypeVar("R", bound=tuple[Any, ...])
 class Columns(Sequence[R]):
     """Records of a named tuple's class, kept as one list for each of its fields, or a stretch of such records.
 
-    Where there are thousands, making a record of each takes longer than all that is done with it. Whoever goes through
-    them gets records; whoever can, takes a column.
+    Where there are thousands, making a record of each takes longer than all that is done with it. Iteration makes the
+    records one by one; `column` makes none.
     """
 
     __slots__ = ("class_", "columns", "places")

@@ -181,7 +181,7 @@ class Database:
     async def standstill(self, tables: Iterable[Table]) -> AsyncIterator[Reader]:
         """Open a snapshot of the tables, and let nobody write to them until it is closed.
 
-        Whoever writes meanwhile, in any process, waits, and is told `NOT_WRITTEN` when that takes too long.
+        Writes of all processes wait meanwhile, and fail with `NOT_WRITTEN` when that takes too long.
 
         Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """

@@ -176,19 +176,19 @@ def is_lock_timeout(error: BaseException) -> bool:
 
 
 def description(error: BaseException) -> str:
-    """Return what a log may tell of an error: its kind and codes, and those of its cause.
+    """Return what a log may hold of an error: its kind and codes, and those of its cause.
 
-    Its message may hold rows, parameters, statements or the address of the database, so none of it is told.
+    Its message may hold rows, parameters, statements or the address of the database, so none of it is returned.
     """
     driver = _of_driver(error)
-    told = type(driver).__name__
+    described = type(driver).__name__
     if isinstance(driver, OSError) and driver.errno is not None:
-        told += f" ({errno.errorcode.get(driver.errno, driver.errno)})"
+        described += f" ({errno.errorcode.get(driver.errno, driver.errno)})"
     code = _sqlstate(driver) or getattr(driver, "sqlite_errorname", None)
     if code:
-        told += f" ({code})"
+        described += f" ({code})"
     cause = driver.__cause__
-    return f"{told} from {description(cause)}" if cause is not None else told
+    return f"{described} from {description(cause)}" if cause is not None else described
 
 
 class Outages:

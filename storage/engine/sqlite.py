@@ -89,7 +89,7 @@ def file_uri(path: str, *, writes: bool) -> str:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     else:
         # Beside a read-only copy, SQLite cannot make the files through which connections share it. It needs none while
-        # nobody writes: whoever does has a log there.
+        # nobody writes: a process that does has a log there.
         is_copy = _is_read_only(file) and not Path(f"{path}-wal").exists()
         if is_copy and writes:
             raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), path)
