@@ -18,21 +18,15 @@ from resolvers.api_keys import create_api_key
 from resolvers.meters.balances import available_bits
 from resolvers.meters.settings import settings_of
 from storage import migrations
-from storage.billing_meters import BillingMeterRow
-from storage.customers import folded
+from storage.billing_meters import BillingMeterRow, billing_meters
+from storage.customers import customers, folded
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
+from storage.engine.types import json_text
 from storage.ids import BILLING_METER, CUSTOMER
-from storage.tables import (
-    Environment,
-    LedgerEntryKind,
-    OverLimitPolicy,
-    billing_meters,
-    customers,
-    json_text,
-    ledger_entries,
-    usage_days,
-)
+from storage.ledger import LedgerEntryKind, OverLimitPolicy, ledger_entries
+from storage.tenants import Environment
+from storage.usage import usage_days
 
 DAYS = 60
 

@@ -27,7 +27,7 @@ from strawberry.dataloader import DataLoader
 from strawberry.schema.config import StrawberryConfig
 
 from resolvers.values import day_of
-from storage.tables import Day, Instant, JsonText
+from storage.engine.types import Day, Instant, JsonText
 
 MOST = 2**63 - 1
 
@@ -39,7 +39,7 @@ class Base(DeclarativeBase):
 
 
 class ApiKey(Base):
-    """See `storage.tables.api_keys`."""
+    """See `storage.api_keys.api_keys`."""
 
     __tablename__ = "api_keys"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -49,7 +49,7 @@ class ApiKey(Base):
 
 
 class Customer(Base):
-    """See `storage.tables.customers`."""
+    """See `storage.customers.customers`."""
 
     __tablename__ = "customers"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -62,7 +62,7 @@ class Customer(Base):
 
 
 class Meter(Base):
-    """See `storage.tables.billing_meters`."""
+    """See `storage.billing_meters.billing_meters`."""
 
     __tablename__ = "billing_meters"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -83,7 +83,7 @@ class Meter(Base):
 
 
 class Usage(Base):
-    """See `storage.tables.usage_days`."""
+    """See `storage.usage.usage_days`."""
 
     __tablename__ = "usage_days"
     meter_id: Mapped[str] = mapped_column(primary_key=True)
@@ -93,7 +93,7 @@ class Usage(Base):
 
 
 class Entry(Base):
-    """See `storage.tables.ledger_entries`."""
+    """See `storage.ledger.ledger_entries`."""
 
     __tablename__ = "ledger_entries"
     meter_id: Mapped[str] = mapped_column(primary_key=True)

@@ -37,7 +37,7 @@ from schema.root import schema
 from storage import migrations
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.failures import outages
-from storage.tables import metadata
+from storage.tables import TABLES
 
 if TYPE_CHECKING:
     from gateway.telemetry.metrics import Metrics
@@ -258,7 +258,7 @@ async def _reason_to_wait(database: Database) -> str | None:
     if not may_serve:
         return "The database has another schema: run `tollgate migrate`."
     try:
-        await database.require_writable(metadata.sorted_tables)
+        await database.require_writable(TABLES)
     except DatabaseUnavailable as error:
         outages.log(error)
         return "The database cannot be written to."

@@ -18,7 +18,8 @@ from resolvers.customers import NewCustomer, create_customer
 from resolvers.errors import Refusal, Unauthenticated
 from resolvers.meters.create import NewBillingMeter, create_billing_meter
 from resolvers.meters.record_usage import RecordUsage
-from storage.tables import Environment, OverLimitPolicy
+from storage.ledger import OverLimitPolicy
+from storage.tenants import Environment
 
 ORG = "demo"
 

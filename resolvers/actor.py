@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from resolvers.errors import Forbidden
-from storage.tables import Environment, Word
+from storage.engine.types import Word
+from storage.tenants import Environment
 
 
 class Scope(Word):

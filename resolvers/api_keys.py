@@ -16,7 +16,7 @@ from storage import api_keys, ids
 from storage.api_keys import ApiKeyRow
 from storage.engine.database import Database, Outcome
 from storage.engine.transactions import Writer
-from storage.tables import Environment
+from storage.tenants import Environment
 
 #: How long a key that was looked up is believed: a revocation holds within this time on every process.
 REMEMBERED = timedelta(seconds=5)

@@ -12,7 +12,7 @@ from storage import customers, ids
 from storage.customers import CustomerFilter, CustomerRow
 from storage.engine.pages import Page
 from storage.engine.transactions import Reader, Writer
-from storage.tables import json_text
+from storage.engine.types import json_text
 
 CREATE = "createCustomer"
 

@@ -6,16 +6,16 @@ import strawberry
 from strawberry import enum_value
 
 from resolvers import actor
-from storage import tables
+from storage import ledger, tenants
 
 
 @strawberry.enum(description="Which of an organization's two separate worlds something belongs to. Nothing crosses it.")
 class Environment(Enum):
-    """See `tables.Environment`."""
+    """See `tenants.Environment`."""
 
-    LIVE = enum_value(tables.Environment.LIVE, description="The real one: keys begin with `sk_live_`.")
+    LIVE = enum_value(tenants.Environment.LIVE, description="The real one: keys begin with `sk_live_`.")
     SANDBOX = enum_value(
-        tables.Environment.SANDBOX, description="The one to try things in: keys begin with `sk_test_`."
+        tenants.Environment.SANDBOX, description="The one to try things in: keys begin with `sk_test_`."
     )
 
 
@@ -41,31 +41,31 @@ class Scope(Enum):
 
 @strawberry.enum(description="What is wanted of a debit that the available credits do not cover.")
 class OverLimitPolicy(Enum):
-    """See `tables.OverLimitPolicy`."""
+    """See `ledger.OverLimitPolicy`."""
 
-    REJECT = enum_value(tables.OverLimitPolicy.REJECT, description="Accept all of the amount, or refuse it.")
+    REJECT = enum_value(ledger.OverLimitPolicy.REJECT, description="Accept all of the amount, or refuse it.")
     PARTIAL = enum_value(
-        tables.OverLimitPolicy.PARTIAL,
+        ledger.OverLimitPolicy.PARTIAL,
         description="Accept what is available, and tell how much was refused; with nothing available, refuse.",
     )
     FORCE = enum_value(
-        tables.OverLimitPolicy.FORCE,
+        ledger.OverLimitPolicy.FORCE,
         description="Accept all of the amount, also past the limit. Needs the scope `usage:correct`.",
     )
 
 
 @strawberry.enum(description="What a ledger entry did.")
 class LedgerEntryKind(Enum):
-    """See `tables.LedgerEntryKind`."""
+    """See `ledger.LedgerEntryKind`."""
 
     OPENING = enum_value(
-        tables.LedgerEntryKind.OPENING, description="The meter was made, with this many credits granted, or 0."
+        ledger.LedgerEntryKind.OPENING, description="The meter was made, with this many credits granted, or 0."
     )
-    REFILL = enum_value(tables.LedgerEntryKind.REFILL, description="Credits were added to the total.")
-    USAGE = enum_value(tables.LedgerEntryKind.USAGE, description="Credits were used.")
-    VOID = enum_value(tables.LedgerEntryKind.VOID, description="Credits of an earlier usage were given back.")
+    REFILL = enum_value(ledger.LedgerEntryKind.REFILL, description="Credits were added to the total.")
+    USAGE = enum_value(ledger.LedgerEntryKind.USAGE, description="Credits were used.")
+    VOID = enum_value(ledger.LedgerEntryKind.VOID, description="Credits of an earlier usage were given back.")
     SETTINGS = enum_value(
-        tables.LedgerEntryKind.SETTINGS,
+        ledger.LedgerEntryKind.SETTINGS,
         description="The spend cap, the overage switch or the customer changed; the metadata tells old and new.",
     )
 

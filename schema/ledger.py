@@ -19,7 +19,7 @@ from schema.enums import LedgerEntryKind, OverLimitPolicy
 from schema.info import Info
 from schema.relay import Connection, Node, PageArguments, connection_of
 from schema.scalars import BigInt
-from storage import ids, tables
+from storage import ids, ledger
 from storage.billing_meters import BillingMeterRow
 from storage.ledger import LedgerEntryRow
 
@@ -31,7 +31,7 @@ _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
 # An enumeration looks a value up more slowly.
 _KINDS: dict[Any, LedgerEntryKind] = {kind.value: kind for kind in LedgerEntryKind}
 _POLICIES: dict[Any, OverLimitPolicy] = {policy.value: policy for policy in OverLimitPolicy}
-_OPENING = tables.LedgerEntryKind.OPENING
+_OPENING = ledger.LedgerEntryKind.OPENING
 
 
 async def _meters_of(context: Context, entries: Sequence["LedgerEntry"]) -> list["BillingMeter"]:

@@ -38,7 +38,7 @@ from schema.ledger import LedgerEntry
 from schema.scalars import BigInt
 from storage.billing_meters import BillingMeterRow
 from storage.engine.turns import turn_for
-from storage.tables import OverLimitPolicy as Policy
+from storage.ledger import OverLimitPolicy as Policy
 from storage.usage import UsageDayRow
 
 if TYPE_CHECKING:

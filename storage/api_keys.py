@@ -4,10 +4,37 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy import Column, Index, Table, Text, delete, insert, or_, select, text, update
 
 from storage.engine.transactions import Reader, Writer
-from storage.tables import Environment, api_keys
+from storage.engine.types import Instant, JsonText, Name, enum_type, metadata
+from storage.tenants import Environment
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("org_id", Name, nullable=False),
+    Column("environment", enum_type(Environment), nullable=False),
+    Column("name", Text),
+    Column("scopes", JsonText, nullable=False),
+    Column("workspace_ids", JsonText),
+    # SHA-256 of the whole key, in hexadecimal digits: the key itself is shown once and never stored.
+    Column("digest", Name, nullable=False, unique=True),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+    Column("created_at", Instant, nullable=False),
+    # Of a customer's session: the customer that it is for, and the key that made it. Neither is ever deleted.
+    Column("customer_id", Name),
+    Column("parent_id", Name),
+    # Serves the search for sessions that have expired.
+    Index(
+        None,
+        "expires_at",
+        sqlite_where=text("parent_id IS NOT NULL"),
+        postgresql_where=text("parent_id IS NOT NULL"),
+    ),
+)
 
 
 class ApiKeyRow(NamedTuple):

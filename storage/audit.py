@@ -7,21 +7,15 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Select, Table, Text, and_, exists, func, or_, select, type_coerce
 
-from storage.api_keys import ApiKeyRow
-from storage.billing_meters import BillingMeterRow
+from storage.api_keys import ApiKeyRow, api_keys
+from storage.billing_meters import BillingMeterRow, billing_meters
+from storage.customers import customers
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader
-from storage.idempotency_keys import IdempotencyKeyRow
-from storage.tables import (
-    Environment,
-    LedgerEntryKind,
-    api_keys,
-    billing_meters,
-    customers,
-    idempotency_keys,
-    ledger_entries,
-    usage_days,
-)
+from storage.idempotency_keys import IdempotencyKeyRow, idempotency_keys
+from storage.ledger import LedgerEntryKind, ledger_entries
+from storage.tenants import Environment
+from storage.usage import usage_days
 
 _METERS = select(*[billing_meters.c[name] for name in BillingMeterRow._fields]).order_by(billing_meters.c.id)
 

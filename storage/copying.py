@@ -6,28 +6,22 @@ from typing import Any
 
 from sqlalchemy import Column, Date, Enum, Table, Text, bindparam, cast, func, select, tuple_, type_coerce
 
+from storage.api_keys import api_keys
+from storage.billing_meters import billing_meters
+from storage.customers import customers
 from storage.engine.database import Database
 from storage.engine.failures import UNAVAILABLE
 from storage.engine.transactions import Reader
-from storage.tables import (
-    Day,
-    JsonText,
-    api_keys,
-    billing_meters,
-    customers,
-    idempotency_keys,
-    ledger_entries,
-    usage_days,
-)
+from storage.engine.types import Day, JsonText
+from storage.idempotency_keys import idempotency_keys
+from storage.ledger import ledger_entries
+from storage.usage import usage_days
 
 #: How many rows are held at once.
 PORTION = 1_000
 
 #: All tables in the order in which gateways lock them.
 LOCKED = (billing_meters, customers, api_keys, idempotency_keys, usage_days, ledger_entries)
-
-#: All tables, each after those that it refers to.
-FILLED = (customers, billing_meters, api_keys, idempotency_keys, usage_days, ledger_entries)
 
 #: A row's values in the order of the table's columns, JSON as its text.
 Values = tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""Customers: the rows, and the statements that read and write them."""
+"""Customers: the table, its rows, and the statements that read and write them."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -6,12 +6,61 @@ from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Text, bindparam, exists, insert, or_, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Index,
+    Select,
+    Table,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
 
+from storage.billing_meters import billing_meters
 from storage.engine.pages import Page, page_statement, unindexed
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
-from storage.tables import Environment, billing_meters, customers
+from storage.engine.types import Instant, JsonText, Name, enum_type, metadata
+from storage.tenants import Environment
+
+customers = Table(
+    "customers",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("org_id", Name, nullable=False),
+    Column("environment", enum_type(Environment), nullable=False),
+    Column("email", Text, nullable=False),
+    Column("name", Text),
+    Column("external_id", Name),
+    Column("metadata", JsonText, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    # The email and the name without regard to case, as Python folds it: neither database does so beyond ASCII by
+    # itself. Null in rows that a release before 2026_11_21_filters has written since.
+    Column("email_folded", Name),
+    Column("name_folded", Name),
+    # The id of the key that made the customer. Null in rows that a release before 2026_11_26_makers_of_customers has
+    # written.
+    Column("created_by", Name),
+    # The idempotency key of the request that made it: the row of `idempotency_keys` can then be missed.
+    Column("idempotency_key", Name),
+    # Serves the lookup by external id, and the list by its beginning; where it is null, rows do not collide.
+    UniqueConstraint("org_id", "environment", "external_id"),
+    # Serves the list of customers, newest first.
+    Index(None, "org_id", "environment", "id"),
+    # Serves the list by email, newest first.
+    Index(None, "org_id", "environment", "email_folded", "id"),
+    # Serves the list by the beginning of the name.
+    Index(None, "org_id", "environment", "name_folded"),
+    # Serves the list by the time of making.
+    Index(None, "org_id", "environment", "created_at"),
+)
 
 
 class CustomerRow(NamedTuple):

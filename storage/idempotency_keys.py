@@ -3,10 +3,26 @@
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import insert, select
+from sqlalchemy import Column, PrimaryKeyConstraint, Table, Text, insert, select
 
 from storage.engine.transactions import Reader, Writer
-from storage.tables import Environment, idempotency_keys
+from storage.engine.types import Instant, Name, enum_type, metadata
+from storage.tenants import Environment
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("org_id", Name, nullable=False),
+    Column("environment", enum_type(Environment), nullable=False),
+    Column("operation", Name, nullable=False),
+    Column("key", Name, nullable=False),
+    # SHA-256 of the request's values, in hexadecimal digits.
+    Column("request_digest", Text, nullable=False),
+    # The id of what the request made.
+    Column("result_id", Name, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("org_id", "environment", "operation", "key"),
+)
 
 
 class IdempotencyKeyRow(NamedTuple):

@@ -5,11 +5,89 @@ from datetime import date, datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Integer, Text, func, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    select,
+    text,
+)
 
+from storage.billing_meters import billing_meters
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
-from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy, billing_meters, json_text, ledger_entries
+from storage.engine.types import Day, Instant, JsonText, Name, Word, enum_type, json_text, metadata
+from storage.tenants import Environment
+
+
+class LedgerEntryKind(Word):
+    """What a ledger entry did: `OPENING` and `REFILL` add to total, `USAGE` to used, `VOID` takes from used."""
+
+    OPENING = "opening"
+    REFILL = "refill"
+    USAGE = "usage"
+    VOID = "void"
+    SETTINGS = "settings"
+
+
+class OverLimitPolicy(Word):
+    """What the caller wants of a debit that the available credits do not cover."""
+
+    REJECT = "reject"
+    PARTIAL = "partial"
+    FORCE = "force"
+
+
+# Every key begins with the meter's id: on PostgreSQL the table is hash-partitioned by it. It has no foreign key to the
+# meter: rows are written only under the meter's lock, in the transaction that changes it, and a check a row would cost
+# more than the row.
+ledger_entries = Table(
+    "ledger_entries",
+    metadata,
+    Column("meter_id", Name, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("kind", enum_type(LedgerEntryKind), nullable=False),
+    # The caller's name of it: the event id of a USAGE, the idempotency key of a REFILL, a VOID, or an OPENING's meter.
+    # A REFILL without one, and each SETTINGS, has one of the gateway's.
+    Column("key", Name),
+    Column("amount", BigInteger, nullable=False),
+    Column("total_credits_after", BigInteger, nullable=False),
+    Column("used_credits_after", BigInteger, nullable=False),
+    # The meter's limit at the decision; null: there was none.
+    Column("limit_credits", BigInteger),
+    Column("usage_name", Text),
+    Column("day", Day),
+    Column("requested_amount", BigInteger),
+    Column("policy", enum_type(OverLimitPolicy)),
+    # Of a VOID: the `seq` of the usage that it takes back.
+    Column("voids_seq", BigInteger),
+    # The time as the caller sent it; null: none was sent, and it happened when it was recorded.
+    Column("sent_at", Instant),
+    Column("recorded_at", Instant, nullable=False),
+    Column("recorded_by", Text, nullable=False),
+    Column("reason", Text),
+    # Of a USAGE: what the caller attached. Of an OPENING and SETTINGS: each setting, with its old and its new value.
+    Column("metadata", JsonText, nullable=False),
+    # Serves a meter's ledger, and an entry by its id.
+    PrimaryKeyConstraint("meter_id", "seq"),
+    # What makes an event count once. Serves the search for what a key has already done.
+    UniqueConstraint("meter_id", "kind", "key"),
+    # Serves the sum of what is already voided of a usage entry.
+    Index(
+        None,
+        "meter_id",
+        "voids_seq",
+        sqlite_where=text("voids_seq IS NOT NULL"),
+        postgresql_where=text("voids_seq IS NOT NULL"),
+    ),
+    postgresql_partition_by="HASH (meter_id)",
+)
 
 
 class LedgerEntryRow(NamedTuple):

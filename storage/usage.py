@@ -11,8 +11,11 @@ import orjson
 from sqlalchemy import (
     BigInteger,
     BindParameter,
+    Column,
     Date,
     Integer,
+    PrimaryKeyConstraint,
+    Table,
     Text,
     and_,
     bindparam,
@@ -29,7 +32,21 @@ from storage.engine.columns import Columns
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.turns import Turn, turn_for
-from storage.tables import Day, usage_days
+from storage.engine.types import Day, Name, metadata
+
+# Partitioned by the meter's id and without a foreign key to the meter, as `ledger_entries` is, for the same reasons.
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("meter_id", Name, nullable=False),
+    Column("day", Day, nullable=False),
+    Column("usage_name", Name, nullable=False),
+    Column("total_usage", BigInteger, nullable=False),
+    # Serves a meter's days in their order.
+    PrimaryKeyConstraint("meter_id", "day", "usage_name"),
+    sqlite_with_rowid=False,
+    postgresql_partition_by="HASH (meter_id)",
+)
 
 
 class UsageDayRow(NamedTuple):

@@ -27,7 +27,7 @@ from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
 from storage import migrations
 from storage.engine.database import Database
-from storage.tables import Environment
+from storage.tenants import Environment
 
 if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracing

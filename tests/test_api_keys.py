@@ -17,8 +17,10 @@ from sqlalchemy import make_url, select, text
 from resolvers.actor import Scope
 from resolvers.api_keys import MAX_LOOK_UPS, create_api_key, revoke_api_key
 from resolvers.errors import InvalidInput
+from storage.api_keys import api_keys
 from storage.engine.transactions import Writer
-from storage.tables import Environment, api_keys, metadata
+from storage.tables import metadata
+from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway
 
 VIEWER = "{ viewer { orgId environment scopes workspaceIds } }"

@@ -34,7 +34,8 @@ from resolvers.api_keys import create_api_key
 from storage import migrations
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
-from storage.tables import Environment, metadata
+from storage.tables import metadata
+from storage.tenants import Environment
 from tests.conftest import NOW, Clock, empty_database
 
 ROOT = Path(__file__).parent.parent

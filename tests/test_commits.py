@@ -30,7 +30,8 @@ from resolvers.meters.writer import MeterWriter
 from storage import migrations
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
-from storage.tables import Environment, OverLimitPolicy
+from storage.ledger import OverLimitPolicy
+from storage.tenants import Environment
 from tests.conftest import Gateway, gateway_on
 from tests.proxy import Cut, Proxy, proxied
 

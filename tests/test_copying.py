@@ -22,9 +22,10 @@ from resolvers.maintenance.copying import CopyDiffers, copy
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified
 from storage import copying, migrations
+from storage.customers import customers
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.engine.transactions import Writer
-from storage.tables import customers, metadata
+from storage.tables import TABLES, metadata
 from tests.conftest import Gateway, empty_database
 from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port
 
@@ -262,7 +263,7 @@ async def test_a_target_that_is_migrated_and_empty_is_filled(empty_url: str, tar
     code, output, messages = await run(empty_url, tmp_path, "copy", "--to", target_url)
     assert code == 0
     assert "Both databases are equal." in messages
-    assert [line.split() for line in output.splitlines()[2:]] == [[table.name, "0"] for table in copying.FILLED]
+    assert [line.split() for line in output.splitlines()[2:]] == [[table.name, "0"] for table in TABLES]
 
 
 async def test_a_wrong_url_is_told(empty_url: str, tmp_path: Path, subtests: pytest.Subtests) -> None:

@@ -15,7 +15,9 @@ from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.customer_sessions import MOST_DELETED
 from schema.root import schema
 from storage import api_keys as api_key_rows
-from storage.tables import Environment, api_keys, metadata
+from storage.api_keys import api_keys
+from storage.tables import metadata
+from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway
 from tests.meters import make_meter
 

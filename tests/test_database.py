@@ -1,6 +1,7 @@
 """Storage: the schema that migrations make, transactions, and that the hot statements use their indexes."""
 
 import asyncio
+import importlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
@@ -14,18 +15,20 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event, func, inspect, literal, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+import storage
 from resolvers.maintenance.verify import Verified, verify
 from storage import billing_meters, customers, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
+from storage.billing_meters import billing_meters as meters_table
 from storage.customers import CustomerFilter, CustomerRow
+from storage.customers import customers as customers_table
 from storage.engine.columns import Columns
 from storage.engine.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome
 from storage.engine.pages import Page
 from storage.engine.transactions import Reader, Writer
-from storage.ledger import LedgerKey
-from storage.tables import Environment, LedgerEntryKind, metadata
-from storage.tables import billing_meters as meters_table
-from storage.tables import customers as customers_table
+from storage.ledger import LedgerEntryKind, LedgerKey
+from storage.tables import TABLES, metadata
+from storage.tenants import Environment
 from storage.usage import UsageRange
 from tests.conftest import Gateway, empty_database
 from tests.test_copying import rows_of
@@ -105,6 +108,15 @@ async def database(empty: Database) -> Database:
     """A database with the newest schema and no rows."""
     await migrations.upgrade(empty)
     return empty
+
+
+def test_tables_has_the_table_of_every_feature_after_those_that_it_refers_to() -> None:
+    for file in Path(storage.__file__).parent.glob("*.py"):
+        importlib.import_module(f"storage.{file.stem}")
+    assert set(TABLES) == set(metadata.tables.values())
+    assert len(TABLES) == len(set(TABLES)) == 6
+    for place, table in enumerate(TABLES):
+        assert {key.column.table for key in table.foreign_keys} <= set(TABLES[:place])
 
 
 class TestMigrations:

@@ -20,10 +20,11 @@ from resolvers.actor import Scope
 from resolvers.meters.balances import available_bits
 from schema.root import schema
 from storage import migrations
+from storage.billing_meters import billing_meters
 from storage.customers import folded, past_prefix
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
-from storage.tables import Environment, billing_meters
+from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway
 from tests.meters import delete_row, disagreements, make_meter
 

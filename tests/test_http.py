@@ -23,7 +23,7 @@ from storage import billing_meters, migrations
 from storage.billing_meters import MeterName
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
-from storage.tables import Environment
+from storage.tenants import Environment
 from tests.conftest import Caller, Clock, Gateway, empty_database, gateway_on
 from tests.meters import make_meter
 
@@ -642,7 +642,7 @@ class TestBugs:
                     response = await gateway.post(document, variables)
                     assert "INTERNAL_SERVER_ERROR" in response.text
                     assert "/storage/customers.py" in caplog.text
-                    assert "/storage/tables.py" in caplog.text
+                    assert "/storage/engine/types.py" in caplog.text
 
     async def test_each_request_has_an_id_of_its_own(self, gateway: Gateway) -> None:
         await self.break_customer(gateway)

@@ -30,7 +30,8 @@ from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import InvalidInput
 from resolvers.values import check_org
 from storage import billing_meters
-from storage.tables import Environment, OverLimitPolicy
+from storage.ledger import OverLimitPolicy
+from storage.tenants import Environment
 from tests.conftest import NOW, Gateway
 from tests.test_usage import books_of, make_meter, settle, unchanged
 

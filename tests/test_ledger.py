@@ -7,7 +7,7 @@ import pytest
 
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
-from storage.tables import Environment
+from storage.tenants import Environment
 from tests.conftest import Caller, Gateway
 
 MOST = 2**63 - 1

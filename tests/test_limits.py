@@ -11,7 +11,8 @@ from resolvers.meters.balances import available_bits, available_credits, limit_c
 from resolvers.meters.record_usage import accepted_amount
 from resolvers.values import MAX_AMOUNT
 from storage.billing_meters import BillingMeterRow
-from storage.tables import Environment, OverLimitPolicy
+from storage.ledger import OverLimitPolicy
+from storage.tenants import Environment
 
 MAX = 2**63 - 1
 

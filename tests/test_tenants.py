@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from storage.tables import Environment
+from storage.tenants import Environment
 from tests.conftest import REFUSALS, Caller, Gateway
 
 CUSTOMER = "id orgId environment email name externalId updatedAt billingMeters { nodes { id externalMeterId } }"

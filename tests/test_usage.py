@@ -13,8 +13,8 @@ from resolvers.customers import NewCustomer
 from resolvers.idempotency import digest, same_json
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.ledger import LedgerEntryRow
-from storage.tables import Environment, LedgerEntryKind
+from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.tenants import Environment
 from storage.usage import UsageRange
 from tests.conftest import NOW, Caller, Gateway
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from storage.tables import Environment
+from storage.tenants import Environment
 
 Org = Annotated[str, typer.Option(help="The organization that it is for.")]
 EnvironmentOption = Annotated[Environment, typer.Option(help="The environment that it is for.")]

@@ -16,6 +16,7 @@ from storage import copying, migrations
 from storage.copying import Values
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
+from storage.tables import TABLES
 
 
 class CopyDiffers(Exception):
@@ -44,13 +45,13 @@ async def copy(
     """
     copied = Copied()
     async with source.standstill(copying.LOCKED) as reader:
-        total = sum([await copying.count(reader, table) for table in copying.FILLED])
+        total = sum([await copying.count(reader, table) for table in TABLES])
 
         def show(step: str) -> Callable[[int], None]:
             return lambda done: on_progress(step, done, total)
 
         digests = {}
-        for table in copying.FILLED:
+        for table in TABLES:
             digest = _Digest(show("Copying"), sum(copied.rows.values()))
             async for rows in copying.portions(reader, table):
                 await copying.insert(target, table, rows)
@@ -92,7 +93,7 @@ class _Digest:
 
 async def _compare(reader: Reader, digests: dict[str, tuple[int, str]], show: Callable[[int], None]) -> None:
     before = 0
-    for table in copying.FILLED:
+    for table in TABLES:
         digest = _Digest(show, before)
         async for rows in copying.portions(reader, table):
             digest.add(rows)

@@ -21,8 +21,8 @@ from storage import ids
 from storage.audit import KeyHolder
 from storage.billing_meters import BillingMeterRow
 from storage.idempotency_keys import IdempotencyKeyRow
-from storage.ledger import LedgerEntryRow
-from storage.tables import Environment, LedgerEntryKind, OverLimitPolicy
+from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.tenants import Environment
 from storage.usage import UsageDayRow
 
 #: What reading raises for a value that the column's type does not have, and checking for one of another type.

@@ -20,13 +20,13 @@ from resolvers.maintenance.meter_check import UNREADABLE, Disagreement, MeterChe
 from resolvers.meters.create import CREATE
 from resolvers.values import MAX_AMOUNT
 from storage import audit, ids, ledger, usage
+from storage.api_keys import api_keys
 from storage.audit import CustomerNames, KeyHolder, KeyWithOrigin
-from storage.billing_meters import BillingMeterRow
-from storage.customers import found_by
+from storage.billing_meters import BillingMeterRow, billing_meters
+from storage.customers import customers, found_by
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
 from storage.ledger import LedgerEntryRow
-from storage.tables import api_keys, billing_meters, customers
 from storage.usage import UsageDayRow, UsageRange
 
 #: How many entries are held at once; a meter with more of them is read in as many pieces.

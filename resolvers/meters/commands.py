@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from resolvers.meters.balances import available_bits, limit_credits
 from storage import ids
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.ledger import LedgerEntryRow
-from storage.tables import LedgerEntryKind
+from storage.ledger import LedgerEntryKind, LedgerEntryRow
 
 #: How the keys begin that the gateway gives to commands whose callers sent none. No caller's key may begin so.
 GATEWAY_KEY = "tollgate/"

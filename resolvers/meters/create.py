@@ -16,8 +16,7 @@ from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow
 from storage.engine.transactions import Reader, Writer
 from storage.idempotency_keys import IdempotencyKeyRow
-from storage.ledger import LedgerEntryRow
-from storage.tables import LedgerEntryKind
+from storage.ledger import LedgerEntryKind, LedgerEntryRow
 
 CREATE = "createBillingMeter"
 

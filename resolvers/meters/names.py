@@ -5,7 +5,7 @@ from functools import lru_cache
 from resolvers.actor import Actor
 from resolvers.values import NAME_LENGTH, check_text
 from storage.billing_meters import MeterName
-from storage.tables import Environment
+from storage.tenants import Environment
 
 
 def meter_name(actor: Actor, workspace_id: str, external_meter_id: str) -> MeterName:

@@ -11,7 +11,7 @@ from resolvers.meters.commands import GATEWAY_KEY, Decision, Known, after, gatew
 from resolvers.meters.names import meter_name
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, check_text
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.tables import LedgerEntryKind
+from storage.ledger import LedgerEntryKind
 
 _REFILL = LedgerEntryKind.REFILL
 

@@ -11,7 +11,7 @@ from resolvers.errors import CustomerNotFound, InvalidInput
 from resolvers.meters.commands import Decision, Known, after, gateway_key, newest_entry
 from resolvers.meters.names import meter_name
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.tables import LedgerEntryKind
+from storage.ledger import LedgerEntryKind
 
 _SETTINGS = LedgerEntryKind.SETTINGS
 

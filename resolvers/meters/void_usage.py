@@ -11,7 +11,7 @@ from resolvers.meters.commands import Decision, Known, after, newest_entry
 from resolvers.meters.names import meter_name
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, check_text
 from storage.billing_meters import BillingMeterRow, MeterName
-from storage.tables import LedgerEntryKind
+from storage.ledger import LedgerEntryKind
 
 _USAGE, _VOID = LedgerEntryKind.USAGE, LedgerEntryKind.VOID
 

@@ -29,8 +29,7 @@ from storage.billing_meters import BillingMeterRow, MeterName
 from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome
 from storage.engine.failures import outages
 from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryRow, LedgerKey
-from storage.tables import LedgerEntryKind
+from storage.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey
 
 _log = logging.getLogger(__name__)
 

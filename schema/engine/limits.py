@@ -27,7 +27,7 @@ from graphql import (
 from resolvers.actor import Actor
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.errors import LimitExceeded
-from storage.tables import Environment
+from storage.tenants import Environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

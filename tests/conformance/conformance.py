@@ -21,7 +21,7 @@ from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
 from resolvers.context import utc_now
 from storage import migrations
-from storage.tables import Environment
+from storage.tenants import Environment
 from tests.servers import serving
 
 HERE = Path(__file__).parent

@@ -13,7 +13,8 @@ from gateway.cli.console import err, fail, out, print_error, print_json
 from gateway.cli.options import AsJson, EnvironmentOption, Org
 from gateway.cli.running import run
 from gateway.services import Services
-from storage.tables import Environment, OverLimitPolicy
+from storage.ledger import OverLimitPolicy
+from storage.tenants import Environment
 
 if TYPE_CHECKING:
     from gateway.cli.usage_import.lines import Lines

@@ -37,7 +37,8 @@ from resolvers.meters.create import NewBillingMeter, create_billing_meter
 from resolvers.meters.record_usage import DEFAULT_USAGE_NAME, RecordUsage
 from resolvers.values import parse_instant, parse_json, parse_sent_amount
 from storage.engine.database import DatabaseUnavailable
-from storage.tables import Environment, OverLimitPolicy
+from storage.ledger import OverLimitPolicy
+from storage.tenants import Environment
 
 T = TypeVar("T")
 
