@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from datetime import date
 
+from resolvers.bounds import Bounds
 from resolvers.errors import BadUserInput, LimitExceeded
+from resolvers.loaders import UsageOfMeter
+from storage.engine.turns import turn_for
 from storage.usage import UsageDayRow
 
 #: The days of a query that names none.
@@ -40,3 +43,35 @@ def with_zeros(
     known = {(day.day, day.usage_name): day for day in days}
     every_day = (date.fromordinal(number) for number in range(first.toordinal(), last.toordinal() + 1))
     return [known.get((day, name)) or UsageDayRow(meter_id, day, name, 0) for day in every_day for name in names]
+
+
+def unforeseen_days(found: Sequence[Sequence[UsageDayRow]], wanted: Sequence[UsageOfMeter], *, names_a_day: int) -> int:
+    """Return how many days are more than so many names a day, as nobody knows how many names there are."""
+    count = sum(map(len, found)) - names_a_day * len(wanted)
+    # There is a day in each range.
+    return count if count <= 0 else count - names_a_day * sum((key.last - key.first).days for key in wanted)
+
+
+async def all_with_zeros(
+    found: Sequence[Sequence[UsageDayRow]],
+    wanted: Sequence[UsageOfMeter],
+    usage_names: Sequence[str] | None,
+    bounds: Bounds,
+) -> list[list[UsageDayRow]]:
+    """Return the usage days of each meter with those that are missing, in turns with others who work long."""
+    turn = await turn_for(sum((key.last - key.first).days + 1 for key in wanted) * len(usage_names or (None,)))
+    filled = []
+    for key, rows in zip(wanted, found, strict=True):
+        if turn.is_over:
+            await turn.next()
+        filled.append(
+            with_zeros(
+                rows,
+                meter_id=key.meter_id,
+                first=key.first,
+                last=key.last,
+                usage_names=usage_names,
+                most=bounds.usage_days,
+            )
+        )
+    return filled

@@ -1,8 +1,8 @@
 """Billing meters: reading, making, changing and refilling them."""
 
 from collections.abc import Sequence
-from datetime import date, datetime
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, cast
 
 import strawberry
 
@@ -51,48 +51,54 @@ if TYPE_CHECKING:
 _CustomerType = Annotated["Customer", strawberry.lazy("schema.customers")]
 
 
-async def _customers_of(context: Context, meters: Sequence["BillingMeter"]) -> list["Customer | None"]:
+async def _customers_of(context: Context, meters: Sequence["BillingMeter"]) -> list[_CustomerType | None]:
     """Return the customer who pays for each meter, if the actor may see one."""
-    from schema.customers import Customer  # noqa: PLC0415  # The two types refer to each other.
-
-    loader = context.reading.customer_by_id
-    customer_ids = [meter.row.customer_id for meter in meters if meter.row.customer_id is not None]
-    found = dict(zip(customer_ids, await loader.load_many(customer_ids), strict=True)) if customer_ids else {}
-    rows = [found.get(meter.row.customer_id or "") for meter in meters]
-    return [Customer.of(row) if row is not None else None for row in rows]
+    customer_ids = [meter.customer_id for meter in meters if meter.customer_id is not None]
+    loader = context.reading.customer_by_id  # Refused to a key that may not read, also where there is nothing to read.
+    rows = await loader.load_many(customer_ids) if customer_ids else ()
+    found = dict(zip(customer_ids, rows, strict=True))
+    return [cast("Customer | None", found.get(meter.customer_id or "")) for meter in meters]
 
 
 async def _usage_of(
     context: Context,
     meters: Sequence["BillingMeter"],
-    from_: date | None = strawberry.UNSET,
-    to: date | None = strawberry.UNSET,
-    names: list[str] | None = strawberry.UNSET,
-    *,
-    fill_zeros: bool = False,
+    from_: From = strawberry.UNSET,
+    to: To = strawberry.UNSET,
+    names: Names = strawberry.UNSET,
+    fill_zeros: FillZeros = False,  # noqa: FBT002  # The field's own default.
 ) -> list[list[UsageDay]]:
     """Return the usage days of each meter."""
-    return await usage_of(context, [meter.row for meter in meters], from_, to, names, fill_zeros=fill_zeros)
+    return await usage_of(context, cast("Sequence[BillingMeterRow]", meters), from_, to, names, fill_zeros=fill_zeros)
 
 
 async def _ledgers_of(
     context: Context,
     meters: Sequence["BillingMeter"],
-    first: int | None = strawberry.UNSET,
-    after: str | None = strawberry.UNSET,
-    last: int | None = strawberry.UNSET,
-    before: str | None = strawberry.UNSET,
+    first: First = strawberry.UNSET,
+    after: After = strawberry.UNSET,
+    last: Last = strawberry.UNSET,
+    before: Before = strawberry.UNSET,
 ) -> list[Connection[LedgerEntry]]:
     """Return a page of each meter's ledger."""
     arguments = page_arguments(context, ids.LEDGER_ENTRY, first, after, last, before)
-    return await ledgers_of(context, [meter.row for meter in meters], arguments)
+    return await ledgers_of(context, cast("Sequence[BillingMeterRow]", meters), arguments)
+
+
+def _overage_credits(root: BillingMeterRow) -> BigInt:
+    return BigInt(overage_credits(root.total_credits, root.used_credits))
+
+
+def _available_credits(root: BillingMeterRow) -> BigInt | None:
+    available = available_credits(root.limit_credits, root.used_credits)
+    return None if available is None else BigInt(available)
 
 
 @strawberry.type(description="One pool of prepaid credits, named by its workspace and the caller's own name of it.")
-class BillingMeter(Node):
+class BillingMeter(Node, record=BillingMeterRow):
     """See `storage.billing_meters.BillingMeterRow`."""
 
-    row: strawberry.Private[BillingMeterRow]
+    customer_id: strawberry.Private[str | None]
     workspace_id: str = strawberry.field(
         description="The product area that the meter belongs to, named by the caller.", metadata=text(NAME_LENGTH)
     )
@@ -104,11 +110,14 @@ class BillingMeter(Node):
     )
     total_credits: BigInt = strawberry.field(description="The credits granted so far.")
     used_credits: BigInt = strawberry.field(description="The credits used so far.")
-    overage_credits: BigInt = strawberry.field(description="The credits used beyond the total; 0 where there are none.")
+    overage_credits: BigInt = strawberry.field(
+        resolver=_overage_credits, description="The credits used beyond the total; 0 where there are none."
+    )
     available_credits: BigInt | None = strawberry.field(
+        resolver=_available_credits,
         description=(
             "The credits that a debit may still take, overage up to the spend cap included; null: there is no limit."
-        )
+        ),
     )
     allow_overages: bool = strawberry.field(description="Whether more may be used than the total.")
     spend_cap: BigInt | None = strawberry.field(
@@ -117,62 +126,18 @@ class BillingMeter(Node):
     created_at: datetime = strawberry.field(description="When the meter was made.")
     updated_at: datetime = strawberry.field(description="When the meter last changed, also by usage.")
 
-    @classmethod
-    def of(cls, row: BillingMeterRow) -> "BillingMeter":
-        """Return the row as clients see it."""
-        return cls.made(
-            id=row.id,
-            row=row,
-            workspace_id=row.workspace_id,
-            external_meter_id=row.external_meter_id,
-            timezone=row.timezone,
-            total_credits=row.total_credits,
-            used_credits=row.used_credits,
-            overage_credits=overage_credits(row.total_credits, row.used_credits),
-            available_credits=available_credits(row.limit_credits, row.used_credits),
-            allow_overages=row.allow_overages,
-            spend_cap=row.spend_cap,
-            created_at=row.created_at,
-            updated_at=row.updated_at,
-        )
-
-    @strawberry.field(
+    customer: _CustomerType | None = batched(
+        _customers_of,
         description="The customer who pays for the meter; null: none is named, or none that the key may see.",
-        metadata=batched(_customers_of),
     )
-    async def customer(self, info: Info) -> _CustomerType | None:
-        """Return the meter's customer."""
-        (customer,) = await _customers_of(info.context, [self])
-        return customer
-
-    @strawberry.field(
+    usage: list[UsageDay] = batched(
+        _usage_of,
         description="The meter's usage days, ordered by day and then by name: at most 366 days and 10,000 rows.",
-        metadata=batched(_usage_of) | USAGE_DAYS,
+        metadata=USAGE_DAYS,
     )
-    async def usage(
-        self,
-        info: Info,
-        from_: From = strawberry.UNSET,
-        to: To = strawberry.UNSET,
-        names: Names = strawberry.UNSET,
-        fill_zeros: FillZeros = False,  # noqa: FBT002  # The field's own default.
-    ) -> list[UsageDay]:
-        """Return the meter's usage days."""
-        (days,) = await _usage_of(info.context, [self], from_, to, names, fill_zeros=fill_zeros)
-        return days
-
-    @strawberry.field(description="The meter's ledger, newest first.", metadata=batched(_ledgers_of) | PAGE)
-    async def ledger(
-        self,
-        info: Info,
-        first: First = strawberry.UNSET,
-        after: After = strawberry.UNSET,
-        last: Last = strawberry.UNSET,
-        before: Before = strawberry.UNSET,
-    ) -> Connection[LedgerEntry]:
-        """Return a page of the meter's ledger."""
-        (page,) = await _ledgers_of(info.context, [self], first, after, last, before)
-        return page
+    ledger: Connection[LedgerEntry] = batched(
+        _ledgers_of, description="The meter's ledger, newest first.", metadata=PAGE
+    )
 
 
 @strawberry.input(
@@ -238,7 +203,7 @@ class BillingMeterQuery:
 
 def meters_connection(arguments: PageArguments, rows: Sequence[BillingMeterRow]) -> Connection[BillingMeter]:
     """Return a page of meters, read with one more row than it has."""
-    return connection_of(arguments, rows, node_of=BillingMeter.of, id_of=lambda row: row.id)
+    return connection_of(arguments, rows, BillingMeter, id_of=lambda row: row.id)
 
 
 @strawberry.input(description="A new billing meter.")

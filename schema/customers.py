@@ -29,10 +29,10 @@ _ENVIRONMENTS: dict[Any, Environment] = {environment.value: environment for envi
 async def _meters_of(
     context: Context,
     customers: Sequence["Customer"],
-    first: int | None = strawberry.UNSET,
-    after: str | None = strawberry.UNSET,
-    last: int | None = strawberry.UNSET,
-    before: str | None = strawberry.UNSET,
+    first: First = strawberry.UNSET,
+    after: After = strawberry.UNSET,
+    last: Last = strawberry.UNSET,
+    before: Before = strawberry.UNSET,
 ) -> list[Connection[BillingMeter]]:
     """Return a page of the meters of each customer."""
     arguments = page_arguments(context, ids.BILLING_METER, first, after, last, before)
@@ -44,7 +44,7 @@ async def _meters_of(
 
 
 @strawberry.type(description="The person or organization who pays.")
-class Customer(Node):
+class Customer(Node, record=CustomerRow):
     """See `storage.customers.CustomerRow`."""
 
     org_id: strawberry.ID = strawberry.field(
@@ -65,35 +65,9 @@ class Customer(Node):
     created_at: datetime = strawberry.field(description="When the customer was made.")
     updated_at: datetime = strawberry.field(description="When the customer last changed.")
 
-    @classmethod
-    def of(cls, row: CustomerRow) -> "Customer":
-        """Return the row as clients see it."""
-        return cls.made(
-            id=row.id,
-            org_id=row.org_id,
-            email=row.email,
-            name=row.name,
-            external_id=row.external_id,
-            metadata=row.metadata,
-            environment=_ENVIRONMENTS[row.environment],
-            created_at=row.created_at,
-            updated_at=row.updated_at,
-        )
-
-    @strawberry.field(
-        description="The billing meters that the customer pays for, newest first.", metadata=batched(_meters_of) | PAGE
+    billing_meters: Connection[BillingMeter] = batched(
+        _meters_of, description="The billing meters that the customer pays for, newest first.", metadata=PAGE
     )
-    async def billing_meters(
-        self,
-        info: Info,
-        first: First = strawberry.UNSET,
-        after: After = strawberry.UNSET,
-        last: Last = strawberry.UNSET,
-        before: Before = strawberry.UNSET,
-    ) -> Connection[BillingMeter]:
-        """Return a page of the customer's meters."""
-        (page,) = await _meters_of(info.context, [self], first, after, last, before)
-        return page
 
 
 @strawberry.input(description="Which customers to list; what is left out does not restrict them, and null is refused.")
@@ -169,7 +143,7 @@ class CustomerQuery:
         arguments = page_arguments(info.context, ids.CUSTOMER, first, after, last, before)
         wanted = given(filter) or CustomerFilter()
         rows = await customers.list_customers(info.context, arguments.page, wanted.wanted())
-        return connection_of(arguments, rows, node_of=Customer.of, id_of=lambda row: row.id)
+        return connection_of(arguments, rows, Customer, id_of=lambda row: row.id)
 
 
 @strawberry.input(description="A new customer.")

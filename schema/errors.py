@@ -1,16 +1,19 @@
-"""The members of the result unions that tell of a refusal.
+"""The members of the result unions that say of a refusal what it was, and which domain error becomes which of them.
 
-Which domain error becomes which of them stands in `schema/refusals.py`; what becomes of faults, in
-`schema/engine/faults.py`.
+What becomes of faults stands in `schema/engine/faults.py`.
 """
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import strawberry
 
+from resolvers import errors as domain
+from resolvers.actor import Actor, Scope
 from resolvers.values import NAME_LENGTH
 from schema.engine.sizes import AN_ID, of_bytes, text
 from schema.enums import ErrorCode
+from schema.info import Info
 from schema.scalars import BigInt
 
 if TYPE_CHECKING:
@@ -108,3 +111,64 @@ class ExceedsVoidable(UserError):
     """See `resolvers.errors.ExceedsVoidable`."""
 
     voidable: BigInt = strawberry.field(description="The credits of the event that are not yet given back.")
+
+
+def _facts(refusal: domain.Refusal, _actor: Actor) -> dict[str, Any]:
+    return {"code": ErrorCode(refusal.code), "message": refusal.message}
+
+
+def _conflict_facts(refusal: domain.IdempotencyConflict, actor: Actor) -> dict[str, Any]:
+    # It is not what this request did, so it is not shown to a key that may write alone, not even one of its own.
+    entry = refusal.entry if Scope.BILLING_READ in actor.scopes else None
+    return _facts(refusal, actor) | {"entry": entry}
+
+
+def _limit_facts(refusal: domain.LimitRefusal, actor: Actor) -> dict[str, Any]:
+    return _facts(refusal, actor) | {
+        "available": BigInt(refusal.available),
+        "billing_meter": refusal.billing_meter,
+    }
+
+
+#: Each refusal with the type that shows it and the facts that it shows.
+_TABLE: dict[type[domain.Refusal], tuple[type[UserError], Callable[[Any, Actor], dict[str, Any]]]] = {
+    domain.InvalidInput: (
+        InvalidInput,
+        lambda refusal, actor: _facts(refusal, actor) | {"field": ["input", *refusal.field.split(".")]},
+    ),
+    domain.CustomerNotFound: (CustomerNotFound, _facts),
+    domain.BillingMeterNotFound: (BillingMeterNotFound, _facts),
+    domain.UsageEventNotFound: (UsageEventNotFound, _facts),
+    domain.AlreadyExists: (
+        AlreadyExists,
+        lambda refusal, actor: _facts(refusal, actor) | {"existing_id": strawberry.ID(refusal.existing_id)},
+    ),
+    domain.IdempotencyConflict: (IdempotencyConflict, _conflict_facts),
+    domain.InsufficientCredits: (InsufficientCredits, _limit_facts),
+    domain.SpendCapExceeded: (SpendCapExceeded, _limit_facts),
+    domain.AmountOutOfRange: (AmountOutOfRange, _facts),
+    domain.ExceedsVoidable: (
+        ExceedsVoidable,
+        lambda refusal, actor: _facts(refusal, actor) | {"voidable": BigInt(refusal.voidable)},
+    ),
+}
+
+
+def user_error(refusal: domain.Refusal, actor: Actor) -> UserError:
+    """Return the refusal as the actor sees it."""
+    shown_by, facts_of = _TABLE[type(refusal)]
+    return shown_by(**facts_of(refusal, actor))
+
+
+class _Handler:
+    """Tells Strawberry which union member a refusal becomes; it is used on the fields whose union has that member."""
+
+    def __init__(self, exception_type: type[domain.Refusal], error_type: type[UserError]) -> None:
+        self.exception_type = exception_type
+        self.error_type = error_type
+
+    def handle(self, exception: domain.Refusal, *, field: object, info: Info) -> UserError:  # noqa: ARG002  # Strawberry's signature.
+        return user_error(exception, info.context.actor)
+
+
+EXCEPTION_HANDLERS = [_Handler(refusal, shown_by) for refusal, (shown_by, _) in _TABLE.items()]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import strawberry
 from strawberry.scalars import JSON
@@ -16,7 +16,6 @@ from resolvers.values import KEY_LENGTH, REASON_LENGTH, USAGE_NAME_LENGTH
 from schema.engine.resolving import batched
 from schema.engine.sizes import AN_ID, text
 from schema.enums import LedgerEntryKind, OverLimitPolicy
-from schema.info import Info
 from schema.relay import Connection, Node, PageArguments, connection_of
 from schema.scalars import BigInt
 from storage import ids, ledger
@@ -28,39 +27,48 @@ if TYPE_CHECKING:
 
 _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
 
-# An enumeration looks a value up more slowly.
-_KINDS: dict[Any, LedgerEntryKind] = {kind.value: kind for kind in LedgerEntryKind}
-_POLICIES: dict[Any, OverLimitPolicy] = {policy.value: policy for policy in OverLimitPolicy}
 _OPENING = ledger.LedgerEntryKind.OPENING
 
 
-async def _meters_of(context: Context, entries: Sequence["LedgerEntry"]) -> list["BillingMeter"]:
+async def _meters_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[_MeterType]:
     """Return the meter of each entry."""
-    from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
-
-    rows = await context.reading.billing_meter_by_id.load_many([entry.row.meter_id for entry in entries])
-    meters = [BillingMeter.of(row) for row in rows if row is not None]
-    if len(meters) < len(rows):
-        # Whoever sees the entry sees its meter, unless it has gone to another customer since.
+    rows = await context.reading.billing_meter_by_id.load_many([entry.meter_id for entry in entries])
+    if None in rows:
+        # Who sees the entry sees its meter, unless it has gone to another customer since.
         raise Forbidden("The billing meter is no longer the customer's.")
-    return meters
+    return cast("list[BillingMeter]", rows)
 
 
 async def _voided_by(context: Context, entries: Sequence["LedgerEntry"]) -> list["LedgerEntry | None"]:
     """Return the entry that each entry voids; None for one that is no void."""
-    loader = context.reading.ledger_entry_by_id
-    places = {
-        id(entry): (entry.row.meter_id, entry.row.voids_seq) for entry in entries if entry.row.voids_seq is not None
-    }
-    rows = dict(zip(places, await loader.load_many(list(places.values())), strict=True))
-    return [LedgerEntry.of(row) if (row := rows.get(id(entry))) is not None else None for entry in entries]
+    places = {id(entry): (entry.meter_id, entry.voids_seq) for entry in entries if entry.voids_seq is not None}
+    rows = dict(zip(places, await context.reading.ledger_entry_by_id.load_many([*places.values()]), strict=True))
+    return [cast("LedgerEntry | None", rows.get(id(entry))) for entry in entries]
+
+
+def _id_of(root: LedgerEntryRow) -> strawberry.ID:
+    return strawberry.ID(ids.entry_id(root.meter_id, root.seq))
+
+
+def _shown_key(root: LedgerEntryRow) -> str | None:
+    """Return the caller's key. An opening's is that of the request for its meter, and not shown."""
+    return None if root.kind is _OPENING or is_gateway_key(root.kind, root.key) else root.key
+
+
+def _shown_metadata(root: LedgerEntryRow) -> JSON:
+    """Return the metadata, without what an opening records of its meter."""
+    return {} if root.kind is _OPENING else root.metadata  # type: ignore[return-value]  # `JSON` is any JSON value.
 
 
 @strawberry.type(description="One decision about a meter. Entries are only ever added, and never changed.")
-class LedgerEntry(Node):
+class LedgerEntry(Node, record=LedgerEntryRow):
     """See `storage.ledger.LedgerEntryRow`."""
 
-    row: strawberry.Private[LedgerEntryRow]
+    meter_id: strawberry.Private[str]
+    voids_seq: strawberry.Private[int | None]
+    id: strawberry.ID = strawberry.field(
+        resolver=_id_of, description="The object's opaque id, unique among all objects.", metadata=AN_ID
+    )
     kind: LedgerEntryKind = strawberry.field(description="What the entry did.")
     amount: BigInt = strawberry.field(
         description=(
@@ -72,6 +80,7 @@ class LedgerEntry(Node):
     total_credits_after: BigInt = strawberry.field(description="The meter's total credits right after the entry.")
     used_credits_after: BigInt = strawberry.field(description="The meter's used credits right after the entry.")
     key: str | None = strawberry.field(
+        resolver=_shown_key,
         description="The caller's name of it: the event id of a `USAGE`, the idempotency key of a `REFILL` or `VOID`.",
         metadata=text(KEY_LENGTH),
     )
@@ -94,52 +103,21 @@ class LedgerEntry(Node):
         description="Of a `VOID`: why, in the words of whoever asked for it.", metadata=text(REASON_LENGTH)
     )
     metadata: JSON = strawberry.field(
+        resolver=_shown_metadata,
         description=(
             "Of a `USAGE`: what the caller attached. Of `SETTINGS`: each changed setting with its old and its new"
             " value, like "
             '`{"spendCap": [null, "500"]}`.'
-        )
+        ),
     )
-
-    @classmethod
-    def of(cls, row: LedgerEntryRow) -> "LedgerEntry":
-        """Return the row as clients see it: without what an opening records of its meter and of the request for it."""
-        is_opening = row.kind is _OPENING
-        return cls.made(
-            id=ids.entry_id(row.meter_id, row.seq),
-            row=row,
-            kind=_KINDS[row.kind],
-            amount=row.amount,
-            total_credits_after=row.total_credits_after,
-            used_credits_after=row.used_credits_after,
-            key=None if is_opening or is_gateway_key(row.kind, row.key) else row.key,
-            usage_name=row.usage_name,
-            day=row.day,
-            requested_amount=row.requested_amount,
-            policy=_POLICIES[row.policy] if row.policy is not None else None,
-            occurred_at=row.occurred_at,
-            recorded_at=row.recorded_at,
-            recorded_by=row.recorded_by,
-            reason=row.reason,
-            metadata={} if is_opening else row.metadata,
-        )
 
     @classmethod
     def of_answer(cls, row: LedgerEntryRow | None, actor: Actor) -> "LedgerEntry | None":
         """Return the entry of a mutation's answer; None where there is none, or none that the actor may read."""
         return cls.of(row) if row is not None and actor.may_read_entry_of(row.recorded_by) else None
 
-    @strawberry.field(description="The meter whose ledger it is in.", metadata=batched(_meters_of))
-    async def billing_meter(self, info: Info) -> _MeterType:
-        """Return the entry's meter."""
-        (meter,) = await _meters_of(info.context, [self])
-        return meter
-
-    @strawberry.field(description="Of a `VOID`: the usage that it takes back.", metadata=batched(_voided_by))
-    async def voids(self, info: Info) -> "LedgerEntry | None":
-        """Return the entry that this one voids."""
-        (entry,) = await _voided_by(info.context, [self])
-        return entry
+    billing_meter: _MeterType = batched(_meters_of, description="The meter whose ledger it is in.")
+    voids: "LedgerEntry | None" = batched(_voided_by, description="Of a `VOID`: the usage that it takes back.")
 
 
 async def ledgers_of(
@@ -155,7 +133,7 @@ async def ledgers_of(
         connection_of(
             arguments,
             rows[::-1] if arguments.backward else rows,
-            node_of=LedgerEntry.of,
+            LedgerEntry,
             id_of=lambda row: ids.entry_id(row.meter_id, row.seq),
         )
         for rows in await context.reading.entries_of_meter.load_many(wanted)

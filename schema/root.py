@@ -17,10 +17,9 @@ from schema.customers import Customer, CustomerMutation, CustomerQuery
 from schema.engine.engine import Engine
 from schema.engine.resolving import DIRECT
 from schema.engine.sizes import given_length, records
-from schema.errors import UserError
+from schema.errors import EXCEPTION_HANDLERS, UserError
 from schema.info import Info
 from schema.ledger import LedgerEntry
-from schema.refusals import EXCEPTION_HANDLERS
 from schema.relay import Node
 from schema.scalars import SCALAR_BYTES, SCALARS
 from schema.usage import UsageMutation, UsageQuery

@@ -17,7 +17,7 @@ from resolvers.loaders import UsageOfMeter
 from resolvers.meters.commands import Decision
 from resolvers.meters.record_usage import record_usage, record_usage_batch
 from resolvers.meters.void_usage import void_usage
-from resolvers.usage import DEFAULT_DAYS, usage_days, with_zeros
+from resolvers.usage import DEFAULT_DAYS, all_with_zeros, unforeseen_days, usage_days
 from resolvers.values import USAGE_NAME_LENGTH, check_usage_names, day_of, parse_day
 from schema.engine.malformed import BatchItem, Malformed
 from schema.engine.resolving import DIRECT
@@ -32,12 +32,12 @@ from schema.errors import (
     InvalidInput,
     SpendCapExceeded,
     UsageEventNotFound,
+    user_error,
 )
 from schema.info import Info, given, not_null
 from schema.ledger import LedgerEntry
 from schema.scalars import BigInt
 from storage.billing_meters import BillingMeterRow
-from storage.engine.turns import turn_for
 from storage.ledger import OverLimitPolicy as Policy
 from storage.usage import UsageDayRow
 
@@ -45,13 +45,6 @@ if TYPE_CHECKING:
     from schema.billing_meters import BillingMeter
 
 _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
-
-
-@cache
-def _billing_meter() -> "type[BillingMeter]":
-    from schema.billing_meters import BillingMeter  # noqa: PLC0415  # The two types refer to each other.
-
-    return BillingMeter
 
 
 From: TypeAlias = Annotated[
@@ -151,46 +144,14 @@ async def usage_of(
     read = await loaders.usage_of_meter.load_many(wanted)
     found: Sequence[Sequence[UsageDayRow]] = read
     if fill_zeros:
-        found = await _with_zeros(read, wanted, usage_names, bounds)
+        found = await all_with_zeros(read, wanted, usage_names, bounds)
     if usage_names is None and context.admit_days is not None:
         foreseen = bounds.usage_days // bounds.range_days if fill_zeros else 1
-        excess = _excess(found, wanted, names_a_day=foreseen)
+        excess = unforeseen_days(found, wanted, names_a_day=foreseen)
         if excess > 0:
             longest = max(max(map(len, days.column("usage_name")), default=0) for days in read)
             await context.admit_days(excess, longest)
     return cast("list[list[UsageDay]]", found)
-
-
-def _excess(found: Sequence[Sequence[UsageDayRow]], wanted: Sequence[UsageOfMeter], *, names_a_day: int) -> int:
-    """Return how many days are more than so many names a day, as nobody knows how many names there are."""
-    count = sum(map(len, found)) - names_a_day * len(wanted)
-    # There is a day in each range.
-    return count if count <= 0 else count - names_a_day * sum((key.last - key.first).days for key in wanted)
-
-
-async def _with_zeros(
-    found: Sequence[Sequence[UsageDayRow]],
-    wanted: Sequence[UsageOfMeter],
-    usage_names: Sequence[str] | None,
-    bounds: Bounds,
-) -> list[list[UsageDayRow]]:
-    """Return the usage days of each meter with those that are missing, in turns with others who work long."""
-    turn = await turn_for(sum((key.last - key.first).days + 1 for key in wanted) * len(usage_names or (None,)))
-    filled = []
-    for key, rows in zip(wanted, found, strict=True):
-        if turn.is_over:
-            await turn.next()
-        filled.append(
-            with_zeros(
-                rows,
-                meter_id=key.meter_id,
-                first=key.first,
-                last=key.last,
-                usage_names=usage_names,
-                most=bounds.usage_days,
-            )
-        )
-    return filled
 
 
 def _checked(first: date | None, last: date | None, names: list[str] | None, bounds: Bounds) -> list[str] | None:
@@ -317,7 +278,7 @@ class RecordUsageSuccess:
     def of(cls, decision: Decision, actor: Actor) -> "RecordUsageSuccess":
         """Return the decision as the actor sees it."""
         return cls(
-            billing_meter=_billing_meter().of(decision.billing_meter),
+            billing_meter=cast("BillingMeter", decision.billing_meter),
             accepted=BigInt(decision.accepted),
             refused=BigInt(decision.refused),
             over_limit=decision.is_over_limit,
@@ -372,7 +333,7 @@ class VoidUsageSuccess:
         """Return the decision as clients see it."""
         assert decision.entry is not None  # noqa: S101  # Every void has its entry.
         return cls(
-            billing_meter=_billing_meter().of(decision.billing_meter),
+            billing_meter=cast("BillingMeter", decision.billing_meter),
             entry=LedgerEntry.of(decision.entry),
             replayed=decision.replayed,
         )
@@ -416,8 +377,6 @@ class UsageMutation:
         input: Annotated[list[RecordUsageInput], strawberry.argument(description="The usage events.")],
     ) -> list[RecordUsageResult] | None:
         """Record the events."""
-        from schema.refusals import user_error  # noqa: PLC0415  # Its table names the types of this module's unions.
-
         results = await record_usage_batch(info.context, [item.malformed() or item.values() for item in input])
         actor = info.context.actor
         return [

@@ -27,7 +27,7 @@ from gateway.telemetry.requests import REASONS
 from resolvers import errors
 from resolvers.api_keys import MAX_LOOK_UPS
 from resolvers.values import METADATA_BYTES, NAME_LENGTH, USAGE_NAME_LENGTH
-from schema import refusals
+from schema import errors as refusals
 from schema.engine.documents import MAX_ERRORS, MAX_IN_LOOP, MAX_KEPT_BYTES, MAX_KEPT_DOCUMENTS
 from schema.engine.engine import MAX_FIELD_ERRORS
 from schema.engine.faults import MAX_MESSAGE_LENGTH

@@ -97,7 +97,12 @@ class Day:
     is_set: bool
 
 
-async def _days(_context: object, branches: Sequence["Branch"]) -> list[Sequence[Any]]:
+async def _days(_context: object, branches: Sequence["Branch"]) -> list[list[Day]]:
+    """Return the days of each branch, as records of the same attributes."""
+    return _rows_of(branches)  # type: ignore[return-value]
+
+
+def _rows_of(branches: Sequence["Branch"]) -> list[Sequence[Any]]:
     """Return the days of each branch: stretches of the same lists, lists of its own, or records."""
     if branches[0].days_are == "records":
         return [branch.rows for branch in branches]
@@ -120,7 +125,11 @@ async def _kin(_context: object, branches: Sequence["Branch"], times: int = 1) -
     return [branch if times else None for branch in branches]
 
 
-async def _fruits(_context: object, branches: Sequence["Branch"], least: int | None = None) -> list[list[Fruit]]:
+async def _fruits(
+    _context: object,
+    branches: Sequence["Branch"],
+    least: Annotated[int | None, strawberry.argument(name="from")] = None,
+) -> list[list[Fruit]]:
     return [[branch.fruit] * (least or 2) for branch in branches]  # type: ignore[list-item]  # Some are wrong.
 
 
@@ -134,30 +143,15 @@ class Branch(Named):
     rows: strawberry.Private[list[Any]] = dataclasses.field(default_factory=list)
     days_are: strawberry.Private[str] = "together"
 
-    @strawberry.field(metadata=batched(_days))
-    async def days(self, info: strawberry.Info[Any, None]) -> list[Day]:  # noqa: ARG002
-        (found,) = await _days(None, [self])
-        return found  # type: ignore[return-value]  # Records of the same attributes.
+    days: list[Day] = batched(_days)
+    kin: "Branch | None" = batched(_kin)
+    fruits: list[Fruit] = batched(_fruits)
 
     @strawberry.field
     async def resolved(self, info: strawberry.Info[Any, None], times: int = 1) -> "Branch | None":  # noqa: ARG002
         if times > 1:
             raise ValueError("too often")
         return self if times else None
-
-    @strawberry.field(metadata=batched(_kin))
-    async def kin(self, info: strawberry.Info[Any, None], times: int = 1) -> "Branch | None":  # noqa: ARG002
-        (found,) = await _kin(None, [self], times)
-        return found
-
-    @strawberry.field(metadata=batched(_fruits))
-    async def fruits(
-        self,
-        info: strawberry.Info[Any, None],  # noqa: ARG002
-        least: Annotated[int | None, strawberry.argument(name="from")] = None,
-    ) -> list[Fruit]:
-        (found,) = await _fruits(None, [self], least)
-        return found
 
 
 @strawberry.type
@@ -266,13 +260,8 @@ async def _twins(calls: list[tuple[str, int]], parents: Sequence["Item"]) -> lis
 class Item:
     depth: int
 
-    @strawberry.field(metadata=batched(_items))
-    async def items(self, info: strawberry.Info[Any, None]) -> list["Item"]:  # noqa: ARG002
-        raise AssertionError("each on its own")
-
-    @strawberry.field(metadata=batched(_twins))
-    async def twin(self, info: strawberry.Info[Any, None]) -> "Item":  # noqa: ARG002
-        raise AssertionError("each on its own")
+    items: list["Item"] = batched(_items)
+    twin: "Item" = batched(_twins)
 
 
 @strawberry.type

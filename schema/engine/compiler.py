@@ -7,6 +7,7 @@ graphql-core's own `collect_subfields`. Whatever a function is not for is a `Sur
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
+from enum import Enum
 from typing import Any
 
 from graphql import (
@@ -35,6 +36,7 @@ from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 
 from schema.engine.batching import BatchedField, Subtree
+from schema.engine.records import IsRecord
 from schema.engine.resolving import DEFINITION, Resolver
 from schema.engine.surprise import NotCompilable, Surprise
 from storage.engine.columns import Columns
@@ -203,8 +205,20 @@ class Compiler:
             return []
         if definition.args or node.arguments:
             raise NotCompilable
-        reading = _reading(definition, node.name.value)
+        reading = self._reading(definition, node.name.value)
         return [f"{name} = {reading}", *self._conversion(definition.type, fields, name)]
+
+    def _reading(self, definition: GraphQLField, name: str) -> str:
+        """Return the expression that reads a plain field from the object `o`. Raises `NotCompilable`."""
+        if definition.resolve is None:
+            return f"read(o, {name!r})"
+        attribute = _attribute(definition)
+        if attribute is not None:
+            return f"o.{attribute}"
+        function = _function_of(definition)
+        if function is None:
+            raise NotCompilable
+        return f"{self._constant(function)}(o)"
 
     def _conversion(self, type_: GraphQLOutputType, fields: FieldDetailsList, name: str) -> list[str]:
         """Return the lines that make of a value what the answer says of it."""
@@ -304,23 +318,16 @@ def _writing(type_: GraphQLLeafType) -> tuple[frozenset[type], Callable[[Any], A
     if isinstance(type_, GraphQLEnumType) and members is not None:
         # Strawberry's enums go through all members to find a name.
         names = {value.value: each for each, value in reversed(type_.values.items())}
-        return frozenset((members,)), {each: names[each.value] for each in members if each.value in names}.__getitem__
+        written = {each: names[each.value] for each in members if each.value in names}
+        # Records have the values that Strawberry's enum wraps, which are enums of their own.
+        raw = {value: name for value, name in names.items() if isinstance(value, Enum)}
+        return frozenset((members, *map(type, raw))), (written | raw).__getitem__
     return _SAFE, type_.coerce_output_value
 
 
 def _knows_its_values(write: Callable[[Any], Any] | None) -> bool:
     """Whether it looks up what it writes, and so has nothing for a value that is not the type's."""
     return isinstance(getattr(write, "__self__", None), dict)
-
-
-def _reading(definition: GraphQLField, name: str) -> str:
-    """Return the expression that reads a field without a resolver from the object `o`. Raises `NotCompilable`."""
-    if definition.resolve is None:
-        return f"read(o, {name!r})"
-    attribute = _attribute(definition)
-    if attribute is None:
-        raise NotCompilable
-    return f"o.{attribute}"
 
 
 def _attribute(definition: GraphQLField) -> str | None:
@@ -330,11 +337,23 @@ def _attribute(definition: GraphQLField) -> str | None:
     return field.python_name if is_basic else None  # type: ignore[union-attr]  # mypy forgets what it is.
 
 
+def _function_of(definition: GraphQLField) -> Callable[[Any], Any] | None:
+    """Return the resolver of a field of Strawberry's that takes its object alone and awaits nothing."""
+    field = definition.extensions.get(DEFINITION)
+    resolver = field.base_resolver if isinstance(field, StrawberryField) and not field.extensions else None
+    if resolver is None or resolver.is_async or resolver.arguments or resolver.info_parameter is not None:
+        return None
+    takes_object = resolver.root_parameter is not None or resolver.self_parameter is not None
+    return resolver.wrapped_func if takes_object else None  # type: ignore[return-value]  # No classmethod.
+
+
 def _origin(type_: GraphQLObjectType) -> type | None:
     """Return the class whose instances are of this type of Strawberry's and of no other."""
     definition = type_.extensions.get(DEFINITION)
     if not isinstance(definition, StrawberryObjectDefinition):
         return None
+    if isinstance(definition.is_type_of, IsRecord):
+        return definition.is_type_of.record
     is_usual = definition.is_type_of is None and definition.concrete_of is None
     return definition.origin if is_usual else None
 

@@ -1,9 +1,11 @@
 """Resolvers called directly: what stays of Strawberry's way to them is decided once, and not at each call."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
+import strawberry
 from graphql import GraphQLObjectType, GraphQLResolveInfo, GraphQLSchema
 from strawberry import Info, Schema
 from strawberry.schema.schema_converter import GraphQLCoreConverter
@@ -25,9 +27,30 @@ _BATCHED, _DIRECT = "batched", "direct"
 DIRECT = {_DIRECT: True}
 
 
-def batched(fetch: Fetch) -> dict[str, Any]:
-    """Return the metadata of a Strawberry field that is resolved for many records at once."""
-    return {_BATCHED: fetch}
+def batched(fetch: Fetch, *, description: str | None = None, metadata: Mapping[str, Any] | None = None) -> Any:
+    """Return a Strawberry field that is resolved for many records at once.
+
+    `fetch` takes the context, the records and the field's arguments, and is annotated to return a list of the field's
+    type. What graphql-core resolves one by one, as at a surprise, is fetched for one record.
+    """
+
+    async def resolve(root: Any, info: Any, **arguments: Any) -> Any:
+        (value,) = await fetch(info.context, [root], **arguments)
+        return value
+
+    signature = inspect.signature(fetch)
+    (type_,) = get_args(signature.return_annotation)
+    own = [
+        inspect.Parameter("root", inspect.Parameter.POSITIONAL_OR_KEYWORD),
+        inspect.Parameter("info", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Info),
+    ]
+    parameters = [*own, *[*signature.parameters.values()][2:]]
+    resolve.__signature__ = inspect.Signature(parameters, return_annotation=type_)  # type: ignore[attr-defined]
+    resolve.__annotations__ = {each.name: each.annotation for each in parameters[1:]} | {"return": type_}
+    resolve.__module__ = fetch.__module__  # Where Strawberry looks for the types that are named before they are made.
+    return strawberry.field(
+        resolver=resolve, description=description, metadata={_BATCHED: fetch} | dict(metadata or {})
+    )
 
 
 class ContextOnly(NamedTuple):
@@ -88,7 +111,8 @@ class Resolver:
     def __init__(self, field: StrawberryField, converter: GraphQLCoreConverter) -> None:
         resolver = field.base_resolver
         assert resolver is not None  # noqa: S101  # What is asynchronous is a resolver.
-        assert resolver.self_parameter is not None  # noqa: S101  # Ours are methods, which take `info`.
+        # Ours are methods or functions of the object, and take `info`.
+        assert resolver.self_parameter is not None or resolver.root_parameter is not None  # noqa: S101
         assert resolver.info_parameter is not None  # noqa: S101
         self.arguments = Arguments(field, converter)
         self._field = field
