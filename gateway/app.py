@@ -32,7 +32,7 @@ from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, p
 from resolvers.context import Clock, utc_now
 from resolvers.errors import BillingError, Forbidden, Unavailable
 from resolvers.observation import current
-from schema.engine.limits import NOT_INTROSPECTED, Limits
+from schema.engine.limits.document import NOT_INTROSPECTED, Limits
 from schema.root import schema
 from storage import migrations
 from storage.engine.database import Database, DatabaseUnavailable

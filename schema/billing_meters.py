@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import strawberry
 
-from resolvers import billing_meters
 from resolvers.actor import Actor
 from resolvers.context import Context
 from resolvers.meters.balances import available_credits, overage_credits
 from resolvers.meters.commands import Decision
 from resolvers.meters.create import NewBillingMeter, create_billing_meter
+from resolvers.meters.listing import list_billing_meters
 from resolvers.meters.names import meter_name
 from resolvers.meters.refill import refill_billing_meter
 from resolvers.meters.settings import update_billing_meter
 from resolvers.values import NAME_LENGTH
-from schema.engine.resolving import DIRECT, batched
-from schema.engine.sizes import of_bytes, text
+from schema.engine.execution.resolving import DIRECT, batched
+from schema.engine.limits.sizes import of_bytes, text
 from schema.errors import (
     AlreadyExists,
     AmountOutOfRange,
@@ -191,7 +191,7 @@ class BillingMeterQuery:
         """Return a page of the meters."""
         arguments = page_arguments(info.context, ids.BILLING_METER, first, after, last, before)
         wanted = given(filter) or BillingMeterFilter()
-        rows = await billing_meters.list_billing_meters(
+        rows = await list_billing_meters(
             info.context,
             arguments.page,
             workspace_id=given(wanted.workspace_id),

@@ -7,8 +7,8 @@ import strawberry
 
 from resolvers.customer_sessions import DEFAULT_SECONDS, create_customer_session
 from schema.customers import Customer
-from schema.engine.resolving import DIRECT
-from schema.engine.sizes import of_bytes
+from schema.engine.execution.resolving import DIRECT
+from schema.engine.limits.sizes import of_bytes
 from schema.errors import CustomerNotFound, InvalidInput
 from schema.info import Info
 

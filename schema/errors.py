@@ -11,7 +11,7 @@ import strawberry
 from resolvers import errors as domain
 from resolvers.actor import Actor, Scope
 from resolvers.values import NAME_LENGTH
-from schema.engine.sizes import AN_ID, of_bytes, text
+from schema.engine.limits.sizes import AN_ID, of_bytes, text
 from schema.enums import ErrorCode
 from schema.info import Info
 from schema.scalars import BigInt

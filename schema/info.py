@@ -7,7 +7,7 @@ from strawberry.utils.str_converters import to_camel_case
 
 from resolvers.context import Context
 from resolvers.errors import InvalidInput
-from schema.engine.arguments import null_refused
+from schema.engine.execution.arguments import null_refused
 
 Info: TypeAlias = strawberry.Info[Context, None]
 

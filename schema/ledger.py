@@ -13,8 +13,8 @@ from resolvers.errors import BadUserInput, Forbidden
 from resolvers.loaders import EntriesOfMeter
 from resolvers.meters.commands import is_gateway_key
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, USAGE_NAME_LENGTH
-from schema.engine.resolving import batched
-from schema.engine.sizes import AN_ID, text
+from schema.engine.execution.resolving import batched
+from schema.engine.limits.sizes import AN_ID, text
 from schema.enums import LedgerEntryKind, OverLimitPolicy
 from schema.relay import Connection, Node, PageArguments, connection_of
 from schema.scalars import BigInt

@@ -14,8 +14,8 @@ import strawberry
 
 from resolvers.context import Context
 from resolvers.errors import BadUserInput
-from schema.engine.records import RecordType
-from schema.engine.sizes import AN_ID, AS_ABOVE, Asked, of_bytes, records
+from schema.engine.execution.records import RecordType
+from schema.engine.limits.sizes import AN_ID, AS_ABOVE, Asked, of_bytes, records
 from schema.info import given
 from storage import ids
 from storage.engine.pages import Page

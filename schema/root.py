@@ -15,8 +15,8 @@ from schema.billing_meters import BillingMeter, BillingMeterMutation, BillingMet
 from schema.customer_sessions import CustomerSessionMutation
 from schema.customers import Customer, CustomerMutation, CustomerQuery
 from schema.engine.engine import Engine
-from schema.engine.resolving import DIRECT
-from schema.engine.sizes import given_length, records
+from schema.engine.execution.resolving import DIRECT
+from schema.engine.limits.sizes import given_length, records
 from schema.errors import EXCEPTION_HANDLERS, UserError
 from schema.info import Info
 from schema.ledger import LedgerEntry

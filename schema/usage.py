@@ -19,9 +19,9 @@ from resolvers.meters.record_usage import record_usage, record_usage_batch
 from resolvers.meters.void_usage import void_usage
 from resolvers.usage import DEFAULT_DAYS, all_with_zeros, unforeseen_days, usage_days
 from resolvers.values import USAGE_NAME_LENGTH, check_usage_names, day_of, parse_day
+from schema.engine.execution.resolving import DIRECT
+from schema.engine.limits.sizes import AN_ID, Asked, given_length, length_of, records, text
 from schema.engine.malformed import BatchItem, Malformed
-from schema.engine.resolving import DIRECT
-from schema.engine.sizes import AN_ID, Asked, given_length, length_of, records, text
 from schema.enums import OverLimitPolicy
 from schema.errors import (
     AmountOutOfRange,
@@ -34,7 +34,7 @@ from schema.errors import (
     UsageEventNotFound,
     user_error,
 )
-from schema.info import Info, given, not_null
+from schema.info import Info, given, not_null, values_of
 from schema.ledger import LedgerEntry
 from schema.scalars import BigInt
 from storage.billing_meters import BillingMeterRow
@@ -75,13 +75,10 @@ FillZeros: TypeAlias = Annotated[
 ]
 
 
-def _day(value: Any) -> date | None:
-    return parse_day(value) if isinstance(value, str) else value
-
-
 def _rows_of_usage(asked: Asked) -> int:
     arguments, bounds = asked.arguments, asked.bounds
-    first, last, names = _day(arguments.get("from")), _day(arguments.get("to")), arguments.get("names")
+    first, last = (parse_day(day) if isinstance(day, str) else day for day in map(arguments.get, ("from", "to")))
+    names = arguments.get("names")
     days = DEFAULT_DAYS if first is None else ((last or asked.today) - first).days + 1
     # Which names are filled with zeros is known from what is read: there may be as many as may be answered over the
     # longest range.
@@ -237,16 +234,7 @@ class RecordUsageInput(BatchItem):
 
     def values(self) -> dict[str, Any]:
         """Return the values as `resolvers.meters.record_usage.RecordUsage.of` takes them."""
-        return {
-            "workspace_id": self.workspace_id,
-            "external_meter_id": self.external_meter_id,
-            "event_id": self.event_id,
-            "amount": self.amount,
-            "usage_name": self.usage_name,
-            "occurred_at": given(self.occurred_at),
-            "policy": _POLICIES[self.policy],
-            "metadata": given(self.metadata),
-        }
+        return values_of(self) | {"policy": _POLICIES[self.policy]}
 
 
 @strawberry.type(description="An accepted debit.")

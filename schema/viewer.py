@@ -6,8 +6,8 @@ import strawberry
 
 from resolvers.actor import Scope as ScopeValue
 from resolvers.values import NAME_LENGTH, ORG_LENGTH
-from schema.engine.resolving import DIRECT
-from schema.engine.sizes import of_bytes, text
+from schema.engine.execution.resolving import DIRECT
+from schema.engine.limits.sizes import of_bytes, text
 from schema.enums import Environment, Scope
 from schema.info import Info
 

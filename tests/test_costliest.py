@@ -25,11 +25,11 @@ from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from gateway.services import collect_less_often
-from schema.engine.cost import Size
 from schema.engine.documents import MAX_KEPT_BYTES, Document, KeptDocuments
-from schema.engine.limits import DEFAULT, Limits
+from schema.engine.limits.cost import Size
+from schema.engine.limits.document import DEFAULT, Limits
+from schema.engine.limits.room import MAX_WEIGHT, Room, _making
 from schema.engine.operations import LimitedOperation
-from schema.engine.room import MAX_WEIGHT, Room, _making
 from schema.root import engine
 from storage import usage as usage_days
 from tests.conftest import NOW, Gateway, gateway_on

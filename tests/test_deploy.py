@@ -13,7 +13,7 @@ import yaml
 
 from gateway.settings import Settings
 from schema.engine.documents import MAX_KEPT_BYTES
-from schema.engine.room import MAX_WEIGHT
+from schema.engine.limits.room import MAX_WEIGHT
 from tests import dockerfile
 from tests.dockerfile import ROOT
 

@@ -30,10 +30,10 @@ from resolvers.values import METADATA_BYTES, NAME_LENGTH, USAGE_NAME_LENGTH
 from schema import errors as refusals
 from schema.engine.documents import MAX_ERRORS, MAX_IN_LOOP, MAX_KEPT_BYTES, MAX_KEPT_DOCUMENTS
 from schema.engine.engine import MAX_FIELD_ERRORS
+from schema.engine.execution.plans import MAX_PLANS
 from schema.engine.faults import MAX_MESSAGE_LENGTH
+from schema.engine.limits.room import MAX_WEIGHT, SMALL_WEIGHT
 from schema.engine.operations import LARGE_VALUES
-from schema.engine.plans import MAX_PLANS
-from schema.engine.room import MAX_WEIGHT, SMALL_WEIGHT
 from schema.relay import DEFAULT_PAGE
 from schema.root import schema
 

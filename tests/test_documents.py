@@ -15,7 +15,7 @@ import pytest
 
 from gateway.http.trusted_documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
-from schema.engine.executor import Executor
+from schema.engine.execution.executor import Executor
 from tests.conftest import Gateway, gateway_on
 from tests.meters import make_meter
 

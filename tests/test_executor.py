@@ -37,11 +37,11 @@ from hypothesis import strategies as st
 from strawberry.schema.config import StrawberryConfig
 
 from resolvers.actor import Scope
-from schema.engine.batching import VALUES_A_STEP
-from schema.engine.executor import CompilingExecutor, Executor
+from schema.engine.execution.batching import VALUES_A_STEP
+from schema.engine.execution.executor import CompilingExecutor, Executor
+from schema.engine.execution.plans import MAX_PLANS, Plan
+from schema.engine.execution.resolving import DIRECT, Resolver, batched, resolve_directly
 from schema.engine.operations import Operation
-from schema.engine.plans import MAX_PLANS, Plan
-from schema.engine.resolving import DIRECT, Resolver, batched, resolve_directly
 from schema.engine.variables import Variables
 from schema.scalars import SCALARS, BigInt
 from storage.engine.columns import Columns

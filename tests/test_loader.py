@@ -7,7 +7,7 @@ import pytest
 
 from resolvers.api_keys import ApiKeys
 from resolvers.context import Context, utc_now
-from resolvers.loader import Loader
+from resolvers.loaders import Loader
 from resolvers.meters.writer import MeterWriter
 from storage.engine.database import DatabaseUnavailable, Outcome
 from tests.conftest import Gateway

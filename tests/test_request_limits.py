@@ -19,7 +19,7 @@ from resolvers.bounds import Bounds
 from resolvers.errors import Unavailable
 from schema.engine.engine import MAX_FIELD_ERRORS
 from schema.engine.faults import MAX_MESSAGE_LENGTH
-from schema.engine.limits import NOT_INTROSPECTED, Limits
+from schema.engine.limits.document import NOT_INTROSPECTED, Limits
 from storage.engine.database import Outcome
 from storage.engine.transactions import Writer
 from storage.tenants import Environment

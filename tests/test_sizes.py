@@ -6,7 +6,7 @@ import pytest
 import strawberry
 
 from schema.engine.engine import Engine
-from schema.engine.sizes import AS_ABOVE, UndeclaredSize, given_length, of_bytes, records, text
+from schema.engine.limits.sizes import AS_ABOVE, UndeclaredSize, given_length, of_bytes, records, text
 from schema.root import engine
 
 

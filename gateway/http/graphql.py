@@ -29,7 +29,7 @@ from gateway.telemetry.requests import tell_errors
 from resolvers.observation import current
 from schema.engine.documents import Document
 from schema.engine.engine import Answer, GraphQLRequest, OperationNotAllowed
-from schema.engine.room import Room
+from schema.engine.limits.room import Room
 from schema.root import engine
 from storage.engine.turns import next_turn
 

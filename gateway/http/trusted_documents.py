@@ -11,7 +11,7 @@ from gateway.settings import Settings
 from resolvers.values import parse_json
 from schema.engine.documents import Document
 from schema.engine.faults import shortened
-from schema.engine.limits import Limits
+from schema.engine.limits.document import Limits
 from schema.root import engine
 
 

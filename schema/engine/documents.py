@@ -23,10 +23,10 @@ from graphql.validation.validate import ValidationAbortedError
 
 from resolvers.observation import current
 from schema.engine import faults
-from schema.engine.limits import Limits, check_document, exceeded
+from schema.engine.limits.document import Limits, check_document, exceeded
+from schema.engine.limits.sizes import Sizes
 from schema.engine.malformed import MalformedLiterals
 from schema.engine.operations import LimitedOperation, Operation
-from schema.engine.sizes import Sizes
 
 #: How many of the documents that requests bring along are kept, and how much memory they take, in bytes: as estimated
 #: from the length of each, the operations of it that were run, and their plans.

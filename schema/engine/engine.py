@@ -15,10 +15,10 @@ from resolvers.context import Context
 from resolvers.observation import current
 from schema.engine import faults
 from schema.engine.documents import LONGEST_KEPT, MAX_IN_LOOP, Document, KeptDocuments, Prepared, digest_of, parsed
-from schema.engine.limits import DEFAULT, Limits
-from schema.engine.resolving import core_schema, resolve_directly
-from schema.engine.room import Room
-from schema.engine.sizes import Sizes
+from schema.engine.execution.resolving import core_schema, resolve_directly
+from schema.engine.limits.document import DEFAULT, Limits
+from schema.engine.limits.room import Room
+from schema.engine.limits.sizes import Sizes
 from schema.engine.threads import in_thread
 
 #: The maximum number of errors of one execution that are answered: a list may have one for each of its records.

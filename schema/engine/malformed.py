@@ -30,7 +30,7 @@ from graphql import (
 )
 from strawberry.types.base import StrawberryObjectDefinition
 
-from schema.engine.resolving import DEFINITION
+from schema.engine.execution.resolving import DEFINITION
 
 
 class Malformed(NamedTuple):

@@ -24,13 +24,13 @@ from strawberry.execution import optimized_is_awaitable
 from resolvers.context import Context
 from resolvers.errors import Forbidden, LimitExceeded
 from resolvers.observation import current
-from schema.engine.cost import Cost, Size
-from schema.engine.executor import CompilingExecutor, Executor
-from schema.engine.limits import NOT_INTROSPECTED, Limits, exceeded
-from schema.engine.plans import CompiledMutation, Plan, Plans
-from schema.engine.resolving import MutationOutcome
-from schema.engine.room import SMALL_WEIGHT, Room
-from schema.engine.sizes import Sizes
+from schema.engine.execution.executor import CompilingExecutor, Executor
+from schema.engine.execution.plans import CompiledMutation, Plan, Plans
+from schema.engine.execution.resolving import MutationOutcome
+from schema.engine.limits.cost import Cost, Size
+from schema.engine.limits.document import NOT_INTROSPECTED, Limits, exceeded
+from schema.engine.limits.room import SMALL_WEIGHT, Room
+from schema.engine.limits.sizes import Sizes
 from schema.engine.threads import in_thread
 from schema.engine.variables import Variables
 

@@ -31,9 +31,9 @@ from graphql.execution.get_variable_signature import GraphQLVariableSignature, g
 from graphql.execution.values import VariableValues, VariableValueSource
 from graphql.utilities.coerce_input_value import coerce_default_value
 
-from schema.engine.limits import exceeded
+from schema.engine.execution.surprise import Surprise
+from schema.engine.limits.document import exceeded
 from schema.engine.malformed import is_batch, with_malformed
-from schema.engine.surprise import Surprise
 
 #: How many errors of one request's variables are returned.
 MAX_ERRORS = 20

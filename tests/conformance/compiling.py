@@ -9,8 +9,8 @@ from typing import Any
 
 from graphql import DocumentNode, GraphQLSchema
 
-from schema.engine.executor import CompilingExecutor
-from schema.engine.plans import Plan
+from schema.engine.execution.executor import CompilingExecutor
+from schema.engine.execution.plans import Plan
 
 
 class CompilingAtOnce(CompilingExecutor):

@@ -11,7 +11,7 @@ from strawberry import Info, Schema
 from strawberry.schema.schema_converter import GraphQLCoreConverter
 from strawberry.types.field import StrawberryField
 
-from schema.engine.arguments import Arguments
+from schema.engine.execution.arguments import Arguments
 
 #: Resolves a field of many records at once: from the request's context, the records and the field's arguments to a
 #: value for each record, in their order.

@@ -31,11 +31,11 @@ from graphql.pyutils import Path
 from graphql.type import GraphQLResolveInfo
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
-from schema.engine.arguments import SelectedArguments
-from schema.engine.batching import Function, Subtree
-from schema.engine.compiler import Compiler
-from schema.engine.plans import CompiledMutation, Plan
-from schema.engine.resolving import Resolver
+from schema.engine.execution.arguments import SelectedArguments
+from schema.engine.execution.batching import Function, Subtree
+from schema.engine.execution.compiler import Compiler
+from schema.engine.execution.plans import CompiledMutation, Plan
+from schema.engine.execution.resolving import Resolver
 from storage.engine.turns import MOST_AT_ONCE, Starts, Turn
 
 

@@ -15,8 +15,8 @@ from graphql import GraphQLField
 from graphql.execution.collect_fields import FieldDetails
 from graphql.execution.values import VariableValues
 
-from schema.engine.arguments import SelectedArguments
-from schema.engine.resolving import Fetch, Resolver
+from schema.engine.execution.arguments import SelectedArguments
+from schema.engine.execution.resolving import Fetch, Resolver
 from storage.engine.columns import joined
 from storage.engine.turns import Turn, turn_for
 

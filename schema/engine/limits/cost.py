@@ -42,7 +42,7 @@ from graphql.type import SchemaMetaFieldDef, TypeMetaFieldDef
 
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.context import Clock
-from schema.engine.sizes import Asked, Leaf, Records, Sizes, text_bytes
+from schema.engine.limits.sizes import Asked, Leaf, Records, Sizes, text_bytes
 
 #: The coerced values of an operation's variables.
 _Values: TypeAlias = Mapping[str, Any]

@@ -35,10 +35,10 @@ from graphql.type import GraphQLAbstractType, GraphQLLeafType
 from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 
-from schema.engine.batching import BatchedField, Subtree
-from schema.engine.records import IsRecord
-from schema.engine.resolving import DEFINITION, Resolver
-from schema.engine.surprise import NotCompilable, Surprise
+from schema.engine.execution.batching import BatchedField, Subtree
+from schema.engine.execution.records import IsRecord
+from schema.engine.execution.resolving import DEFINITION, Resolver
+from schema.engine.execution.surprise import NotCompilable, Surprise
 from storage.engine.columns import Columns
 
 #: The maximum number of functions that one subtree becomes; the limits of a document allow a third of it.

@@ -18,9 +18,9 @@ from graphql import (
 from graphql.execution.collect_fields import CollectedFields, FieldDetailsList, GroupedFieldSet
 from graphql.execution.values import VariableValues
 
-from schema.engine.arguments import SelectedArguments
-from schema.engine.batching import Function, Subtree
-from schema.engine.resolving import ContextOnly, MutationOutcome, Resolver
+from schema.engine.execution.arguments import SelectedArguments
+from schema.engine.execution.batching import Function, Subtree
+from schema.engine.execution.resolving import ContextOnly, MutationOutcome, Resolver
 
 #: The maximum number of plans that one operation keeps: one for each combination of the values of its `@skip` and
 #: `@include`; and of those combinations that were seen once, and have a plan when they recur.

@@ -23,7 +23,7 @@ from graphql import (
 )
 
 from resolvers.bounds import Bounds
-from schema.engine.resolving import DEFINITION
+from schema.engine.execution.resolving import DEFINITION
 
 #: The longest value of each scalar of GraphQL's own that is no text, in bytes of JSON.
 BUILT_IN_BYTES = {"Boolean": len("false"), "Int": len("-2147483648")}
