@@ -27,7 +27,8 @@ CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test pytest test-pythons fuzz conformance torture bench lint audit format lock graphiql clean
+.PHONY: help run test pytest test-pythons fuzz conformance torture bench \
+	lint lint-format lint-style lint-spelling lint-types lint-imports lint-dependencies hooks audit format lock graphiql clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -90,20 +91,37 @@ $(CLIENT_READY): $(CLIENT)/requirements.lock $(DEV_READY)
 		--requirement $(CLIENT)/requirements.lock
 	@touch $@
 
-lint: $(DEV_READY) ## Check format, style, types and imports.
+lint: lint-format lint-style lint-spelling lint-types lint-imports lint-dependencies ## Check format, style, spelling, types and imports.
+
+lint-format: $(DEV_READY)
 	@echo 'ruff format --check'
 	@$(BIN)/ruff format --check --quiet . || { echo 'Run `make format`.' >&2; exit 1; }
+
+lint-style: $(DEV_READY)
 	@echo 'ruff check'
 	@$(BIN)/ruff check --quiet .
+
+lint-spelling: $(DEV_READY)
+	@echo 'codespell'
+	@$(BIN)/codespell
+
+lint-types: $(DEV_READY)
 	@echo 'mypy'
 	@$(BIN)/mypy
+
+lint-imports: $(DEV_READY)
 	@echo 'lint-imports'
 	@$(BIN)/lint-imports --no-logo
+
+lint-dependencies: $(DEV_READY)
 	@echo 'deptry'
 	@$(BIN)/deptry $(PACKAGES)
 
 audit: $(DEV_READY) ## Ask whether an advisory is known for what is locked; needs the internet.
 	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements-otel.lock
+
+hooks: $(DEV_READY) ## Check format, style and spelling before each commit from now on.
+	@$(BIN)/pre-commit install
 
 format: $(DEV_READY) ## Format, and mend what can be mended.
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 import httpx
 import pytest
 import typer.main
+import yaml
 from graphql import GraphQLInterfaceType, GraphQLSchema, parse, validate
 
 from gateway.cli.main import app
@@ -518,8 +519,20 @@ def test_a_command_line_names_commands_and_options_that_exist(line: str) -> None
     assert [word for word in words if word.startswith("-") and len(word) > 1 and word not in options] == []
 
 
+def make_targets() -> list[str]:
+    return re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
+def test_every_hook_before_a_commit_is_a_task_of_the_makefile() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert [each["repo"] for each in config["repos"]] == ["local"]
+    hooks = [hook["entry"].split() for each in config["repos"] for hook in each["hooks"]]
+    assert {words[0] for words in hooks} == {"make"}
+    assert {target for _, *targets in hooks for target in targets} <= set(make_targets())
+
+
 def test_every_make_target_that_is_shown_exists() -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    targets = make_targets()
     texts = [(ROOT / page).read_text("utf-8") for page in PAGES]
     shown = {target for text in texts for target in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)}
     assert {"run", "test"} <= shown
