@@ -2,6 +2,7 @@
 
 import configparser
 import fnmatch
+import json
 import re
 import subprocess
 import sys
@@ -42,6 +43,11 @@ def test_images_of_others_are_named_by_tag_and_digest() -> None:
     # Python's is a release that is promised.
     promised = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
     assert f"Programming Language :: Python :: {base.partition(':')[2].partition('-')[0]}" in promised
+
+
+def test_contributors_develop_in_the_image_that_is_built_on() -> None:
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8"))
+    assert container["image"] == dockerfile.last("FROM")
 
 
 def test_the_images_settings_are_settings() -> None:
