@@ -261,6 +261,9 @@ async def _reason_to_wait(database: Database) -> str | None:
         await database.require_writable(TABLES)
     except DatabaseUnavailable as error:
         outages.log(error)
+        if not database.clocks.have_agreed and (seconds := round(database.clocks.difference)):
+            side = "ahead of" if seconds > 0 else "behind"
+            return f"The gateway's clock is {abs(seconds)} seconds {side} the database's."
         return "The database cannot be written to."
     return None
 

@@ -15,6 +15,7 @@ import asyncpg
 from sqlalchemy import Table, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from storage.engine.clocks import Clocks, ClocksDiffer
 from storage.engine.connections import Connections, PoolState
 from storage.engine.failures import (
     UNAVAILABLE,
@@ -53,10 +54,13 @@ _SNAPSHOT = {
     "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
 }
 
-#: Whether a session of PostgreSQL writes nothing, as on a standby, and whether its role may write.
+#: Whether a session of PostgreSQL writes nothing, as on a standby, what time it is, and whether its role may write.
 _IS_WRITABLE = text("""SELECT current_setting('transaction_read_only') = 'on' AS is_read_only,
+  CAST(extract(epoch FROM clock_timestamp()) AS float8) AS time,
   (SELECT bool_and(has_table_privilege(name, privilege))
    FROM unnest(CAST(:tables AS text[])) AS name, unnest(ARRAY['SELECT', 'INSERT']) AS privilege) AS may_write""")
+
+_TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8)")
 
 T = TypeVar("T")
 
@@ -106,15 +110,19 @@ class Database:
         self.url = make_url(url)
         self.wait_seconds = wait_seconds
         self.dialect = self.url.get_backend_name()
+        self.clocks = Clocks()
+        """This machine's and PostgreSQL's; SQLite has none of its own."""
         if self.dialect == "sqlite":
             pool_size = SQLITE_READERS
             self._readers = sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
             self._writers = sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds, pragmas=WRITER_PRAGMAS)
             self._snapshots = sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
         else:
-            self._readers = postgresql_engine(self.url, pool_size=pool_size + GROUPS, wait_seconds=wait_seconds)
+            self._readers = postgresql_engine(
+                self.url, self.clocks, pool_size=pool_size + GROUPS, wait_seconds=wait_seconds
+            )
             self._writers = self._readers
-            self._snapshots = postgresql_engine(self.url, pool_size=1, wait_seconds=None)
+            self._snapshots = postgresql_engine(self.url, self.clocks, pool_size=1, wait_seconds=None)
         self._read_connections = Connections(self._readers, max_open=pool_size, wait_seconds=wait_seconds)
         self._write_connections = (
             Connections(self._writers, max_open=1, wait_seconds=wait_seconds)
@@ -213,11 +221,15 @@ class Database:
             raise
 
     async def require_writable(self, tables: Iterable[Table]) -> None:
-        """Raise `DatabaseUnavailable` where reads of the tables are answered and writes would be refused."""
+        """Raise `DatabaseUnavailable` where reads of the tables are answered and writes would be refused.
+
+        One reason is that `clocks` do not agree, which are compared here.
+        """
         if self.dialect == "sqlite":
             if not os.access(self.url.database or "", os.W_OK):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN)
             return
+        asked_at = self.clocks.system()
         async with self.read() as reader:
             row = await reader.fetch_one(_IS_WRITABLE, {"tables": [table.name for table in tables]})
             if row is None or not row.may_write:
@@ -225,6 +237,9 @@ class Database:
             if row.is_read_only:
                 # The session may be read-only by how it was begun; the next one is asked on another.
                 raise asyncpg.ReadOnlySQLTransactionError
+        self.clocks.compare(row.time, asked_at=asked_at)
+        if not self.clocks.have_agreed:
+            raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from ClocksDiffer()
 
     async def write(
         self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool = False, is_group: bool = False
@@ -261,13 +276,14 @@ class Database:
                 await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 2))
             try:
                 async with connections.connect() as connection:
+                    await self._require_agreed_clocks(connection)
                     writer = Writer(connection)
                     await writer.begin()
                     result = await _run_work(writer, work)
                     committing = True
                     await writer.commit()
                     return result
-            except CommitWarned as error:
+            except (CommitWarned, ClocksDiffer) as error:
                 # A refusal has written nothing.
                 outcome = Outcome.UNKNOWN if committing or is_unknown else Outcome.NOT_WRITTEN
                 raise DatabaseUnavailable(outcome) from error
@@ -286,6 +302,15 @@ class Database:
                     raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
                 raise
         raise AssertionError  # pragma: no cover  # The last attempt returns or raises.
+
+    async def _require_agreed_clocks(self, connection: AsyncConnection) -> None:
+        """Raise `ClocksDiffer` where nothing may be decided. They are compared again only where they may not agree."""
+        if self.dialect == "sqlite" or self.clocks.have_agreed:
+            return
+        asked_at = self.clocks.system()
+        self.clocks.compare((await connection.scalar(_TIME)) or 0, asked_at=asked_at)
+        if not self.clocks.have_agreed:
+            raise ClocksDiffer
 
     @asynccontextmanager
     async def connect_to_migrate(self) -> AsyncIterator[AsyncConnection]:

@@ -6,6 +6,7 @@ import asyncpg
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from storage.engine.clocks import Clocks
 from storage.engine.failures import SharedSession
 
 #: How often two connections are compared that come through a pooler.
@@ -31,11 +32,15 @@ _SESSION = """SELECT
   set_config('datestyle', 'ISO', false),
   -- Compiling a plan costs more than any statement here takes.
   set_config('jit', 'off', false),
-  pg_backend_pid() AS pid"""
+  pg_backend_pid() AS pid,
+  extract(epoch FROM clock_timestamp())::float8 AS time"""
 
 
-def postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) -> AsyncEngine:
-    """Return an engine whose waits are bounded; without `wait_seconds`, a statement may take as long as it needs."""
+def postgresql_engine(url: URL, clocks: Clocks, *, pool_size: int, wait_seconds: float | None) -> AsyncEngine:
+    """Return an engine whose waits are bounded; without `wait_seconds`, a statement may take as long as it needs.
+
+    Whenever it connects, the clocks are compared.
+    """
     engine = create_async_engine(
         url,
         # The message of an error would tell them, and with them what callers sent.
@@ -62,8 +67,10 @@ def postgresql_engine(url: URL, *, pool_size: int, wait_seconds: float | None) -
 
     async def start(session: asyncpg.Connection) -> None:
         try:
+            asked_at = clocks.system()
             row = await session.fetchrow(set_up)
-            if row is not None and row["pid"] != session.get_server_pid():
+            clocks.compare(row["time"], asked_at=asked_at)
+            if row["pid"] != session.get_server_pid():
                 another = await asyncpg.connect(**arguments, timeout=wait_seconds or 10)
                 try:
                     await _require_own_sessions(session, another)

@@ -1,0 +1,139 @@
+"""A gateway whose clock is not PostgreSQL's decides nothing, until it is."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from storage import migrations
+from storage.engine.clocks import Clocks
+from storage.engine.database import Database
+from tests.conftest import Caller, Gateway, empty_database, gateway_on
+from tests.meters import make_meter, meter_of
+from tests.servers import Server
+
+REFILL = 'mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) { __typename } }'
+
+
+@pytest.fixture
+async def on_postgresql(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Gateway]:
+    """The gateway on PostgreSQL, which alone has a clock of its own."""
+    url = empty_database("postgresql", request, tmp_path)
+    database = Database(url)
+    await migrations.upgrade(database)
+    await database.close()
+    async with gateway_on(url) as gateway:
+        yield gateway
+
+
+class Hands:
+    """Two clocks that are set by hand: the system's, and one that nobody sets."""
+
+    def __init__(self) -> None:
+        self.system, self.steady = 1_000_000.0, 50.0
+
+    def forward(self, seconds: float) -> None:
+        self.system += seconds
+        self.steady += seconds
+
+
+@pytest.mark.parametrize(
+    ("server", "round_trip", "difference", "have_agreed"),
+    [
+        (0, 0, 0, True),
+        (-5, 0, 5, True),
+        (-5.01, 0, 5.01, False),
+        (5, 0, -5, True),
+        (5.01, 0, -5.01, False),
+        # It was read at some moment of the round trip, and nobody knows at which.
+        (6, 10, 0, True),
+        (15, 10, -5, True),
+        (15.01, 10, -5.01, False),
+        (-5.01, 10, 5.01, False),
+    ],
+)
+def test_they_agree_within_five_seconds(
+    server: float, round_trip: float, difference: float, *, have_agreed: bool
+) -> None:
+    hands = Hands()
+    clocks = Clocks(lambda: hands.system, lambda: hands.steady)
+    assert not clocks.have_agreed
+    asked_at = hands.system
+    hands.forward(round_trip)
+    clocks.compare(asked_at + server, asked_at=asked_at)
+    assert (round(clocks.difference, 6), clocks.have_agreed) == (difference, have_agreed)
+
+
+def test_a_clock_that_is_set_has_not_agreed() -> None:
+    hands = Hands()
+    clocks = Clocks(lambda: hands.system, lambda: hands.steady)
+    clocks.compare(hands.system, asked_at=hands.system)
+    hands.forward(3_600)
+    assert clocks.have_agreed
+    for step, have_agreed in ((1, True), (1, False), (-3, True), (-1, False)):
+        hands.system += step
+        assert clocks.have_agreed is have_agreed
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (6, "The gateway's clock is 6 seconds ahead of the database's."),
+        (-3_600, "The gateway's clock is 3600 seconds behind the database's."),
+    ],
+)
+async def test_a_gateway_whose_clock_is_set_decides_nothing_until_it_is_right(
+    on_postgresql: Gateway, step: int, reason: str
+) -> None:
+    await make_meter(on_postgresql, totalCredits="10")
+    before = await meter_of(on_postgresql)
+    clocks = on_postgresql.database.clocks
+    clocks.system = lambda: time.time() + step
+    for _ in range(2):
+        error = await on_postgresql.error(REFILL)
+        assert error["extensions"] == {"code": "UNAVAILABLE", "outcome": "NOT_WRITTEN"}
+    for mutation, values in (
+        ("createCustomer", {"email": "ada@example.com"}),
+        ("createBillingMeter", {"workspaceId": "w", "externalMeterId": "n"}),
+    ):
+        text = f"mutation ($v: {mutation[0].upper()}{mutation[1:]}Input!) {{ {mutation}(input: $v) {{ __typename }} }}"
+        assert (await on_postgresql.error(text, {"v": values}))["extensions"]["outcome"] == "NOT_WRITTEN"
+    ready = await on_postgresql.client.get("/readyz")
+    assert (ready.status_code, ready.json()) == (503, {"status": "unavailable", "reason": reason})
+    assert await meter_of(on_postgresql) == before
+    clocks.system = time.time
+    assert await on_postgresql.data(REFILL) == {"refillBillingMeter": {"__typename": "RefillBillingMeterSuccess"}}
+    assert (await on_postgresql.client.get("/readyz")).status_code == 200
+    assert (await meter_of(on_postgresql))["totalCredits"] == "11"
+
+
+async def test_a_process_that_starts_with_a_wrong_clock_reads_and_is_not_ready(
+    on_postgresql: Gateway, tmp_path: Path
+) -> None:
+    await make_meter(on_postgresql, totalCredits="10")
+    (tmp_path / "sitecustomize.py").write_text("import time\n_time = time.time\ntime.time = lambda: _time() - 60\n")
+    server = Server(on_postgresql.services.settings.database_url, tmp_path, PYTHONPATH=str(tmp_path))
+    starting = asyncio.create_task(server.start())
+    try:
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+            answer = await answered(client)
+            assert answer.json()["reason"] == "The gateway's clock is 60 seconds behind the database's."
+            caller = Caller(client, on_postgresql.key)
+            assert (await caller.error(REFILL))["extensions"]["outcome"] == "NOT_WRITTEN"
+            assert (await meter_of(caller))["totalCredits"] == "10"
+        assert not starting.done()
+    finally:
+        starting.cancel()
+        await server.stop()
+
+
+async def answered(client: httpx.AsyncClient) -> httpx.Response:
+    """Return the answer of `/readyz`, once the server listens."""
+    while True:
+        try:
+            return await client.get("/readyz")
+        except httpx.TransportError:
+            await asyncio.sleep(0.05)
