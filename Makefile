@@ -27,7 +27,7 @@ CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test pytest test-pythons fuzz conformance torture bench \
+.PHONY: help run test pytest quick test-pythons fuzz conformance torture bench \
 	lint lint-format lint-style lint-spelling lint-types lint-imports lint-dependencies hooks audit format lock graphiql clean
 
 help: ## List the targets.
@@ -41,6 +41,9 @@ test: lint pytest ## Check all: `lint`, then the tests.
 pytest: $(DEV_READY)
 	@echo 'pytest'
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+quick: $(DEV_READY) ## Run the tests of a minute: SQLite, no other process, one case of each.
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --quick $(PYTEST_ARGS)
 
 # The versions that pyproject.toml promises. One is looked for in PATH, then among those of pyenv.
 PROMISED := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)

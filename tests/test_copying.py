@@ -119,6 +119,7 @@ async def test_the_demo_is_copied_and_verified_alike(demo_url: str, target_url: 
         assert await migrations.is_current(target)
 
 
+@pytest.mark.slow
 async def test_there_and_back_again_is_the_same(
     demo_url: str, request: pytest.FixtureRequest, tmp_path: Path, dialect: str
 ) -> None:
@@ -330,6 +331,7 @@ def stop(step: str, at: int) -> Any:
     return on_progress
 
 
+@pytest.mark.slow
 async def test_a_copy_that_did_not_end_is_started_anew(demo_url: str, target_url: str) -> None:
     async with opened(demo_url) as source, opened(target_url) as target:
         before = await rows_of(source)

@@ -35,6 +35,8 @@ from storage import usage as usage_days
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.meters import ENTRY, METER, make_meter
 
+pytestmark = pytest.mark.slow
+
 #: How long one request may hold up the others.
 MAX_HELD_SECONDS = 0.25
 

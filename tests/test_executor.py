@@ -548,6 +548,7 @@ def calls_of(function: Any) -> Iterator[list[str]]:
         sys.setprofile(None)
 
 
+@pytest.mark.slow
 # graphql-core awaits not always what it has begun, when a sibling makes the field above null.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
@@ -580,6 +581,7 @@ def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
 class TestMutations:
     """A mutation is executed once, whatever becomes of its answer."""
 
+    @pytest.mark.slow
     # As above.
     @pytest.mark.filterwarnings(
         "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -874,6 +876,7 @@ class TestVariables:
         " {{ field(outer: $outer, inner: $inner, id: $id, number: $number) }}"
     )
 
+    @pytest.mark.slow
     @settings(max_examples=300, deadline=None, database=None)
     @given(data=st.data())
     def test_they_are_read_as_graphql_core_reads_them(self, data: st.DataObject) -> None:

@@ -318,6 +318,7 @@ async def test_meters_are_found_by_how_much_is_available(gateway: Gateway, subte
             assert await ids_of(gateway, METERS, availableBelow=str(below)) == expected[::-1]
 
 
+@pytest.mark.slow
 async def test_a_meter_is_found_by_what_is_available_after_every_change(
     gateway: Gateway, subtests: pytest.Subtests
 ) -> None:
@@ -686,6 +687,7 @@ async def upgrade_to(database: Database, revision: str) -> None:
         await connection.run_sync(run)
 
 
+@pytest.mark.slow
 async def test_the_migration_fills_what_is_there_a_portion_at_a_time(new_database_url: str) -> None:
     database = Database(new_database_url)
 

@@ -180,6 +180,7 @@ async def test_the_trace_is_imported_whole_and_a_second_time_changes_nothing(gat
     assert await books_of(gateway, "conv", workspace_id="azure") == books
 
 
+@pytest.mark.slow
 async def test_the_trace_is_imported_as_far_as_the_credits_go(
     gateway: Gateway, tmp_path: Path, trace: list[bytes]
 ) -> None:
@@ -271,6 +272,7 @@ async def test_an_import_that_was_killed_is_completed_by_running_it_again(
     ]
 
 
+@pytest.mark.slow
 async def test_the_api_records_the_same_as_an_import(gateway: Gateway, tmp_path: Path, trace: list[bytes]) -> None:
     thousand = trace[:1_000]
     elsewhere = f"{gateway.org_id}-imported"

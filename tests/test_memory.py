@@ -18,6 +18,8 @@ from resolvers.actor import Scope
 from tests.conftest import REFUSALS, Gateway
 from tests.meters import ENTRY, METER, make_meter
 
+pytestmark = pytest.mark.slow
+
 USAGE = f"""__typename ... on RecordUsageSuccess {{ accepted entry {{ {ENTRY} }} billingMeter {{ {METER} }} }}
   ... on InsufficientCredits {{ available billingMeter {{ id }} }} {REFUSALS}"""
 RECORD = f"mutation ($input: RecordUsageInput!) {{ recordUsage(input: $input) {{ {USAGE} }} }}"

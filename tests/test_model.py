@@ -670,6 +670,7 @@ def world(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Itera
         runner.run(stack.aclose())
 
 
+@pytest.mark.slow
 def test_any_sequence_of_requests_is_answered_by_the_rules(world: World, pytestconfig: pytest.Config) -> None:
     is_torture = pytestconfig.getoption("torture", default=False)
     machine = type("MachineOfThisWorld", (Machine,), {"world": world})

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def python_files(root: Path, rooms: tuple[str, ...]) -> Iterator[Path]:
                 yield file
 
 
+@cache
 def imports_of_files(root: Path, rooms: tuple[str, ...]) -> Imports:
     """Return which modules each module imports, also within functions; what is imported for types alone is left out."""
     files = {".".join(file.relative_to(root).with_suffix("").parts): file for file in python_files(root, rooms)}

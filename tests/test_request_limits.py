@@ -75,6 +75,7 @@ def doubling(fragments: int) -> str:
 
 
 class TestDocuments:
+    @pytest.mark.slow
     async def test_as_much_as_the_limit_is_run_and_one_more_is_refused(
         self, own: Gateway, subtests: pytest.Subtests
     ) -> None:
@@ -263,6 +264,7 @@ class TestErrors:
         body = await on_sqlite.run('{ usage(billingId: "x", from: "y", to: "y") { day } }')
         assert [error["message"] for error in body["errors"]] == [f"from: {day}", f"to: {day}"]
 
+    @pytest.mark.slow
     async def test_errors_are_few_and_short_whatever_is_sent(
         self, on_sqlite: Gateway, subtests: pytest.Subtests
     ) -> None:
@@ -541,6 +543,7 @@ class TestLists:
             answered = await gateway.data(everything % "ledger(first: 30) { nodes { id } }")
             assert [len(meter["ledger"]["nodes"]) for meter in answered["billingMeters"]["nodes"]] == [30] * 3
 
+    @pytest.mark.slow
     async def test_the_recorded_days_of_all_meters_are_bounded(self, database_url: str) -> None:
         async with gateway_on(database_url, max_request_usage_days=10_000) as gateway:
             ids = [await make_meter(gateway, externalMeterId=f"m{number}") for number in range(2)]

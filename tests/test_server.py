@@ -27,6 +27,9 @@ from tests.conftest import Gateway
 from tests.servers import Server, free_port, serving
 from tests.test_metrics import TOKEN, Samples, samples
 
+# It waits for deadlines.
+pytestmark = pytest.mark.slow
+
 
 def answering(body: bytes) -> ASGIApp:
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:

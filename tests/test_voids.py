@@ -57,18 +57,18 @@ async def a_meter_with_one_event(gateway: Gateway, amount: int = 10, **values: A
 # What a void gives back.
 
 
-async def test_a_void_gives_back_part_of_an_event(gateway: Gateway) -> None:
-    meter_id = await make_meter(gateway, totalCredits="100")
-    await record(gateway, "e", 10, usageName="tokens")
-    gateway.clock.forward(minutes=1)
+async def test_a_void_gives_back_part_of_an_event(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="100")
+    await record(own, "e", 10, usageName="tokens")
+    own.clock.forward(minutes=1)
     row, key = await create_api_key(
-        gateway.database,
-        org_id=gateway.org_id,
+        own.database,
+        org_id=own.org_id,
         environment=Environment.SANDBOX,
         scopes=tuple(Scope),
-        now=gateway.clock(),
+        now=own.clock(),
     )
-    answer = await void(Caller(gateway.client, key), "v", 4, reason="the model answered nothing")
+    answer = await void(Caller(own.client, key), "v", 4, reason="the model answered nothing")
     assert answer == {
         "__typename": "VoidUsageSuccess",
         "replayed": False,
@@ -92,7 +92,7 @@ async def test_a_void_gives_back_part_of_an_event(gateway: Gateway) -> None:
             "voids": {"id": entry_id(meter_id, 2), "key": "e"},
         },
     }
-    meter = await meter_of(gateway)
+    meter = await meter_of(own)
     assert meter["usage"] == {("2026-03-16", "tokens"): 6}
     assert meter["ledger"][2] == {
         "id": entry_id(meter_id, 3),
@@ -112,21 +112,21 @@ async def test_a_void_gives_back_part_of_an_event(gateway: Gateway) -> None:
         "reason": "the model answered nothing",
         "metadata": {},
     }
-    assert await disagreements(gateway.database, meter_id) == []
+    assert await disagreements(own.database, meter_id) == []
 
 
-async def test_an_absent_amount_gives_back_all_that_is_left(gateway: Gateway) -> None:
-    meter_id = await a_meter_with_one_event(gateway, 10)
-    await void(gateway, "v1", 3)
-    answer = await void(gateway, "v2")
+async def test_an_absent_amount_gives_back_all_that_is_left(own: Gateway) -> None:
+    meter_id = await a_meter_with_one_event(own, 10)
+    await void(own, "v1", 3)
+    answer = await void(own, "v2")
     assert answer["entry"]["amount"] == "7"
     # What was asked for is told apart from what that came to.
     assert answer["entry"]["requestedAmount"] is None
     assert answer["entry"]["usedCreditsAfter"] == "0"
-    meter = await meter_of(gateway)
+    meter = await meter_of(own)
     assert meter["usedCredits"] == "0"
     assert set(meter["usage"].values()) <= {0}
-    assert await disagreements(gateway.database, meter_id) == []
+    assert await disagreements(own.database, meter_id) == []
 
 
 async def test_a_null_amount_is_refused(gateway: Gateway) -> None:
@@ -141,9 +141,9 @@ async def test_a_null_amount_is_refused(gateway: Gateway) -> None:
     }
 
 
-async def test_an_event_is_voided_until_nothing_is_left(gateway: Gateway) -> None:
-    meter_id = await a_meter_with_one_event(gateway, 10)
-    answers = [await void(gateway, f"v{number}", 4) for number in range(2)]
+async def test_an_event_is_voided_until_nothing_is_left(own: Gateway) -> None:
+    meter_id = await a_meter_with_one_event(own, 10)
+    answers = [await void(own, f"v{number}", 4) for number in range(2)]
     assert [answer["entry"]["usedCreditsAfter"] for answer in answers] == ["6", "2"]
     exceeds = {
         "__typename": "ExceedsVoidable",
@@ -151,19 +151,19 @@ async def test_an_event_is_voided_until_nothing_is_left(gateway: Gateway) -> Non
         "message": "Of the usage event 'e' 2 credits are left to void.",
         "voidable": "2",
     }
-    async with unchanged(gateway):
-        assert await void(gateway, "v2", 4) == exceeds
-        assert await void(gateway, "v2", 3) == exceeds
+    async with unchanged(own):
+        assert await void(own, "v2", 4) == exceeds
+        assert await void(own, "v2", 3) == exceeds
     # The refusal has not used the key up.
-    assert (await void(gateway, "v2", 2))["entry"]["usedCreditsAfter"] == "0"
-    async with unchanged(gateway):
+    assert (await void(own, "v2", 2))["entry"]["usedCreditsAfter"] == "0"
+    async with unchanged(own):
         for amount in (1, None):
-            answer = await void(gateway, "v3", amount)
+            answer = await void(own, "v3", amount)
             assert answer == exceeds | {
                 "voidable": "0",
                 "message": "Of the usage event 'e' 0 credits are left to void.",
             }
-    ledger = (await meter_of(gateway))["ledger"]
+    ledger = (await meter_of(own))["ledger"]
     assert [(entry["kind"], entry["amount"], entry["usedCreditsAfter"]) for entry in ledger] == [
         ("OPENING", "100", "0"),
         ("USAGE", "10", "10"),
@@ -172,7 +172,7 @@ async def test_an_event_is_voided_until_nothing_is_left(gateway: Gateway) -> Non
         ("VOID", "2", "0"),
     ]
     assert [entry["voids"] for entry in ledger[2:]] == [{"id": entry_id(meter_id, 2)}] * 3
-    assert await disagreements(gateway.database, meter_id) == []
+    assert await disagreements(own.database, meter_id) == []
 
 
 async def test_more_than_the_event_took_is_refused_also_where_the_meter_used_more(gateway: Gateway) -> None:
@@ -184,52 +184,52 @@ async def test_more_than_the_event_took_is_refused_also_where_the_meter_used_mor
             assert (answer["__typename"], answer["voidable"]) == ("ExceedsVoidable", "10")
 
 
-async def test_of_a_partly_accepted_event_no_more_is_given_back_than_was_accepted(gateway: Gateway) -> None:
-    meter_id = await make_meter(gateway, totalCredits="7")
-    assert (await record(gateway, "e", 10, policy="PARTIAL"))["accepted"] == "7"
-    async with unchanged(gateway):
-        answer = await void(gateway, "v", 8)
+async def test_of_a_partly_accepted_event_no_more_is_given_back_than_was_accepted(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="7")
+    assert (await record(own, "e", 10, policy="PARTIAL"))["accepted"] == "7"
+    async with unchanged(own):
+        answer = await void(own, "v", 8)
         assert (answer["__typename"], answer["voidable"]) == ("ExceedsVoidable", "7")
-    assert (await void(gateway, "v"))["entry"]["amount"] == "7"
-    assert (await meter_of(gateway))["usedCredits"] == "0"
-    assert await disagreements(gateway.database, meter_id) == []
+    assert (await void(own, "v"))["entry"]["amount"] == "7"
+    assert (await meter_of(own))["usedCredits"] == "0"
+    assert await disagreements(own.database, meter_id) == []
 
 
-async def test_an_event_past_the_limit_is_given_back_whole(gateway: Gateway) -> None:
-    meter_id = await make_meter(gateway, totalCredits="7")
-    await record(gateway, "e", 10, policy="FORCE")
-    answer = await void(gateway, "v", 5)
+async def test_an_event_past_the_limit_is_given_back_whole(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="7")
+    await record(own, "e", 10, policy="FORCE")
+    answer = await void(own, "v", 5)
     assert answer["billingMeter"] == {
         "totalCredits": "7",
         "usedCredits": "5",
         "overageCredits": "0",
         "availableCredits": "2",
     }
-    assert (await void(gateway, "v2"))["entry"]["amount"] == "5"
-    assert await disagreements(gateway.database, meter_id) == []
+    assert (await void(own, "v2"))["entry"]["amount"] == "5"
+    assert await disagreements(own.database, meter_id) == []
 
 
-async def test_the_greatest_event_is_given_back(gateway: Gateway) -> None:
-    meter_id = await make_meter(gateway, allowOverages=True)
-    await record(gateway, "e", 2**63 - 1)
-    answer = await void(gateway, "v", 2**63 - 2)
+async def test_the_greatest_event_is_given_back(own: Gateway) -> None:
+    meter_id = await make_meter(own, allowOverages=True)
+    await record(own, "e", 2**63 - 1)
+    answer = await void(own, "v", 2**63 - 2)
     assert (answer["entry"]["amount"], answer["billingMeter"]["usedCredits"]) == ("9223372036854775806", "1")
-    answer = await void(gateway, "v2", 2**63 - 2)
+    answer = await void(own, "v2", 2**63 - 2)
     assert (answer["__typename"], answer["voidable"]) == ("ExceedsVoidable", "1")
-    assert await disagreements(gateway.database, meter_id) == []
+    assert await disagreements(own.database, meter_id) == []
 
 
-async def test_credits_that_were_given_back_can_be_used_again(gateway: Gateway) -> None:
-    meter_id = await make_meter(gateway, totalCredits="10")
-    await record(gateway, "e", 10)
-    refused = await gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="f", amount="4")
+async def test_credits_that_were_given_back_can_be_used_again(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="10")
+    await record(own, "e", 10)
+    refused = await own.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="f", amount="4")
     assert refused["code"] == "INSUFFICIENT_CREDITS"
-    await void(gateway, "v", 4)
-    await record(gateway, "f", 4)
-    refused = await gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="g", amount="1")
+    await void(own, "v", 4)
+    await record(own, "f", 4)
+    refused = await own.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="g", amount="1")
     assert refused["code"] == "INSUFFICIENT_CREDITS"
-    assert (await meter_of(gateway))["usedCredits"] == "10"
-    assert await disagreements(gateway.database, meter_id) == []
+    assert (await meter_of(own))["usedCredits"] == "10"
+    assert await disagreements(own.database, meter_id) == []
 
 
 async def test_a_voided_event_keeps_its_id_and_its_replay(gateway: Gateway) -> None:
@@ -246,24 +246,24 @@ async def test_a_voided_event_keeps_its_id_and_its_replay(gateway: Gateway) -> N
 # The event's own day.
 
 
-async def test_the_day_of_the_event_goes_down_also_when_it_is_voided_days_later(gateway: Gateway) -> None:
-    meter_id = await a_meter_with_one_event(gateway, 10)
-    gateway.clock.forward(days=3)
-    await record(gateway, "today", 5)
-    answer = await void(gateway, "v", 4)
+async def test_the_day_of_the_event_goes_down_also_when_it_is_voided_days_later(own: Gateway) -> None:
+    meter_id = await a_meter_with_one_event(own, 10)
+    own.clock.forward(days=3)
+    await record(own, "today", 5)
+    answer = await void(own, "v", 4)
     assert answer["entry"]["day"] == "2026-03-16"
-    meter = await meter_of(gateway)
+    meter = await meter_of(own)
     assert meter["usage"] == {("2026-03-16", "default"): 6, ("2026-03-19", "default"): 5}
     assert meter["ledger"][3]["recordedAt"] == "2026-03-19T12:00:00Z"
-    assert await disagreements(gateway.database, meter_id) == []
+    assert await disagreements(own.database, meter_id) == []
 
 
-async def test_an_event_of_long_ago_can_be_voided(gateway: Gateway) -> None:
-    meter_id = await a_meter_with_one_event(gateway, 10)
-    gateway.clock.forward(days=400)
-    assert (await void(gateway))["entry"]["day"] == "2026-03-16"
-    assert (await meter_of(gateway))["usage"].get(("2026-03-16", "default"), 0) == 0
-    assert await disagreements(gateway.database, meter_id) == []
+async def test_an_event_of_long_ago_can_be_voided(own: Gateway) -> None:
+    meter_id = await a_meter_with_one_event(own, 10)
+    own.clock.forward(days=400)
+    assert (await void(own))["entry"]["day"] == "2026-03-16"
+    assert (await meter_of(own))["usage"].get(("2026-03-16", "default"), 0) == 0
+    assert await disagreements(own.database, meter_id) == []
 
 
 @pytest.mark.parametrize(
@@ -277,15 +277,15 @@ async def test_an_event_of_long_ago_can_be_voided(gateway: Gateway) -> None:
     ],
 )
 async def test_the_day_that_goes_down_is_that_of_the_meters_zone(
-    gateway: Gateway, zone: str, occurred_at: str, day: str
+    own: Gateway, zone: str, occurred_at: str, day: str
 ) -> None:
-    meter_id = await make_meter(gateway, totalCredits="100", timezone=zone)
-    await record(gateway, "e", 10, occurredAt=occurred_at, usageName="tokens")
-    await record(gateway, "f", 1, occurredAt=occurred_at)
-    gateway.clock.forward(days=2)
-    assert (await void(gateway, "v", 7))["entry"]["day"] == day
-    assert (await meter_of(gateway))["usage"] == {(day, "tokens"): 3, (day, "default"): 1}
-    assert await disagreements(gateway.database, meter_id) == []
+    meter_id = await make_meter(own, totalCredits="100", timezone=zone)
+    await record(own, "e", 10, occurredAt=occurred_at, usageName="tokens")
+    await record(own, "f", 1, occurredAt=occurred_at)
+    own.clock.forward(days=2)
+    assert (await void(own, "v", 7))["entry"]["day"] == day
+    assert (await meter_of(own))["usage"] == {(day, "tokens"): 3, (day, "default"): 1}
+    assert await disagreements(own.database, meter_id) == []
 
 
 async def test_only_the_usage_name_of_the_event_goes_down(gateway: Gateway) -> None:
@@ -361,22 +361,22 @@ async def test_an_amount_that_is_all_there_is_is_not_an_absent_one(gateway: Gate
         assert (await void(gateway, "v", 10))["code"] == "IDEMPOTENCY_CONFLICT"
 
 
-async def test_the_keys_of_voids_refills_and_events_are_apart(gateway: Gateway) -> None:
-    meter_id = await make_meter(gateway, totalCredits="100")
-    await record(gateway, "same", 10)
-    refill = await gateway.mutate(
+async def test_the_keys_of_voids_refills_and_events_are_apart(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="100")
+    await record(own, "same", 10)
+    refill = await own.mutate(
         "refillBillingMeter", "", workspaceId="w", externalMeterId="m", refill="5", idempotencyKey="same"
     )
     assert refill["__typename"] == "RefillBillingMeterSuccess"
-    assert (await void(gateway, "same", 1, eventId="same"))["replayed"] is False
-    ledger = (await meter_of(gateway))["ledger"]
+    assert (await void(own, "same", 1, eventId="same"))["replayed"] is False
+    ledger = (await meter_of(own))["ledger"]
     assert [(entry["kind"], entry["key"]) for entry in ledger] == [
         ("OPENING", None),
         ("USAGE", "same"),
         ("REFILL", "same"),
         ("VOID", "same"),
     ]
-    assert await disagreements(gateway.database, meter_id) == []
+    assert await disagreements(own.database, meter_id) == []
 
 
 async def test_the_key_of_a_void_is_of_one_meter(gateway: Gateway) -> None:
@@ -386,53 +386,53 @@ async def test_the_key_of_a_void_is_of_one_meter(gateway: Gateway) -> None:
         assert (await void(gateway, "v", 1, externalMeterId=name))["replayed"] is False
 
 
-async def test_equal_voids_that_race_give_back_once(gateway: Gateway) -> None:
-    meter_id = await a_meter_with_one_event(gateway, 10)
-    answers = await asyncio.gather(*[void(gateway, "v", 4) for _ in range(8)])
+async def test_equal_voids_that_race_give_back_once(own: Gateway) -> None:
+    meter_id = await a_meter_with_one_event(own, 10)
+    answers = await asyncio.gather(*[void(own, "v", 4) for _ in range(8)])
     assert [answer["__typename"] for answer in answers] == ["VoidUsageSuccess"] * 8
     assert sorted(answer["replayed"] for answer in answers) == [False] + [True] * 7
     assert {answer["entry"]["id"] for answer in answers} == {entry_id(meter_id, 3)}
-    assert (await meter_of(gateway))["usedCredits"] == "6"
-    assert await disagreements(gateway.database, meter_id) == []
+    assert (await meter_of(own))["usedCredits"] == "6"
+    assert await disagreements(own.database, meter_id) == []
 
 
-async def test_voids_that_race_for_one_event_never_give_back_more_than_it_took(gateway: Gateway) -> None:
-    meter_id = await a_meter_with_one_event(gateway, 10)
-    await record(gateway, "other", 50)
-    answers = await asyncio.gather(*[void(gateway, f"v{number}", 3) for number in range(12)])
+async def test_voids_that_race_for_one_event_never_give_back_more_than_it_took(own: Gateway) -> None:
+    meter_id = await a_meter_with_one_event(own, 10)
+    await record(own, "other", 50)
+    answers = await asyncio.gather(*[void(own, f"v{number}", 3) for number in range(12)])
     names = [answer["__typename"] for answer in answers]
     assert (names.count("VoidUsageSuccess"), names.count("ExceedsVoidable")) == (3, 9)
     assert {answer["voidable"] for answer in answers if answer["__typename"] == "ExceedsVoidable"} == {"1"}
-    meter = await meter_of(gateway)
+    meter = await meter_of(own)
     assert meter["usedCredits"] == "51"
     assert [entry["usedCreditsAfter"] for entry in meter["ledger"]] == ["0", "10", "60", "57", "54", "51"]
-    assert await disagreements(gateway.database, meter_id) == []
+    assert await disagreements(own.database, meter_id) == []
 
 
-async def test_voids_and_debits_that_race_make_one_line_of_totals(gateway: Gateway) -> None:
-    meter_id = await make_meter(gateway, totalCredits="20")
+async def test_voids_and_debits_that_race_make_one_line_of_totals(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="20")
     for number in range(6):
-        await record(gateway, f"first{number}", 3)
+        await record(own, f"first{number}", 3)
 
     async def debit(number: int) -> dict[str, Any]:
-        return await gateway.mutate(
+        return await own.mutate(
             "recordUsage", "", workspaceId="w", externalMeterId="m", eventId=f"second{number}", amount="2"
         )
 
     answers = await asyncio.gather(
         *[
-            void(gateway, f"v{number}", eventId=f"first{number // 2}") if number % 2 == 0 else debit(number)
+            void(own, f"v{number}", eventId=f"first{number // 2}") if number % 2 == 0 else debit(number)
             for number in range(12)
         ]
     )
     voided = [answer for answer in answers if answer["__typename"] == "VoidUsageSuccess"]
     debited = [answer for answer in answers if answer["__typename"] == "RecordUsageSuccess"]
     assert len(voided) == 6
-    meter = await meter_of(gateway)
+    meter = await meter_of(own)
     assert int(meter["usedCredits"]) == 2 * len(debited)
     assert meter["usage"] == {("2026-03-16", "default"): 2 * len(debited)}
     # That the totals follow from each other, and that no debit passed the limit, is the check's own.
-    assert await disagreements(gateway.database, meter_id) == []
+    assert await disagreements(own.database, meter_id) == []
 
 
 # What is refused.
@@ -565,16 +565,16 @@ async def test_what_is_not_found_comes_before_a_conflict_and_a_conflict_before_t
 # Old dates, which need the same scope.
 
 
-async def test_old_events_need_the_scope_that_voids_need(gateway: Gateway) -> None:
-    meter_id = await make_meter(gateway, totalCredits="100")
+async def test_old_events_need_the_scope_that_voids_need(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="100")
     old = {"occurredAt": "2026-01-01T00:00:00Z"}
-    recorder = await gateway.caller(Scope.USAGE_WRITE)
+    recorder = await own.caller(Scope.USAGE_WRITE)
     values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "10"} | old
-    async with unchanged(gateway):
+    async with unchanged(own):
         answer = await recorder.mutate("recordUsage", "", **values)
     assert (answer["__typename"], answer["field"]) == ("InvalidInput", ["input", "occurredAt"])
-    await record(gateway, "e", 10, **old)
-    assert (await meter_of(gateway))["usage"] == {("2026-01-01", "default"): 10}
-    assert (await void(gateway, "v", 4))["entry"]["day"] == "2026-01-01"
-    assert (await meter_of(gateway))["usage"] == {("2026-01-01", "default"): 6}
-    assert await disagreements(gateway.database, meter_id) == []
+    await record(own, "e", 10, **old)
+    assert (await meter_of(own))["usage"] == {("2026-01-01", "default"): 10}
+    assert (await void(own, "v", 4))["entry"]["day"] == "2026-01-01"
+    assert (await meter_of(own))["usage"] == {("2026-01-01", "default"): 6}
+    assert await disagreements(own.database, meter_id) == []

@@ -1,0 +1,47 @@
+"""`--in-process` and `--quick` choose the tests that need no other process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import browsers, conftest, meters, servers
+from tests.quick import starts_process
+
+
+class Starter:
+    def start(self) -> None:
+        subprocess.run([sys.executable, "--version"], check=True)
+
+
+def starts_by_a_class() -> None:
+    Starter().start()
+
+
+def starts_within_a_function() -> None:
+    def start() -> None:
+        starts_by_a_class()
+
+    start()
+
+
+def has_an_attribute_of_that_name(server: servers.Server) -> object:
+    return server.starts_by_a_class  # type: ignore[attr-defined]  # It is an attribute's name alone.
+
+
+@pytest.mark.parametrize(
+    ("function", "starts"),
+    [
+        (servers.serving, True),
+        (browsers.chromium, True),
+        (conftest.start_postgresql, True),
+        (starts_by_a_class, True),
+        (starts_within_a_function, True),
+        (has_an_attribute_of_that_name, False),
+        (conftest.gateway_on, False),
+        (conftest.empty_database, False),
+        (meters.make_meter, False),
+    ],
+)
+def test_what_starts_a_process_is_found_in_the_code_that_is_called(function: object, *, starts: bool) -> None:
+    assert starts_process(function) is starts
