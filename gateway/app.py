@@ -28,7 +28,7 @@ from gateway.server.draining import Draining
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from gateway.telemetry import logs
-from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, path_told, words_of
+from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, redacted_path, words_of
 from resolvers.context import Clock, utc_now
 from resolvers.errors import BillingError, Forbidden, Unavailable
 from resolvers.observation import current
@@ -125,7 +125,7 @@ def _metrics(settings: Settings, documents: TrustedDocuments) -> "Metrics | None
     return Metrics(
         folder=settings.metrics_folder,
         operations=documents.operation_names,
-        paths=[path_told(route.path, words_of(route.path for route in rest.ROUTES)) for route in rest.ROUTES],
+        paths=[redacted_path(route.path, words_of(route.path for route in rest.ROUTES)) for route in rest.ROUTES],
     )
 
 

@@ -26,7 +26,7 @@ REMEMBERED = timedelta(seconds=5)
 MAX_LOOK_UPS = 2
 
 #: The most keys that are remembered at once.
-MOST_REMEMBERED = 10_000
+MAX_REMEMBERED = 10_000
 
 _PREFIXES = {Environment.LIVE: "sk_live_", Environment.SANDBOX: "sk_test_"}
 _SESSION_PREFIXES = {Environment.LIVE: "cst_live_", Environment.SANDBOX: "cst_test_"}
@@ -145,7 +145,7 @@ class ApiKeys:
             workspace_ids=tuple(row.workspace_ids) if row.workspace_ids is not None else None,
             customer_id=row.customer_id,
         )
-        if len(self._remembered) >= MOST_REMEMBERED:
+        if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()
         # From before the look-up on: what it found is at least as old.
         remembered = self._remembered[digest] = (now, row, actor)

@@ -18,7 +18,7 @@ LONGEST_SECONDS = 86_400
 DEFAULT_SECONDS = 3_600
 
 #: The most expired sessions that are deleted when one is made: more than are made, so that they do not pile up.
-MOST_DELETED = 20
+MAX_DELETED = 20
 
 
 class CustomerSession(NamedTuple):
@@ -67,7 +67,7 @@ async def create_customer_session(
         expires_at = now + timedelta(seconds=expires_in_seconds)
         if parent.expires_at is not None:
             expires_at = min(expires_at, parent.expires_at)
-        await api_keys.delete_expired_sessions(writer, now=now, limit=MOST_DELETED)
+        await api_keys.delete_expired_sessions(writer, now=now, limit=MAX_DELETED)
         row = ApiKeyRow(
             id=session_id,
             org_id=actor.org_id,

@@ -275,7 +275,7 @@ class _Fetches:
             most = bounds.request_usage_days + 1
             async with self._database.read() as reader:
                 rows = await usage.columns_of(
-                    reader, ranges, usage_names=usage_names, most_of_range=bounds.usage_days + 1, most=most
+                    reader, ranges, usage_names=usage_names, max_of_range=bounds.usage_days + 1, most=most
                 )
             try:
                 found = await usage.arranged(rows, ranges, self._database.dialect, most=most)

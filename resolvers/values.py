@@ -43,7 +43,7 @@ METADATA_LEVELS = 100
 MAX_DECIMALS = 30
 
 #: The most digits of an amount.
-_MOST_DIGITS = 19
+_MAX_DIGITS = 19
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _INSTANT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2})"
@@ -94,7 +94,7 @@ def parse_amount(value: object) -> int:
     Raises `ValueError` for anything else: signs, fractions, exponents, booleans, other scripts' digits, more than 2**63
     - 1.
     """
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
         amount = int(value)
     elif isinstance(value, int) and not isinstance(value, bool):
         amount = value

@@ -103,7 +103,7 @@ def _by_ranges(dialect: str, name_count: int) -> Prepared:
         select(*_VALUES)
         .where(*is_wanted)
         .order_by(usage_days.c.day, usage_days.c.usage_name)
-        .limit(bindparam("most_of_range", type_=BigInteger))
+        .limit(bindparam("max_of_range", type_=BigInteger))
         .correlate(wanted)
     )
     most = bindparam("most", type_=BigInteger)
@@ -146,23 +146,23 @@ async def by_ranges(
     reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None = None
 ) -> list[Columns[UsageDayRow]]:
     """Return the days of each range, ordered by day and then by name, however many there are."""
-    read = await columns_of(reader, ranges, usage_names=usage_names, most_of_range=_ALL, most=_ALL)
+    read = await columns_of(reader, ranges, usage_names=usage_names, max_of_range=_ALL, most=_ALL)
     return await arranged(read, ranges, reader.dialect, most=_ALL)
 
 
 async def columns_of(
-    reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, most_of_range: int, most: int
+    reader: Reader, ranges: Sequence[UsageRange], *, usage_names: Sequence[str] | None, max_of_range: int, most: int
 ) -> Sequence[Sequence[Any]] | None:
     """Read what `arranged` makes the days of: the reader's connection is not needed for that.
 
-    Of a range at most `most_of_range` days are read, and fewer than `most` in all.
+    Of a range at most `max_of_range` days are read, and fewer than `most` in all.
     """
     names = {f"name_{number}": name for number, name in enumerate(usage_names or ())}
     if usage_names is not None and not names:
         return None
     return await reader.run(
         _by_ranges(reader.dialect, len(names)),
-        keys(ranges) | names | {"most_of_range": most_of_range, "most": most},
+        keys(ranges) | names | {"max_of_range": max_of_range, "most": most},
         is_long=sum((range_.last - range_.first).days + 1 for range_ in ranges) > MAX_INLINE_DAYS,
     )
 

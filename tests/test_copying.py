@@ -293,9 +293,9 @@ async def test_what_the_target_cannot_hold_ends_the_copy(request: pytest.Fixture
     async with opened(source_url) as opened_source, opened(target_url) as target:
         with pytest.raises(migrations.UnfinishedCopy):
             await migrations.is_current(target)
-        # Once that is mended, it is started anew.
-        mend = "UPDATE api_keys SET name = 'ab'"
-        await opened_source.write(lambda writer: writer.execute(text(mend)))
+        # Once that is repaired, it is started anew.
+        repair = "UPDATE api_keys SET name = 'ab'"
+        await opened_source.write(lambda writer: writer.execute(text(repair)))
         assert await migrations.begin_copy(target) is True
         assert (await copy(opened_source, target)).rows["api_keys"] == 1
 

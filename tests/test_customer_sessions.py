@@ -12,7 +12,7 @@ from sqlalchemy import make_url, select, text
 
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key, revoke_api_key
-from resolvers.customer_sessions import MOST_DELETED
+from resolvers.customer_sessions import MAX_DELETED
 from schema.root import schema
 from storage import api_keys as api_key_rows
 from storage.api_keys import api_keys
@@ -320,13 +320,13 @@ class TestLifetime:
         # Other tests' sessions, made by the same clock, would be among the deleted.
         await execute(gateway, "DELETE FROM api_keys WHERE parent_id IS NOT NULL")
         customer_id = await make_customer(gateway)
-        for _ in range(MOST_DELETED + 5):
+        for _ in range(MAX_DELETED + 5):
             await session_of(gateway, customer_id, expiresInSeconds=60)
         gateway.clock.forward(seconds=1)
         alive = await session_of(gateway, customer_id, expiresInSeconds=60)
         gateway.clock.forward(seconds=58.999999)
         await session_of(gateway, customer_id)
-        assert len(await sessions(gateway)) == MOST_DELETED + 7
+        assert len(await sessions(gateway)) == MAX_DELETED + 7
         gateway.clock.forward(seconds=0.000001)
         for left in (5 + 3, 4):
             await session_of(gateway, customer_id)

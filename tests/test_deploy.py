@@ -199,7 +199,7 @@ def test_the_unit_drains_and_writes_to_its_own_folder_alone() -> None:
     assert settings.drain_seconds + 10 <= int(service["TimeoutStopSec"])
     # It listens on loopback, where a proxy of the same machine leads others to it.
     assert (settings.is_loopback, settings.has_graphiql) == (True, False)
-    # It waits for its database for ever, and not for a setting to mend itself.
+    # It waits for its database for ever, and not for a setting to repair itself.
     assert (unit["Unit"]["StartLimitIntervalSec"], service["RestartPreventExitStatus"]) == ("0", "2")
     # The processes' figures are computed from the time of the machine's start, which is in /proc/stat.
     assert "ProcSubset" not in service

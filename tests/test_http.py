@@ -777,7 +777,7 @@ class TestOutages:
         await migrations.upgrade(database)
         await database.close()
         line = Line(f"{url.query['host']}/.s.PGSQL.5432")
-        await line.mend()
+        await line.repair()
         settings = Settings(
             database_url=url.set(host="127.0.0.1", port=line.port, query={}).render_as_string(hide_password=False),
         )
@@ -798,7 +798,7 @@ class TestOutages:
                 )
                 assert error["extensions"] == {"code": "UNAVAILABLE", "outcome": "NOT_WRITTEN"}
             assert (await gateway.client.get("/readyz")).status_code == 503
-            await line.mend()
+            await line.repair()
             assert await gateway.data(TOTAL) == {"billingMeter": {"totalCredits": "10", "usedCredits": "0"}}
             assert (await gateway.client.get("/readyz")).json() == {"status": "ready"}
         await line.cut()
@@ -983,7 +983,7 @@ class Line:
         self.server: asyncio.Server | None = None
         self.writers: list[asyncio.StreamWriter] = []
 
-    async def mend(self) -> None:
+    async def repair(self) -> None:
         self.server = await asyncio.start_server(self.carry, "127.0.0.1", self.port)
         self.port = self.server.sockets[0].getsockname()[1]
 

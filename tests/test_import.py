@@ -473,7 +473,7 @@ async def test_a_bad_line_never_stops_the_rest(gateway: Gateway, tmp_path: Path)
     assert [entry.key for entry in books.entries[1:]] == ["first"] + [f"good {number}" for number in range(good)]
     assert books.days == {("2026-03-16", "default"): 1, ("2026-03-16", "good"): 2 * good}
 
-    # Mended, a rejected line can be imported alone; nothing else changes.
+    # Repaired, a rejected line can be imported alone; nothing else changes.
     again = await import_(gateway, file)
     assert again.counts == counts | {"accepted": 1, "replayed": 2 + good}
     assert [each["line"] for each in again.rejects] == [each["line"] for each in rejects]

@@ -43,7 +43,7 @@ from tests.test_usage import books_of, make_meter, unchanged
 MAX = 2**63 - 1
 
 #: The most events that may wait.
-MOST_WAITING = DEFAULT_BOUNDS.waiting_events
+MAX_WAITING = DEFAULT_BOUNDS.waiting_events
 
 #: The statements of a group whatever its size: lock the meters, look up the ids, update, upsert the days, insert.
 OF_A_GROUP = 5
@@ -136,7 +136,7 @@ async def begun(writer: MeterWriter) -> None:
 
 
 @asynccontextmanager
-async def another_writer(gateway: Gateway, *, max_pending: int = MOST_WAITING) -> AsyncIterator[MeterWriter]:
+async def another_writer(gateway: Gateway, *, max_pending: int = MAX_WAITING) -> AsyncIterator[MeterWriter]:
     """A writer on the same database with connections of its own, as in another process."""
     database = Database(gateway.services.settings.database_url)
     writer = MeterWriter(database, gateway.clock, max_pending=max_pending)
@@ -769,14 +769,14 @@ async def test_a_full_queue_is_told_through_the_api(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     writer = gateway.services.meter_writer
     # Of a meter that does not exist, so that deciding them takes little.
-    events = [event(gateway, str(number), 1, external_meter_id="unknown") for number in range(MOST_WAITING // 2)]
+    events = [event(gateway, str(number), 1, external_meter_id="unknown") for number in range(MAX_WAITING // 2)]
     query = "mutation ($input: RecordUsageInput!) { recordUsage(input: $input) { __typename } }"
     values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "1"}
     async with stopped(gateway):
         begins = asyncio.create_task(writer.submit([event(gateway, "begins", 1)]))
         await begun(writer)
         filling = asyncio.create_task(writer.submit(events))
-        await until(lambda: writer.pending == MOST_WAITING // 2)
+        await until(lambda: writer.pending == MAX_WAITING // 2)
         body = await gateway.run(query, {"input": values})
     assert body["data"] == {"recordUsage": None}
     (error,) = body["errors"]

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from gateway.telemetry.figures import FIGURES
-from gateway.telemetry.metrics import MOST_OPERATIONS
+from gateway.telemetry.metrics import MAX_OPERATIONS
 from gateway.telemetry.processes import start_time
 from storage import migrations
 from storage.engine.database import Database
@@ -230,17 +230,17 @@ class TestFigures:
         assert found["process_cpu_seconds_total", pid] > 0
 
     async def test_callers_cannot_make_names_without_end(self, measured: Gateway) -> None:
-        for number in range(MOST_OPERATIONS + 20):
+        for number in range(MAX_OPERATIONS + 20):
             await measured.data(f"query Q{number} {{ __typename }}")
         found = await samples(measured.client)
         names = {key[1] for key in found if key[0] == "tollgate_requests_total"}
-        assert names == {f"Q{number}" for number in range(MOST_OPERATIONS)} | {"(other)"}
+        assert names == {f"Q{number}" for number in range(MAX_OPERATIONS)} | {"(other)"}
         assert found["tollgate_requests_total", "(other)", "OK"] == 20
 
     async def test_trusted_documents_have_names_of_their_own_however_many_there_are(
         self, database_url: str, tmp_path: Path
     ) -> None:
-        manifest = {f"id{number}": f"query T{number} {{ __typename }}" for number in range(MOST_OPERATIONS + 20)}
+        manifest = {f"id{number}": f"query T{number} {{ __typename }}" for number in range(MAX_OPERATIONS + 20)}
         (tmp_path / "documents.json").write_text(json.dumps(manifest))
         async with gateway_on(database_url, metrics_token=TOKEN, documents=str(tmp_path / "documents.json")) as gateway:
             bearer = {"authorization": f"Bearer {gateway.key}"}
@@ -249,7 +249,7 @@ class TestFigures:
             await gateway.data("query OfACaller { __typename }")
             found = await samples(gateway.client)
         names = {key[1] for key in found if key[0] == "tollgate_requests_total"}
-        assert names == {f"T{number}" for number in range(MOST_OPERATIONS + 20)} | {"OfACaller"}
+        assert names == {f"T{number}" for number in range(MAX_OPERATIONS + 20)} | {"OfACaller"}
 
     def test_names_follow_the_conventions(self) -> None:
         for figure in FIGURES:

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from gateway.app import create_app
 from gateway.settings import Settings
-from gateway.telemetry.requests import Request, path_told
+from gateway.telemetry.requests import Request, redacted_path
 from storage.engine.transactions import Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
@@ -209,7 +209,7 @@ class TestFacts:
         # Whatever keeps one of them has one more reference to it.
         references = sys.getrefcount(named), sys.getrefcount(path)
         assert request.name() == "…"
-        assert path_told(path, words) == "/v1/…"
+        assert redacted_path(path, words) == "/v1/…"
         assert (sys.getrefcount(named), sys.getrefcount(path)) == references
 
 

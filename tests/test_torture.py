@@ -37,7 +37,7 @@ METERS = ("hot", "m0", "m1", "m2")
 CREDITS = 10**12
 
 #: The most requests that one write may take until it is answered.
-MOST_TRIES = 500
+MAX_TRIES = 500
 
 ENTRY = "id kind key amount"
 MUTATIONS = {
@@ -162,21 +162,21 @@ class Load:
     async def send(self, connection: Connection, write: Write) -> None:
         """Send the write until it is answered, as a client should. Raises `ConnectionLost`."""
         is_first = write.results is None
-        for _ in range(MOST_TRIES):
+        for _ in range(MAX_TRIES):
             outcome = await write.send(connection)
             if outcome is None:
                 break
             self.outcomes[outcome] += 1
-            self._tell()
+            self._notify()
             await asyncio.sleep(0.02)
         else:
-            pytest.fail(f"{MOST_TRIES} tries were all unavailable")
+            pytest.fail(f"{MAX_TRIES} tries were all unavailable")
         if is_first and write.field == "recordUsage":
             self._voidable.append(write.input)
         self.answered += 1
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for condition, event in self._awaited:
             if condition():
                 event.set()
@@ -185,7 +185,7 @@ class Load:
         """Wait until the condition, on what was answered, holds."""
         event = asyncio.Event()
         self._awaited.append((condition, event))
-        self._tell()
+        self._notify()
         async with asyncio.timeout(10 * PATIENCE_SECONDS):
             await event.wait()
 

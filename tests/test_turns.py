@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from storage.engine import turns
-from storage.engine.turns import MOST_AT_ONCE, Turn, next_turn, turn_for
+from storage.engine.turns import MAX_AT_ONCE, Turn, next_turn, turn_for
 from tests.conftest import Gateway
 from tests.meters import METER, make_meter
 
@@ -36,7 +36,7 @@ async def work(rounds: Rounds, records: int) -> None:
 
 async def test_of_those_who_work_on_many_records_one_works_in_a_round() -> None:
     rounds = Rounds()
-    await asyncio.gather(*[work(rounds, MOST_AT_ONCE + 1) for _ in range(5)])
+    await asyncio.gather(*[work(rounds, MAX_AT_ONCE + 1) for _ in range(5)])
     rounds.stop()
     assert len(rounds.worked) == 5
     assert len(set(rounds.worked)) == 5
@@ -44,8 +44,8 @@ async def test_of_those_who_work_on_many_records_one_works_in_a_round() -> None:
 
 async def test_who_works_on_few_records_waits_for_nobody() -> None:
     rounds = Rounds()
-    many = [asyncio.create_task(work(rounds, MOST_AT_ONCE + 1)) for _ in range(5)]
-    few = [asyncio.create_task(work(rounds, MOST_AT_ONCE)) for _ in range(5)]
+    many = [asyncio.create_task(work(rounds, MAX_AT_ONCE + 1)) for _ in range(5)]
+    few = [asyncio.create_task(work(rounds, MAX_AT_ONCE)) for _ in range(5)]
     await asyncio.gather(*few)
     assert rounds.worked[:5] == [rounds.worked[0]] * 5
     await asyncio.gather(*many)
@@ -90,10 +90,10 @@ async def test_a_short_request_passes_one_that_has_read_many_records(
 ) -> None:
     await make_meter(gateway, totalCredits="7")
     monkeypatch.setattr("storage.engine.turns.TURN_SECONDS", 3_600)  # So that nothing else in it waits for a turn.
-    for number in range(MOST_AT_ONCE + 1):
+    for number in range(MAX_AT_ONCE + 1):
         await gateway.mutate("createCustomer", "", email=f"c{number}@example.com")
     answer = await answered_beside(gateway, "{ customers { nodes { email billingMeters { nodes { id } } } } }")
-    assert answer.count('"billingMeters":{"nodes":[]}') == MOST_AT_ONCE + 1
+    assert answer.count('"billingMeters":{"nodes":[]}') == MAX_AT_ONCE + 1
 
 
 async def test_a_short_request_passes_a_long_answer(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1211,9 +1211,9 @@ async def test_the_days_of_ranges_are_read_as_far_as_they_may_be(gateway: Gatewa
     sorted_rows = [(day, name, amount) for (day, name), amount in sorted(rows.items())]
     expected = [[("2026-03-02", "a", 7)], [], sorted_rows, [("2026-03-02", "a", 7)]]
 
-    async def found(most_of_range: int, most: int, names: list[str] | None = None) -> list[list[tuple[str, str, int]]]:
+    async def found(max_of_range: int, most: int, names: list[str] | None = None) -> list[list[tuple[str, str, int]]]:
         async with gateway.database.read() as reader:
-            read = await usage.columns_of(reader, ranges, usage_names=names, most_of_range=most_of_range, most=most)
+            read = await usage.columns_of(reader, ranges, usage_names=names, max_of_range=max_of_range, most=most)
         days = await usage.arranged(read, ranges, reader.dialect, most=most)
         for range_, of_range in zip(ranges, days, strict=True):
             assert {row.meter_id for row in of_range} <= {range_.meter_id}

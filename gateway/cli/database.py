@@ -16,29 +16,29 @@ from storage.engine.database import DatabaseUnavailable
 
 
 def migrate() -> None:
-    """Bring the database to this release's schema, and mend what an older release has written since.
+    """Bring the database to this release's schema, and repair what an older release has written since.
 
     Running it again changes nothing.
     """
-    from resolvers.maintenance.repairs import Mended, mend
+    from resolvers.maintenance.repairs import Repaired, repair
     from storage import migrations
 
     settings = read_settings()
 
-    async def upgrade() -> Mended:
+    async def upgrade() -> Repaired:
         services = Services(settings)
         try:
             await migrations.upgrade(services.database)
-            return await mend(services.database)
+            return await repair(services.database)
         finally:
             await services.close()
 
     with failing_in_one_line(settings.database_url):
-        mended = asyncio.run(upgrade())
-    if mended != Mended():
+        repaired = asyncio.run(upgrade())
+    if repaired != Repaired():
         err.print(
-            f"Filters find what an older release has written: {mended.customers:,} customers and {mended.meters:,} "
-            "meters were mended.",
+            f"Filters find what an older release has written: {repaired.customers:,} customers and {repaired.meters:,} "
+            "meters were repaired.",
             highlight=False,
         )
     err.print("The database is up to date.")

@@ -3,7 +3,7 @@
 from starlette.types import Scope
 
 from gateway.http.messages import header
-from gateway.telemetry.requests import tell_actor
+from gateway.telemetry.requests import note_actor
 from resolvers.actor import Actor
 from resolvers.api_keys import ApiKeys
 from resolvers.errors import Unauthenticated
@@ -16,5 +16,5 @@ async def authenticate(scope: Scope, api_keys: ApiKeys) -> Actor:
     if scheme.lower() != "bearer":
         raise Unauthenticated("Send one header `Authorization: Bearer KEY`.")
     actor = await api_keys.actor_of(key.strip())
-    tell_actor(actor)
+    note_actor(actor)
     return actor

@@ -25,7 +25,7 @@ from gateway.http.messages import (
     send_answer,
 )
 from gateway.http.trusted_documents import DocumentRefused, TrustedDocuments, persisted_id
-from gateway.telemetry.requests import tell_errors
+from gateway.telemetry.requests import note_errors
 from resolvers.observation import current
 from schema.engine.documents import Document
 from schema.engine.engine import Answer, GraphQLRequest, OperationNotAllowed
@@ -73,7 +73,7 @@ class GraphQL:
         if is_read:
             fields = _from_query_string(scope)
         else:
-            fields = await read_json(scope, receive, most_bytes=services.settings.max_body_bytes)
+            fields = await read_json(scope, receive, max_bytes=services.settings.max_body_bytes)
         _check(fields)
         observation = current.get()
         observation.ended("read")
@@ -102,7 +102,7 @@ class GraphQL:
             # Writing it took long, and so do sending it and letting go of what it was made of.
             await next_turn()
         if "errors" in found.body:
-            tell_errors(found.body["errors"])
+            note_errors(found.body["errors"])
         status = 200 if found.is_executed else status_if_not_run
         headers = {"content-type": f"{media_type}; charset=utf-8"}
         if is_read:

@@ -98,7 +98,7 @@ def _liked_best(accept: str) -> str | None:
     return best if liking(best) > 0 else None
 
 
-async def read_json(scope: Scope, receive: Receive, *, most_bytes: int) -> Any:
+async def read_json(scope: Scope, receive: Receive, *, max_bytes: int) -> Any:
     """Return the JSON value that the body is. Raises `HTTPProblem` for anything else and for too large a body."""
     coding = header(scope, b"content-encoding")
     if coding and (coded := _codings(",".join(coding))):
@@ -117,8 +117,8 @@ async def read_json(scope: Scope, receive: Receive, *, most_bytes: int) -> Any:
             raise HTTPProblem(400, message)
         body += part.get("body", b"")
         has_more = part.get("more_body", False)
-        if len(body) > most_bytes:
-            message = f"The body must have at most {most_bytes} bytes."
+        if len(body) > max_bytes:
+            message = f"The body must have at most {max_bytes} bytes."
             raise HTTPProblem(413, message, code="LIMIT_EXCEEDED")
     return read_json_text(bytes(body), "The body")
 

@@ -184,7 +184,7 @@ async def _body(request: Request) -> dict[str, Any]:
         message = "The body must be a JSON object; there is none."
         raise HTTPProblem(400, message)
     services: Services = request.app.state.services
-    body = await read_json(request.scope, request.receive, most_bytes=services.settings.max_body_bytes)
+    body = await read_json(request.scope, request.receive, max_bytes=services.settings.max_body_bytes)
     if not isinstance(body, dict):
         message = "The body must be a JSON object."
         raise HTTPProblem(400, message)

@@ -56,7 +56,7 @@ IN_FLIGHT = Figure("gauge", "tollgate_requests_in_flight", "Requests that are be
 STATEMENTS = Figure("counter", "tollgate_sql_statements", "SQL statements, those of transactions aside.")
 CONNECTIONS = Figure("gauge", "tollgate_database_connections_in_use", "Database connections in use.", ("use",))
 AWAITED = Figure("gauge", "tollgate_database_connections_awaited", "Uses that wait for a connection.", ("use",))
-MOST_CONNECTIONS = Figure("gauge", "tollgate_database_connections_max", "Connections that may be open.", ("use",))
+MAX_CONNECTIONS = Figure("gauge", "tollgate_database_connections_max", "Connections that may be open.", ("use",))
 GROUPS = Figure("histogram", "tollgate_usage_group_events", "Usage events a transaction.", bounds=_EVENTS)
 GROUP_SECONDS = Figure(
     "histogram", "tollgate_usage_group_duration_seconds", "How long such a transaction took.", bounds=_SECONDS
@@ -75,7 +75,7 @@ FIGURES = (
     STATEMENTS,
     CONNECTIONS,
     AWAITED,
-    MOST_CONNECTIONS,
+    MAX_CONNECTIONS,
     GROUPS,
     GROUP_SECONDS,
     WAITS,

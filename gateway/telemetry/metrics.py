@@ -29,7 +29,7 @@ from gateway.telemetry.figures import (
     GROUPS,
     IN_FLIGHT,
     LATENCY,
-    MOST_CONNECTIONS,
+    MAX_CONNECTIONS,
     REFUSALS,
     REQUESTS,
     STATEMENTS,
@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 LEAVE_SECONDS = 1.0
 
 #: How many operations that are no trusted documents have figures of their own; callers name them as they like.
-MOST_OPERATIONS = 100
+MAX_OPERATIONS = 100
 
 #: What stands for an operation; none of GraphQL's can be called so.
 ANONYMOUS, OTHER, NONE = "(anonymous)", "(other)", "(none)"
@@ -79,7 +79,7 @@ class Metrics:
     def __init__(self, *, folder: str | None, operations: Collection[str], paths: Collection[str]) -> None:
         self._paths = frozenset(paths)
         self._operations = set(operations)
-        self._most_operations = len(self._operations) + MOST_OPERATIONS
+        self._most_operations = len(self._operations) + MAX_OPERATIONS
         self._values: dict[str, Values] = {figure.name: {} for figure in FIGURES}
         self._read: Callable[[], None] = lambda: None
         #: How many requests for these figures are in flight; they are not counted among the others.
@@ -159,7 +159,7 @@ class Metrics:
             for use, state in services.database.connections.items():
                 self._set(CONNECTIONS, (use,), state.in_use)
                 self._set(AWAITED, (use,), state.awaited)
-                self._set(MOST_CONNECTIONS, (use,), state.max_open)
+                self._set(MAX_CONNECTIONS, (use,), state.max_open)
 
         self._read = read
         leaving = asyncio.create_task(self._leave_again_and_again()) if self._file is not None else None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{16,36}")
 
 #: The most parts of a path that are told.
-_MOST_PARTS = 8
+_MAX_PARTS = 8
 
 #: What is longer is not kept: callers ask for any path.
 _LONGEST_KEPT_PATH = 200
@@ -88,7 +88,7 @@ class Request(Observation):
 
     method = ""
     path = ""
-    """The path as it may be told: see `path_told`."""
+    """The path as it may be told: see `redacted_path`."""
     status: int | None = None
     """None: nobody was there any more to be answered."""
     took_ns = 0
@@ -106,7 +106,7 @@ class Request(Observation):
         """Return the operation's name as it may be told."""
         if self.operation is None:
             return None
-        return _name_told(self.operation) if len(self.operation) <= _LONGEST_NAME else "…"
+        return _redacted_name(self.operation) if len(self.operation) <= _LONGEST_NAME else "…"
 
 
 class Repeats:
@@ -169,14 +169,14 @@ class Observed:
         request = Request()
         request.request_id = request_id(headers.get(b"x-request-id"))
         request.method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        request.path = path_told(scope["path"], self._words)
+        request.path = redacted_path(scope["path"], self._words)
         request.repeats = scope.get(REPEATS)
         is_timed = headers.get(b"x-tollgate-timing", b"").lower() == b"on"
         span = self._tracing.begin(request, headers, began=began) if self._tracing is not None else None
         if is_timed or span is not None:
             request.steps, request.step_began = [], began
 
-        async def send_told(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
                 told = [(b"x-request-id", request.request_id.encode())]
@@ -189,7 +189,7 @@ class Observed:
         token = current.set(request)
         self.in_flight += 1
         try:
-            await self._app(scope, receive, send_told)
+            await self._app(scope, receive, send_noted)
         except Exception:  # Written down whatever it is, and raised again: the server answers what nothing else has.
             request.status = request.status or 500
             request.outcome = INTERNAL_SERVER_ERROR
@@ -205,21 +205,21 @@ class Observed:
             request.outcome = request.outcome or _outcome_of_status(request.status)
             if self._tracing is not None and span is not None:
                 self._tracing.end(span, request)
-            self._tell(request)
+            self._notify(request)
 
     def refused(self, reason: str, *, request_id: str, url: str, is_answered: bool) -> None:
         """Hear of what the server itself has refused, and tell it like a request; of its URL only the path."""
         request = Request()
         request.is_of_server = True
         request.request_id, request.refusal = request_id, reason
-        request.path = path_told(url.partition("?")[0], self._words)
+        request.path = redacted_path(url.partition("?")[0], self._words)
         status, request.outcome = REASONS[reason]
         request.status = status if is_answered else None
         if reason == "TOO_MANY_CONNECTIONS":
             request.repeats = self._refused_connections
-        self._tell(request)
+        self._notify(request)
 
-    def _tell(self, request: Request) -> None:
+    def _notify(self, request: Request) -> None:
         for tell in self._listeners:
             tell(request)
 
@@ -249,7 +249,7 @@ class Statements:
                 current.get().sql_ns += perf_counter_ns() - began
 
 
-def tell_actor(actor: Actor) -> None:
+def note_actor(actor: Actor) -> None:
     """Tell who asks, once the key is known."""
     request = current.get()
     request.key_id = actor.key_id
@@ -257,7 +257,7 @@ def tell_actor(actor: Actor) -> None:
     request.ended("auth")
 
 
-def tell_errors(errors: Sequence[dict[str, Any]]) -> None:
+def note_errors(errors: Sequence[dict[str, Any]]) -> None:
     """Tell which of the errors of an answer matters most."""
     codes = [error["extensions"]["code"] for error in errors]
     current.get().outcome = next((code for code in _WORST if code in codes), codes[0])
@@ -268,20 +268,20 @@ def words_of(paths: Iterable[str]) -> frozenset[str]:
     return frozenset(part for path in paths for part in path.split("/") if "{" not in part)
 
 
-def path_told(path: str, words: frozenset[str]) -> str:
+def redacted_path(path: str, words: frozenset[str]) -> str:
     """Return the path by those of its parts that are such words; any other may be a secret, and is a `…`."""
-    return _path_told(path, words) if len(path) <= _LONGEST_KEPT_PATH else _path_told.__wrapped__(path, words)
+    return _redacted_path(path, words) if len(path) <= _LONGEST_KEPT_PATH else _redacted_path.__wrapped__(path, words)
 
 
 @lru_cache(maxsize=1_024)
-def _path_told(path: str, words: frozenset[str]) -> str:
+def _redacted_path(path: str, words: frozenset[str]) -> str:
     parts = path.split("/")
-    told = [part if part in words else "…" for part in parts[:_MOST_PARTS]]
-    return "/".join([*told, *(["…"] if len(parts) > _MOST_PARTS else [])])
+    told = [part if part in words else "…" for part in parts[:_MAX_PARTS]]
+    return "/".join([*told, *(["…"] if len(parts) > _MAX_PARTS else [])])
 
 
 @lru_cache(maxsize=1_024)
-def _name_told(name: str) -> str:
+def _redacted_name(name: str) -> str:
     return "…" if _LIKE_A_KEY.search(name) else name
 
 

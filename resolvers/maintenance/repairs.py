@@ -17,48 +17,48 @@ from storage.engine.transactions import Writer
 PORTION = 1_000
 
 
-class Mended(NamedTuple):
+class Repaired(NamedTuple):
     """How many rows were wrong."""
 
     customers: int = 0
     meters: int = 0
 
 
-async def mend(database: Database) -> Mended:
+async def repair(database: Database) -> Repaired:
     """Mend every customer and meter, a portion at a time. Gateways may serve meanwhile.
 
     Raises `DatabaseUnavailable`.
     """
-    return Mended(customers=await _mend_customers(database), meters=await _mend_meters(database))
+    return Repaired(customers=await _repair_customers(database), meters=await _repair_meters(database))
 
 
-async def _mend_customers(database: Database) -> int:
-    last, mended = "", 0
+async def _repair_customers(database: Database) -> int:
+    last, repaired = "", 0
     while True:
         async with database.read() as reader:
             found = await audit.customers_after(reader, last, limit=PORTION)
         if not found:
-            return mended
+            return repaired
         last = found[-1].id
         wrong = [row.id for row in found if customers.found_by(row.email, row.name) != row.found_by]
         if wrong:
-            mended += await database.write(partial(customers.repair_found_by, ids=wrong))
+            repaired += await database.write(partial(customers.repair_found_by, ids=wrong))
 
 
-async def _mend_meters(database: Database) -> int:
-    last, mended = "", 0
+async def _repair_meters(database: Database) -> int:
+    last, repaired = "", 0
     while True:
         async with database.read() as reader:
             found = await audit.meters_after(reader, last, limit=PORTION)
         if not found:
-            return mended
+            return repaired
         last = found[-1].id
         wrong = [meter.id for meter in found if _right(meter) != meter]
         if wrong:
-            mended += await database.write(partial(_mend_bits, ids=wrong))
+            repaired += await database.write(partial(_repair_bits, ids=wrong))
 
 
-async def _mend_bits(writer: Writer, ids: list[str]) -> int:
+async def _repair_bits(writer: Writer, ids: list[str]) -> int:
     meters = await billing_meters.lock(writer, ids)
     changes = [(meter, _right(meter)) for meter in meters.values() if _right(meter) != meter]
     await billing_meters.update_meters(writer, changes)

@@ -39,7 +39,7 @@ METERS_AT_ONCE = 1_000
 CUSTOMERS_AT_ONCE = 1_000
 
 #: How many disagreements of one kind are looked for over the whole database.
-MOST_OF_A_KIND = 1_000
+MAX_OF_A_KIND = 1_000
 
 
 @dataclass(slots=True)
@@ -85,18 +85,18 @@ async def verify_snapshot(
 
 async def _over_all(reader: Reader) -> AsyncIterator[Disagreement]:
     """Check what one statement finds over the whole database."""
-    for meter_id, kind, key in await audit.repeated_keys(reader, limit=MOST_OF_A_KIND):
+    for meter_id, kind, key in await audit.repeated_keys(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"the key {key!r} names more than one {kind} entry")
-    for meter_id, seq in await audit.overvoided(reader, limit=MOST_OF_A_KIND):
+    for meter_id, seq in await audit.overvoided(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"entry {seq}: more is voided than it took, or it is missing")
-    for table, meter_id in await audit.orphans(reader, limit=MOST_OF_A_KIND):
+    for table, meter_id in await audit.orphans(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"{table} has rows of it, and there is no such meter")
-    for meter_id, customer_id in await audit.strangers(reader, limit=MOST_OF_A_KIND):
+    for meter_id, customer_id in await audit.strangers(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"its customer {customer_id} is missing, or another tenant's")
-    for lost in await audit.keys_leading_nowhere(reader, limit=MOST_OF_A_KIND):
+    for lost in await audit.keys_leading_nowhere(reader, limit=MAX_OF_A_KIND):
         name = f"the idempotency key {lost.key!r} of {lost.operation} by {lost.org_id!r} in {lost.environment}"
         yield Disagreement(lost.result_id, f"{name} leads to it, and nothing was made of that kind and tenant by it")
-    for customer_id, key in await audit.customers_not_led_to(reader, limit=MOST_OF_A_KIND):
+    for customer_id, key in await audit.customers_not_led_to(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(customer_id, f"it was made under the idempotency key {key!r}, which does not lead to it")
 
 

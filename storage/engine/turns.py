@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 TURN_SECONDS = 0.000_5
 
 #: Work on more records than this takes long.
-MOST_AT_ONCE = 20
+MAX_AT_ONCE = 20
 
 #: How many of the fields that graphql-core itself resolves for one request start in one round of the event loop.
 STARTS_A_ROUND = 500
@@ -39,7 +39,7 @@ class Turn:
 
 async def turn_for(records: int) -> Turn:
     """Return a turn for work on so many records; on many, once it is one's turn, as others may have read as much."""
-    if records > MOST_AT_ONCE:
+    if records > MAX_AT_ONCE:
         await next_turn()
     return Turn()
 

@@ -36,7 +36,7 @@ from schema.engine.execution.batching import Function, Subtree
 from schema.engine.execution.compiler import Compiler
 from schema.engine.execution.plans import CompiledMutation, Plan
 from schema.engine.execution.resolving import Resolver
-from storage.engine.turns import MOST_AT_ONCE, Starts, Turn
+from storage.engine.turns import MAX_AT_ONCE, Starts, Turn
 
 
 class CompilingExecutor(IncrementalExecutor):
@@ -163,7 +163,7 @@ class CompilingExecutor(IncrementalExecutor):
     ) -> Any:
         """Complete a list that is not compiled, in turns with others where it is long."""
         is_list = isinstance(result, Collection) and not isinstance(result, str | bytes | Mapping)
-        if is_list and len(result) > MOST_AT_ONCE and _is_asynchronous():
+        if is_list and len(result) > MAX_AT_ONCE and _is_asynchronous():
             result = _in_turns(result)
         return super().complete_list_value(return_type, field_details_list, info, path, result, position_context)
 

@@ -61,7 +61,7 @@ class Limits:
 DEFAULT = Limits()
 
 #: What a key is told that may not ask the schema about itself.
-NOT_INTROSPECTED = "The schema is not told to this key."
+NOT_INTROSPECTED = "This key may not read the schema."
 
 
 def exceeded(message: str, node: Node | None = None) -> GraphQLError:

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import text
 
-from resolvers.maintenance.repairs import Mended, mend
+from resolvers.maintenance.repairs import Repaired, repair
 from resolvers.maintenance.verify import Verified, verify
 from storage.engine.database import Database
 from tests.conftest import Gateway
@@ -45,11 +45,11 @@ async def test_what_an_older_release_wrote_is_found_again(own: Gateway, monkeypa
     await write("UPDATE billing_meters SET available_bits = 60 WHERE id = :id", meters[4])
     assert await found(own, "ä4@example.com") == []
     assert len(await disagreements(own.database)) == 6
-    assert await mend(own.database) == Mended(customers=3, meters=2)
+    assert await repair(own.database) == Repaired(customers=3, meters=2)
     assert await rows_of(own.database) == right
     assert await found(own, "ä4@example.com") == [ids[4]]
     assert await disagreements(own.database) == []
     # Again, it only reads.
     with own.statements() as statements:
-        assert await mend(own.database) == Mended(customers=0, meters=0)
+        assert await repair(own.database) == Repaired(customers=0, meters=0)
     assert {statement.split()[0] for statement in statements} == {"SELECT"}
