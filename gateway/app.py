@@ -63,7 +63,7 @@ def create_app(
 ) -> Starlette:
     """Return the application. Its database is opened when it starts and closed when it stops. Raises `BadManifest`.
 
-    `request_log` is told every request that was answered. `tracing` is what the settings make, unless it is given.
+    `request_log` takes every request that was answered. `tracing` is what the settings make, unless it is given.
     """
     documents = TrustedDocuments(settings)
     graphql = GraphQL(documents)
@@ -83,7 +83,7 @@ def create_app(
                 await stack.enter_async_context(
                     metrics.watching(services, statements=statements, in_flight=lambda: observed.in_flight)
                 )
-            # Ended first, so that what it does last is told, too.
+            # Ended first, so that what it does last is reported, too.
             stack.push_async_callback(services.close)
             # The server has it for each of its connections.
             yield {REFUSED: observed.refused}
@@ -107,7 +107,7 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.limits = documents.limits
     listeners = [each for each in (request_log, metrics.answered if metrics is not None else None) if each is not None]
-    # Around all that Starlette puts around the routes, so that nothing is answered without being told.
+    # Around all that Starlette puts around the routes, so that nothing is answered without being reported.
     app.middleware_stack = observed = Observed(
         WithoutSlash(SafeAnswers(app.build_middleware_stack())),
         words=words_of(route.path for route in app.routes if isinstance(route, Route | Mount)),
@@ -156,7 +156,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
             allow_methods=["GET", "POST"],
             # Clients, tracers and monitors have headers of their own; a page that is let in may send what programs may.
             allow_headers=["*"],
-            # A page is told by its token alone: cookies are neither read nor set.
+            # A page is known by its token alone: cookies are neither read nor set.
             allow_credentials=False,
             # When to come again, what a kept answer is asked for by, and what the log calls the request.
             expose_headers=["retry-after", "etag", "x-request-id"],
@@ -222,7 +222,7 @@ def app_from_environment() -> ASGIApp:
 
 
 async def healthz(_request: HTTPRequest) -> Response:
-    """Tell that the process runs."""
+    """Answer that the process runs."""
     return JSONResponse({"status": "ok"})
 
 

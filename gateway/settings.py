@@ -19,7 +19,7 @@ from resolvers.bounds import Bounds
 
 PREFIX = "TOLLGATE_"
 
-#: Whoever can guess the token reads what the gateway does.
+#: A token that can be guessed shows what the gateway does.
 _SHORTEST_TOKEN = 16
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -290,12 +290,12 @@ class Settings:
 
     @property
     def bounds(self) -> Bounds:
-        """What of these the rooms below are told: how much one request may ask for."""
+        """What of these the rooms below need: how much one request may ask for."""
         return Bounds(**{each.name: getattr(self, f"max_{each.name}") for each in fields(Bounds)})
 
     @property
     def is_traced(self) -> bool:
-        """Whether requests are told to a collector of OpenTelemetry."""
+        """Whether requests are reported to a collector of OpenTelemetry."""
         return self.tracing == "on"
 
     @property

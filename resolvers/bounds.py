@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """The most of each; `docs/limits.md` tells what is refused beyond."""
+    """The most of each; `docs/limits.md` says what is refused beyond."""
 
     page_rows: int = 100
     nodes: int = 100
@@ -26,7 +26,7 @@ class Bounds:
     request_entries: int = 20_000
     """The ledger entries of all meters that one request answers by one statement."""
     waiting_events: int = 20_000
-    """The usage events of the process that wait for their transaction; beyond them a caller is told to come again."""
+    """The usage events of the process that wait for their transaction; beyond them a caller is asked to come again."""
 
 
 #: Without settings.

@@ -37,7 +37,7 @@ class Context:
     clock: Clock = utc_now
     bounds: Bounds = DEFAULT_BOUNDS
     has_one_reader: bool = field(init=False, default=False)
-    """Whether one edge at a time is followed, so that nothing need be gathered from several."""
+    """Whether one batched field at a time is resolved, so that nothing need be gathered from several."""
     admit_days: Callable[[int, int], Awaitable[None]] | None = field(init=False, default=None)
     """Is called with how many more usage days are to be answered than was foreseen, and with the length of their
     longest name. Waits until there is room for them. Raises `LimitExceeded`."""
@@ -45,7 +45,7 @@ class Context:
 
     @property
     def reading(self) -> Loaders:
-        """The loaders, for a query or an edge of a returned object. Raises `Forbidden` without `billing:read`."""
+        """The loaders, for a query or a field of a returned object. Raises `Forbidden` without `billing:read`."""
         self.actor.require(Scope.BILLING_READ)
         if self._loaders is None:
             self._loaders = Loaders(self.database, self.actor, self.bounds, gathers=not self.has_one_reader)
@@ -53,7 +53,7 @@ class Context:
 
     @cached_property
     def request_id(self) -> str:
-        """Told to the caller instead of the cause when there is a bug, and written to the log with it."""
+        """Answered to the caller instead of the cause when there is a bug, and written to the log with it."""
         return current.get().request_id or secrets.token_hex(8)
 
     def begin_again(self, error: Exception) -> None:

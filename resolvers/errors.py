@@ -19,7 +19,7 @@ BillingError
     ├── LimitExceeded
     └── Unavailable
 
-Where several apply, the first of these is told: malformed, no permission, not found, replay or conflict, time window,
+Where several apply, the first of these is raised: malformed, no permission, not found, replay or conflict, time window,
 limit. How each is shown to a client is decided elsewhere: in `schema/errors.py` for GraphQL.
 """
 
@@ -170,7 +170,7 @@ class LimitExceeded(Fault):
 
 
 class Unavailable(Fault):
-    """The database is out of reach, or the queue of writes is full. `outcome` tells what became of a write."""
+    """The database is out of reach, or the queue of writes is full. `outcome` says what became of a write."""
 
     code = "UNAVAILABLE"
 

@@ -1,4 +1,4 @@
-"""The loaders: one an edge. Each gathers the keys that a request's fields ask for into one statement.
+"""The loaders: one for each batched field. Each gathers the keys that a request's fields ask for into one statement.
 
 A loader belongs to one request, so it sees one actor's rows: another tenant's are missing like rows that do not exist.
 """
@@ -80,7 +80,7 @@ class _Group(Generic[K, V]):
         self._waiters: list[asyncio.Future[None]] = []
 
     async def load(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]], *, gathers: bool) -> None:
-        """Return when the values are there, whoever fetches them."""
+        """Return when the values are there, whichever caller fetches them."""
         while not self._is_loaded:
             if self._is_loading:
                 waiter = asyncio.get_running_loop().create_future()
@@ -106,7 +106,7 @@ class _Group(Generic[K, V]):
         self.is_sent = True
         try:
             self.values = dict(zip(self.keys, await fetch(self.keys), strict=True))
-        except Exception as error:  # noqa: BLE001  # It is raised by whoever asked.
+        except Exception as error:  # noqa: BLE001  # It is raised where it was asked for.
             self.values = dict.fromkeys(self.keys, error)
         self._is_loaded = True
 
@@ -271,7 +271,7 @@ class _Fetches:
         ) -> Sequence[Columns[UsageDayRow] | LimitExceeded]:
             bounds = self._bounds
             ranges = [UsageRange(key.meter_id, key.first, key.last) for key in some]
-            # One day too many tells that there are too many.
+            # One day too many shows that there are too many.
             most = bounds.request_usage_days + 1
             async with self._database.read() as reader:
                 rows = await usage.columns_of(

@@ -1,6 +1,6 @@
-"""What is told of a request while it is answered: to logs, metrics and traces, whichever of them listen.
+"""What is reported of a request while it is answered: to logs, metrics and traces, whichever of them listen.
 
-Whoever learns something of the request writes it down here. Nothing is computed for it, and nothing is read by a rule.
+What learns something of the request writes it down here. Nothing is computed for it, and nothing is read by a rule.
 """
 
 from contextvars import ContextVar
@@ -24,7 +24,7 @@ class Observation:
     document: str | None = None
     """The beginning of the SHA-256 of the document's text, in hexadecimal digits."""
     outcome: str | None = None
-    """The code of what went wrong, as the caller is told it."""
+    """The code of what went wrong, as the caller gets it."""
     cost: int | None = None
     """The rows that a GraphQL operation may read."""
     statements = 0
@@ -36,12 +36,12 @@ class Observation:
     """How long its statements took together; measured only where the steps are."""
 
     def ended(self, step: str) -> None:
-        """Tell that a step has ended, which began when the one before it did."""
+        """Note that a step has ended, which began when the one before it did."""
         if self.steps is not None:
             now = perf_counter_ns()
             self.steps.append((step, self.step_began, now))
             self.step_began = now
 
 
-#: The request that is being answered. What runs on behalf of none is told to one that nobody looks at.
+#: The request that is being answered. What runs on behalf of none is noted in one that nobody looks at.
 current: ContextVar[Observation] = ContextVar("observation", default=Observation())  # noqa: B039  # It is meant to be shared.

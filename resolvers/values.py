@@ -127,7 +127,7 @@ def parse_day(value: object) -> date:
         try:
             return date.fromisoformat(value)
         except ValueError:
-            pass  # The message below tells more than the library's.
+            pass  # The message below says more than the library's.
     raise ValueError("A date is a day of the calendar, written YYYY-MM-DD.")
 
 
@@ -144,7 +144,7 @@ def parse_instant(value: object) -> datetime:
         try:
             return datetime.fromisoformat(f"{time}{decimals[:7]}{offset}".upper()).astimezone(UTC)
         except (ValueError, OverflowError):
-            pass  # The message below tells more than the library's.
+            pass  # The message below says more than the library's.
     raise ValueError(
         f"A time is written as in RFC 3339, with an offset and at most {MAX_DECIMALS} decimals: "
         "2026-01-31T09:30:00.25Z."

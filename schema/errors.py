@@ -30,7 +30,7 @@ _EntryType = Annotated["LedgerEntry", strawberry.lazy("schema.ledger")]
     )
 )
 class UserError:
-    """What every refusal tells."""
+    """What every refusal says."""
 
     code: ErrorCode = strawberry.field(description="The rule that refused it, for programs.")
     message: str = strawberry.field(
@@ -161,7 +161,7 @@ def user_error(refusal: domain.Refusal, actor: Actor) -> UserError:
 
 
 class _Handler:
-    """Tells Strawberry which union member a refusal becomes; it is used on the fields whose union has that member."""
+    """Says to Strawberry which union member a refusal becomes; it is used on the fields whose union has that member."""
 
     def __init__(self, exception_type: type[domain.Refusal], error_type: type[UserError]) -> None:
         self.exception_type = exception_type

@@ -149,7 +149,7 @@ def page_arguments(
 class _RowPage(Generic[Row]):
     """A page of rows, with the attributes of `Connection`, made when they are asked for.
 
-    The rows are in the order of reading, where one row too many tells that there are more.
+    The rows are in the order of reading, where one row too many shows that there are more.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ def connection_of(
     *,
     id_of: Callable[[Row], str],
 ) -> Connection[NodeType]:
-    """Return the page of these rows, in the order of reading, where one row too many tells that there are more."""
+    """Return the page of these rows, in the order of reading, where one row too many shows that there are more."""
     return cast("Connection[NodeType]", _RowPage(arguments, rows, id_of=id_of))
 
 

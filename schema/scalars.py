@@ -18,7 +18,7 @@ BigInt = NewType("BigInt", int)
 
 
 def _value_reader(parse: Callable[[object], Any]) -> Callable[[object], Any]:
-    """Return the parser for the values of variables, with its `ValueError` told as the caller's fault."""
+    """Return the parser for the values of variables, with its `ValueError` as the caller's fault."""
 
     def read(value: object) -> Any:
         if type(value) is Malformed:

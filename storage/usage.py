@@ -91,7 +91,7 @@ def _by_ranges(dialect: str, name_count: int) -> Prepared:
 
     A row a day would cost the driver and Python more than reading it costs the database. PostgreSQL, which is quick at
     making arrays and slow at JSON, answers one row: the columns of all days, and before them the ranges' places.
-    SQLite, which has nothing but JSON and is slow at telling places, answers a row a range, and none where there are
+    SQLite, which has nothing but JSON and is slow at giving places, answers a row a range, and none where there are
     too many days.
     """
     wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Day(), last=Day())
@@ -128,7 +128,7 @@ def _name(number: int) -> BindParameter[str]:
 @cache
 def _add(dialect: str) -> Prepared:
     rows = keys_table(dialect, **{column.name: column.type for column in _COLUMNS})
-    # The condition tells SQLite's parser that ON CONFLICT is no join's.
+    # The condition shows SQLite's parser that ON CONFLICT is no join's.
     values = select(*rows.c).where(true())
     statement = (postgresql if dialect == "postgresql" else sqlite).insert(usage_days)
     upsert = statement.from_select(UsageDayRow._fields, values).on_conflict_do_update(

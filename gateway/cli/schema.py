@@ -30,7 +30,7 @@ def export(
 def check(
     old: Annotated[Path, typer.Argument(help="The older schema.", exists=True, dir_okay=False, metavar="OLD.graphql")],
 ) -> None:
-    """Tell what changed since an older schema: breaking, dangerous or safe. Exit code 1 if anything breaks clients."""
+    """List what changed since an older schema: breaking, dangerous or safe. Exit code 1 if anything breaks clients."""
     from graphql import GraphQLError
 
     from schema.engine.compatibility import changes_between

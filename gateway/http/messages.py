@@ -1,4 +1,4 @@
-"""What both faces have of HTTP: reading a body, the type of an answer, and telling what is wrong with a request."""
+"""What both faces have of HTTP: reading a body, the type of an answer, and saying what is wrong with a request."""
 
 import re
 from collections.abc import Mapping
@@ -112,7 +112,7 @@ async def read_json(scope: Scope, receive: Receive, *, max_bytes: int) -> Any:
     while has_more:
         part = await receive()
         if part["type"] == "http.disconnect":
-            # Nobody is there to be told.
+            # Nobody is there to be answered.
             message = "The body ended early."
             raise HTTPProblem(400, message)
         body += part.get("body", b"")

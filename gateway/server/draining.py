@@ -14,7 +14,7 @@ from gateway.http.gate import SafeAnswers
 class Draining:
     """Stands before the application. From SIGTERM on, it is not ready, and goes on serving for so many seconds.
 
-    Meanwhile each answer ends its connection, so that a client's next request opens another one, which whoever balances
+    Meanwhile each answer ends its connection, so that a client's next request opens another one, which what balances
     the load leads elsewhere. Then the server stops as it would have at once: it takes no connection any more and
     finishes what it has begun. A second SIGTERM, and SIGINT, end it without that wait.
     """

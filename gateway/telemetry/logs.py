@@ -20,19 +20,19 @@ from gateway.telemetry.requests import INTERNAL_SERVER_ERROR, OK, Request
 from resolvers.observation import current
 from storage.engine.failures import description
 
-#: These tell of statements, their parameters, and of every plugin they load.
+#: These log statements, their parameters, and every plugin that they load.
 _TALKATIVE = ("aiosqlite", "alembic", "asyncpg", "sqlalchemy", "opentelemetry", "urllib3")
 
-#: What asks again and again whether the gateway lives. What is well is told at `debug` alone.
+#: What asks again and again whether the gateway lives. What is well is logged at `debug` alone.
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
-#: What must not be told wherever it comes from: keys and tokens, and the password of a URL.
+#: What must not be logged wherever it comes from: keys and tokens, and the password of a URL.
 _SECRETS = (
     (re.compile(r"\b(sk|cst)_(live|test)_[A-Za-z0-9_-]+"), r"\1_\2_…"),
     (re.compile(r"(://[^\s:/@]*):[^\s@]*@"), r"\1:…@"),
 )
 
-#: The event loop tells what it was called with.
+#: The event loop logs what it was called with.
 _CALLBACK = re.compile(r"(Exception in callback).*", re.DOTALL)
 
 _COLOURS = {logging.DEBUG: "2", logging.INFO: "32", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
@@ -195,7 +195,7 @@ def _time(record: logging.LogRecord) -> datetime:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Return the message, in which each exception is told by its kind alone."""
+    """Return the message, in which each exception is named by its kind alone."""
     args = record.args
     if isinstance(args, tuple):
         args = tuple(description(each) if isinstance(each, BaseException) else each for each in args)
@@ -209,7 +209,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _without_exceptions(message: str) -> Iterator[str]:
-    """Yield the lines of a message; of a traceback in it, as servers tell one of a failed start, not what it raised."""
+    """Yield the lines of a message; of a traceback in it, as servers log one of a failed start, not what it raised."""
     is_in_traceback = False
     for line in message.split("\n"):
         is_in_traceback = is_in_traceback or line.startswith("Traceback ")

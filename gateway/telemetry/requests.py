@@ -1,6 +1,6 @@
 """What operators learn of each request: its id, how it ended, and where its time went.
 
-It stands around all else, so that also what the gate refuses is told, counted and has an id.
+It stands around all else, so that what the gate refuses is also reported, counted, and has an id.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: A request's id that is taken over from a proxy: a UUID or up to 36 hexadecimal digits. No key looks like it.
 _REQUEST_ID = re.compile(rb"[0-9a-fA-F-]{16,36}")
 
-#: The most parts of a path that are told.
+#: The maximum number of parts of a path that are reported.
 _MAX_PARTS = 8
 
 #: What is longer is not kept: callers ask for any path.
@@ -43,11 +43,12 @@ _WORST = ("INTERNAL_SERVER_ERROR", "UNAVAILABLE")
 #: What became of a request that was answered by a status alone.
 _BY_STATUS = {401: "UNAUTHENTICATED", 403: "FORBIDDEN", 413: "LIMIT_EXCEEDED", 503: "UNAVAILABLE"}
 
-#: The steps in the order in which they are told. A group is waited for while a debit is executed, as statements are.
+#: The steps in the order in which they are reported. A group is waited for while a debit is executed, as
+#: statements are.
 _STEPS = ("auth", "read", "parse", "validate", "execute", "queue", "group", "sql", "serialize", "total")
 
 #: Why the server itself refuses something, before the application has the whole request or after it has answered: the
-#: status and the code that this is told by, if anybody can be told.
+#: status and the code that the client gets, if it can get an answer.
 REASONS: dict[str, tuple[int, str]] = {
     "TOO_MANY_CONNECTIONS": (503, "UNAVAILABLE"),
     "TOO_MANY_PIPELINED": (503, "UNAVAILABLE"),
@@ -73,7 +74,7 @@ REPEATS = "tollgate.repeats"
 #: How long, after the line of a request without a key, those that follow it on its connection have none of their own.
 REPEAT_SECONDS = 10
 
-#: Where the application's lifespan state has the function that is told what the server refuses.
+#: Where the application's lifespan state has the function that takes what the server refuses.
 REFUSED = "refused"
 
 OK = "OK"
@@ -88,7 +89,7 @@ class Request(Observation):
 
     method = ""
     path = ""
-    """The path as it may be told: see `redacted_path`."""
+    """The path as it may be reported: see `redacted_path`."""
     status: int | None = None
     """None: nobody was there any more to be answered."""
     took_ns = 0
@@ -103,7 +104,7 @@ class Request(Observation):
     """How many requests its line stands for."""
 
     def name(self) -> str | None:
-        """Return the operation's name as it may be told."""
+        """Return the operation's name as it may be reported."""
         if self.operation is None:
             return None
         return _redacted_name(self.operation) if len(self.operation) <= _LONGEST_NAME else "…"
@@ -141,7 +142,7 @@ class Repeats:
 
 
 class Observed:
-    """The application, with every request of it told to the listeners when it is answered."""
+    """The application, whose every request is reported to the listeners when it is answered."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class Observed:
         self._refused_connections = Repeats()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, and tell of it."""
+        """Answer a request, and report it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -179,10 +180,10 @@ class Observed:
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
-                told = [(b"x-request-id", request.request_id.encode())]
+                added = [(b"x-request-id", request.request_id.encode())]
                 if is_timed and request.key_id is not None and not request.is_session:
-                    told.append((b"server-timing", _server_timing(request, perf_counter_ns() - began)))
-                message["headers"] = [*message.get("headers", ()), *told]
+                    added.append((b"server-timing", _server_timing(request, perf_counter_ns() - began)))
+                message["headers"] = [*message.get("headers", ()), *added]
             await send(message)
 
         scope[OBSERVED] = request
@@ -208,7 +209,7 @@ class Observed:
             self._notify(request)
 
     def refused(self, reason: str, *, request_id: str, url: str, is_answered: bool) -> None:
-        """Hear of what the server itself has refused, and tell it like a request; of its URL only the path."""
+        """Report what the server itself has refused like a request; of its URL only the path."""
         request = Request()
         request.is_of_server = True
         request.request_id, request.refusal = request_id, reason
@@ -220,8 +221,8 @@ class Observed:
         self._notify(request)
 
     def _notify(self, request: Request) -> None:
-        for tell in self._listeners:
-            tell(request)
+        for report in self._listeners:
+            report(request)
 
 
 class Statements:
@@ -250,7 +251,7 @@ class Statements:
 
 
 def note_actor(actor: Actor) -> None:
-    """Tell who asks, once the key is known."""
+    """Note the key that asks, once it is known."""
     request = current.get()
     request.key_id = actor.key_id
     request.is_session = actor.customer_id is not None
@@ -258,7 +259,7 @@ def note_actor(actor: Actor) -> None:
 
 
 def note_errors(errors: Sequence[dict[str, Any]]) -> None:
-    """Tell which of the errors of an answer matters most."""
+    """Note which of the errors of an answer matters most."""
     codes = [error["extensions"]["code"] for error in errors]
     current.get().outcome = next((code for code in _WORST if code in codes), codes[0])
 
@@ -276,8 +277,8 @@ def redacted_path(path: str, words: frozenset[str]) -> str:
 @lru_cache(maxsize=1_024)
 def _redacted_path(path: str, words: frozenset[str]) -> str:
     parts = path.split("/")
-    told = [part if part in words else "…" for part in parts[:_MAX_PARTS]]
-    return "/".join([*told, *(["…"] if len(parts) > _MAX_PARTS else [])])
+    shown = [part if part in words else "…" for part in parts[:_MAX_PARTS]]
+    return "/".join([*shown, *(["…"] if len(parts) > _MAX_PARTS else [])])
 
 
 @lru_cache(maxsize=1_024)
@@ -305,8 +306,8 @@ def _server_timing(request: Request, took_ns: int) -> bytes:
     """Return the header of the steps, in milliseconds."""
     steps = {name: ended - began for name, began, ended in request.steps or ()}
     steps |= {"sql": request.sql_ns, "total": took_ns}
-    told = {name: f"{name};dur={steps[name] / _MILLION:.3f}" for name in _STEPS if name in steps}
+    parts = {name: f"{name};dur={steps[name] / _MILLION:.3f}" for name in _STEPS if name in steps}
     if request.document is not None and "parse" not in steps:
-        told["parse"] = 'parse;dur=0;desc="known"'
-    told["sql"] += f';desc="statements: {request.statements}"'
-    return ", ".join(told[name] for name in _STEPS if name in told).encode()
+        parts["parse"] = 'parse;dur=0;desc="known"'
+    parts["sql"] += f';desc="statements: {request.statements}"'
+    return ", ".join(parts[name] for name in _STEPS if name in parts).encode()

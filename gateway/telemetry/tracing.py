@@ -53,7 +53,7 @@ class Tracing:
         self._tracer = trace.get_tracer("tollgate", tracer_provider=provider)
 
     def begin(self, request: Request, headers: Mapping[bytes, bytes], *, began: int) -> Traced | None:
-        """Open the span of a request, below that of whoever sent it; None: it is not sampled.
+        """Open the span of a request, below that of its sender; None: it is not sampled.
 
         It `began` on the clock of its steps.
         """
@@ -72,7 +72,7 @@ class Tracing:
         return Traced(span, epoch_ns, context.attach(trace.set_span_in_context(span)))
 
     def end(self, traced: Traced, request: Request) -> None:
-        """Close the span of a request and tell what it was, with a span for each of its steps."""
+        """Close the span of a request and note what it was, with a span for each of its steps."""
         context.detach(traced.token)
         span = traced.span
         inside = trace.set_span_in_context(span)

@@ -20,7 +20,7 @@ from storage.tables import TABLES
 
 
 class CopyDiffers(Exception):
-    """The copy is not what was read; the message tells where."""
+    """The copy is not what was read; the message says where."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Copied:
     disagreements: list[Disagreement] = field(default_factory=list)
 
 
-#: Is told what is being done, how many of it are done, and of how many.
+#: Is called with what is being done, how many of it are done, and of how many.
 OnProgress = Callable[[str, int, int], None]
 
 

@@ -56,7 +56,7 @@ async def verify(
 ) -> AsyncIterator[Disagreement]:
     """Return every disagreement of the database as it stands at the start, and count in `verified` what was read.
 
-    `on_progress` is told, again and again, how many meters there are. Raises `DatabaseUnavailable`.
+    `on_progress` is called, again and again, with how many meters there are. Raises `DatabaseUnavailable`.
     """
     async with database.snapshot() as reader:
         async for disagreement in verify_snapshot(reader, verified, on_progress=on_progress):

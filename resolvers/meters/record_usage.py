@@ -28,7 +28,7 @@ from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 OLDEST = timedelta(days=35)
 NEWEST = timedelta(minutes=5)
 
-#: No event is older than the epoch, whoever sends it.
+#: No event is older than the epoch, whatever its sender may do.
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 DEFAULT_USAGE_NAME = "default"

@@ -1,4 +1,4 @@
-"""The top-level errors: faults of the request with their code, and bugs, of which only a request id is told."""
+"""The top-level errors: faults of the request with their code, and bugs, of which only a request id is answered."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ def of_document(error: GraphQLError, document: DocumentNode | None = None) -> di
     if isinstance(error, GraphQLSyntaxError):
         return _shown(error, error.message, code="GRAPHQL_PARSE_FAILED")
     if document is not None and is_of_scalar(error):
-        # The scalar's error tells the rule; which argument breaks it is told here.
+        # The scalar's error names the rule; which argument breaks it is named here.
         return _shown(error, f"{_argument_of(error, document)}: {error.message}", code="BAD_USER_INPUT")
     code = "GRAPHQL_VALIDATION_FAILED"
     return _shown(error, _in_json_words(error.message), code=_code_of(error, code))
@@ -64,14 +64,14 @@ def of_field(error: GraphQLError, *, request_id: str, is_mutation: bool) -> dict
     """Return what went wrong in a field.
 
     Below a mutation's field nothing is known to be unwritten: what is read there is read after the commit. A bug is
-    logged with its traceback under the request's id, and told by that id alone.
+    logged with its traceback under the request's id, and answered by that id alone.
     """
-    told = _of_field(error, request_id, is_mutation=is_mutation)
+    shown = _of_field(error, request_id, is_mutation=is_mutation)
     # The functions that it passed through hold it, as its traceback holds them: the request would stay in memory.
     for raised in (error, error.original_error):
         if raised is not None:
             raised.with_traceback(None)
-    return told
+    return shown
 
 
 def of_rest(count: int, *, code: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class MalformedLiterals(ValidationRule):
 
     def _check(self, node: ValueNode, type_: GraphQLInputType | None) -> VisitorAction:
         scalar = get_nullable_type(type_) if type_ is not None else None
-        # graphql-core's own scalars raise, which is told by its own rule.
+        # graphql-core's own scalars raise, which its own rule reports.
         if scalar is None or not is_scalar_type(scalar) or is_specified_scalar_type(scalar):
             return None
         value = scalar.parse_literal(node)

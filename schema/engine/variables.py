@@ -70,7 +70,7 @@ class Variables:
                     coerced[signature.name] = read(value)
                 elif not may_be_absent:
                     raise Surprise  # noqa: TRY301  # A default is graphql-core's matter as well.
-        except Exception:  # noqa: BLE001  # graphql-core will meet it again, and tell it.
+        except Exception:  # noqa: BLE001  # graphql-core will meet it again, and report it.
             return self._read_by_core(given)
         return VariableValues(sources, coerced)
 

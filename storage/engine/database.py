@@ -73,7 +73,7 @@ class Outcome(StrEnum):
 
 
 class DatabaseUnavailable(Exception):
-    """The database cannot be reached, is too slow, or was lost; `outcome` tells what that means for a write."""
+    """The database cannot be reached, is too slow, or was lost; `outcome` says what that means for a write."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(f"the database is unavailable ({outcome})")
@@ -150,7 +150,7 @@ class Database:
         return {"reading": self._read_connections.state, "writing": self._write_connections.state}
 
     def listen(self, *, begun: Callable[..., None], done: Callable[..., None]) -> None:
-        """Tell of every statement when it is given to the driver, and when it is done, as SQLAlchemy's events do."""
+        """Report every statement when it is given to the driver, and when it is done, as SQLAlchemy's events do."""
         for engine in {engine.sync_engine for engine in self.engines}:
             event.listen(engine, "before_cursor_execute", begun)
             event.listen(engine, "after_cursor_execute", done)

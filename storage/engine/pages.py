@@ -9,7 +9,7 @@ from sqlalchemy.sql.operators import custom_op
 class Page(NamedTuple):
     """Which rows of a list, newest first: `limit` of those strictly between two ids, from the newest or the oldest on.
 
-    One row more than `limit` is read, which tells whether there is another page.
+    One row more than `limit` is read, which shows whether there is another page.
     """
 
     limit: int

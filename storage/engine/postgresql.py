@@ -43,7 +43,7 @@ def postgresql_engine(url: URL, clocks: Clocks, *, pool_size: int, wait_seconds:
     """
     engine = create_async_engine(
         url,
-        # The message of an error would tell them, and with them what callers sent.
+        # The message of an error would have them, and with them what callers sent.
         hide_parameters=True,
         connect_args={
             "timeout": float(url.query.get("timeout", wait_seconds or 10)),  # type: ignore[arg-type]  # It is there once.

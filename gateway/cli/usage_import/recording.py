@@ -105,7 +105,7 @@ class _Group:
 
 @dataclass(slots=True, kw_only=True)
 class Import:
-    """One run of an import. `failure` tells, afterwards, why it stopped before the end of the file, if it did."""
+    """One run of an import. `failure` says, afterwards, why it stopped before the end of the file, if it did."""
 
     org_id: str
     environment: Environment

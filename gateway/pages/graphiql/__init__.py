@@ -35,7 +35,7 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 
-#: What a proxy adds to a request that it passes on, for itself or for whoever sent it.
+#: What a proxy adds to a request that it passes on, for itself or for its sender.
 _OF_PROXIES = re.compile(r"x-forwarded-.+|forwarded|via|x-real-ip", re.ASCII)
 
 _LOOPBACK_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?", re.ASCII | re.IGNORECASE)
@@ -83,11 +83,11 @@ async def config_json(request: Request) -> Response:
 
 
 def _is_our_page(request: Request) -> bool:
-    """Tell whether a browser on this machine asks for the page that it got from here.
+    """Return whether a browser on this machine asks for the page that it got from here.
 
-    A page of another site can make a browser ask too: directly, which the browser tells by its headers, or under a
-    name of its own that leads to loopback, which the name tells. And a proxy on this machine asks for others, wherever
-    they are, which it tells by a header of its own, or by a version of HTTP that no browser speaks.
+    A page of another site can make a browser ask too: directly, which the browser says in its headers, or under a
+    name of its own that leads to loopback, which the name shows. And a proxy on this machine asks for others, wherever
+    they are, which it says in a header of its own, or by a version of HTTP that no browser speaks.
     """
     headers = request.headers
     return (

@@ -136,7 +136,7 @@ class Cost:
         return Size(1, 1 + max(size.values for size in sizes), _AROUND + max(size.bytes for size in sizes))
 
     def of(self, values: _Values, clock: Clock) -> Size:
-        """Return the size for these coerced values of the variables; the clock tells today."""
+        """Return the size for these coerced values of the variables; the clock gives the day."""
         key = tuple([_brief(values.get(name), has_names=has_names) for name, has_names in self._keys])
         today = date.min
         if self._needs_today:
@@ -276,7 +276,7 @@ class Cost:
         return lambda _values: None
 
     def _value(self, node: ValueNode) -> _Value:
-        """Return the function that tells an argument's value: of a list, its items or their nodes."""
+        """Return the function that gives an argument's value: of a list, its items or their nodes."""
         if isinstance(node, VariableNode):
             name = node.name.value
             self._variables.add(name)

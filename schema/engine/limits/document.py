@@ -32,7 +32,7 @@ from storage.tenants import Environment
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Limits:
-    """The most of each that one request may have; `docs/limits.md` tells why."""
+    """The most of each that one request may have; `docs/limits.md` says why."""
 
     tokens: int = 5_000
     depth: int = 20
@@ -60,12 +60,12 @@ class Limits:
 
 DEFAULT = Limits()
 
-#: What a key is told that may not ask the schema about itself.
+#: The answer to a key that may not ask the schema about itself.
 NOT_INTROSPECTED = "This key may not read the schema."
 
 
 def exceeded(message: str, node: Node | None = None) -> GraphQLError:
-    """Return the error that tells of a passed limit."""
+    """Return the error of a passed limit."""
     return GraphQLError(message, node, extensions={"code": LimitExceeded.code})
 
 
