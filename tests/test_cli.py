@@ -1,7 +1,6 @@
 """The `tollgate` command as a shell sees it: exit codes, standard output and standard error."""
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Thread
@@ -36,44 +35,14 @@ from storage.engine.database import Database
 from storage.engine.transactions import Writer
 from storage.tables import metadata
 from storage.tenants import Environment
+from tests import commands
+from tests.commands import Done
 from tests.conftest import NOW, Clock, empty_database
 
 ROOT = Path(__file__).parent.parent
 TOLLGATE = Path(sys.executable).parent / "tollgate"
 EXPORT = (ROOT / "schema" / "schema.graphql").read_text(encoding="utf-8")
 ALL_SCOPES = ["billing:read", "billing:write", "usage:correct", "usage:write"]
-
-#: An interpreter that has imported all that the command needs, and forks for each line of its input, because importing
-#: takes longer than what the tests do with it. Each command is still a process of its own.
-FORKING = """
-import ctypes, gc, json, os, sys
-import gateway.cli.main, uvicorn
-from sqlalchemy.dialects.postgresql import asyncpg
-from typer.testing import CliRunner
-# What is imported only when it is needed is needed here.
-for arguments in ("--help", "nonsense", "schema export", "schema check ../tollgate.db", "demo", "keys list"):
-    CliRunner().invoke(gateway.cli.main.app, arguments.split())
-gc.freeze()  # Or each process looks through all of it once more before it ends.
-for line in sys.stdin:
-    arguments, environment, folder = json.loads(line)
-    if (pid := os.fork()) == 0:
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.umask(0o022)
-        if environment["TOLLGATE_DATABASE_URL"].startswith("sqlite"):
-            # Modes of files hold for root as for others: neither CAP_DAC_OVERRIDE nor CAP_DAC_READ_SEARCH.
-            header, capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-            ctypes.CDLL(None).capget(header, capabilities)
-            for kind in range(3):
-                capabilities[kind] &= ~0b110
-            ctypes.CDLL(None).capset(header, capabilities)
-        for descriptor, name in ((0, os.devnull), (1, ".out"), (2, ".err")):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
-        sys.argv = ["tollgate", *arguments]
-        gateway.cli.main.app()
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
 
 BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_DATABASE_URL": (
@@ -136,25 +105,10 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
 class Command:
     """Runs `tollgate` in a folder, with settings from the environment alone."""
 
-    def __init__(self, forking: "subprocess.Popen[str]", folder: Path) -> None:
-        self.forking = forking
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.settings: dict[str, str] = {}
 
@@ -165,26 +119,16 @@ class Command:
         return done
 
     def run(self, *arguments: str, **settings: str) -> Done:
-        assert self.forking.stdin is not None
-        assert self.forking.stdout is not None
         environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | self.settings | settings
-        self.forking.stdin.write(json.dumps([arguments, environment, str(self.folder)]) + "\n")
-        self.forking.stdin.flush()
-        code = int(self.forking.stdout.readline())
-        return Done(code, (self.folder / ".out").read_text("utf-8"), (self.folder / ".err").read_text("utf-8"))
-
-
-@pytest.fixture(scope="module")
-def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator["subprocess.Popen[str]"]:
-    pipe, folder = subprocess.PIPE, tmp_path_factory.mktemp("forking")
-    with subprocess.Popen([sys.executable, "-c", FORKING], cwd=folder, stdin=pipe, stdout=pipe, text=True) as process:
-        yield process
+        # PostgreSQL's socket is another user's.
+        obeys_modes = environment["TOLLGATE_DATABASE_URL"].startswith("sqlite")
+        return commands.run(*arguments, folder=self.folder, environment=environment, obeys_modes=obeys_modes)
 
 
 @pytest.fixture
-def tollgate(forking: "subprocess.Popen[str]", tmp_path: Path) -> Command:
+def tollgate(tmp_path: Path) -> Command:
     """The command, on a SQLite file of the test's own, which is not there yet."""
-    command = Command(forking, tmp_path)
+    command = Command(tmp_path)
     command.settings["TOLLGATE_DATABASE_URL"] = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
     return command
 
@@ -1262,11 +1206,12 @@ class TestHelp:
         assert tollgate("keys", "nonsense").code == 2
 
     def test_the_installed_command_is_the_one_tested_here(self, tollgate: Command, tmp_path: Path) -> None:
-        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-        installed = subprocess.run(
-            [TOLLGATE, "--help"], cwd=tmp_path, env=environment, capture_output=True, check=False, text=True
-        )
-        assert Done(installed.returncode, installed.stdout, installed.stderr) == tollgate("--help")
+        environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"} | tollgate.settings
+        for line in ("--help", "keys list --json", "verify --json", "schema export"):
+            installed = subprocess.run(
+                [TOLLGATE, *line.split()], cwd=tmp_path, env=environment, capture_output=True, check=False, text=True
+            )
+            assert Done(installed.returncode, installed.stdout, installed.stderr) == tollgate(*line.split())
 
 
 def free_port() -> int:

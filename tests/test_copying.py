@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import sqlite3
 from collections.abc import AsyncIterator
@@ -26,6 +25,8 @@ from storage.customers import customers
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.engine.transactions import Writer
 from storage.tables import TABLES, metadata
+from tests import commands
+from tests.commands import Done
 from tests.conftest import Gateway, empty_database
 from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port
 
@@ -53,20 +54,20 @@ async def rows_of(database: Database) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
-async def run(url: str, folder: Path, *arguments: str, **settings: str) -> tuple[int | None, str, str]:
-    """Run `tollgate` on the database, and return its exit code, its output and its messages."""
-    process = await started(url, folder, *arguments, **settings)
-    output, messages = await process.communicate()
-    assert "Traceback" not in messages.decode(), messages.decode()
-    return process.returncode, output.decode(), messages.decode()
+async def run(url: str, folder: Path, *arguments: str, **settings: str) -> Done:
+    """Run `tollgate` on the database."""
+    environment = commands.environment(TOLLGATE_DATABASE_URL=url, **settings)
+    done = await asyncio.to_thread(commands.run, *arguments, folder=folder, environment=environment)
+    assert "Traceback" not in done.err, done.err
+    return done
 
 
 async def started(url: str, folder: Path, *arguments: str, **settings: str) -> asyncio.subprocess.Process:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+    """Start the installed `tollgate` on the database."""
     return await asyncio.create_subprocess_exec(
         TOLLGATE,
         *arguments,
-        env=environment | {"TOLLGATE_DATABASE_URL": url} | settings,
+        env=commands.environment(TOLLGATE_DATABASE_URL=url, **settings),
         cwd=folder,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -111,8 +112,8 @@ async def test_the_demo_is_copied_and_verified_alike(demo_url: str, target_url: 
     }
     before = await run(demo_url, tmp_path, "verify", "--json")
     after = await run(target_url, tmp_path, "verify", "--json")
-    assert before[:2] == after[:2]
-    assert json.loads(after[1]) == {"meters": 24, "entries": usage + 24, "days": usage, "disagreements": []}
+    assert before.out == after.out
+    assert after.json == {"meters": 24, "entries": usage + 24, "days": usage, "disagreements": []}
     async with opened(demo_url) as source, opened(target_url) as target:
         assert await rows_of(target) == await rows_of(source)
         # It is served, and its sequences go on: the same key opens it.

@@ -32,6 +32,7 @@ from resolvers.values import check_org
 from storage import billing_meters
 from storage.ledger import OverLimitPolicy
 from storage.tenants import Environment
+from tests import commands
 from tests.conftest import NOW, Gateway
 from tests.test_usage import books_of, make_meter, settle, unchanged
 
@@ -108,30 +109,21 @@ class Ran(NamedTuple):
 
 def environment_of(gateway: Gateway) -> dict[str, str]:
     """Return the environment of a command that works on the gateway's database."""
-    others = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
-    return others | {"TOLLGATE_DATABASE_URL": gateway.services.settings.database_url}
+    return commands.environment(TOLLGATE_DATABASE_URL=gateway.services.settings.database_url)
 
 
 async def tollgate_import(
     gateway: Gateway, folder: Path, file: str | Path, *options: str, stdin: bytes = b"", org_id: str | None = None
 ) -> Ran:
     """Run `tollgate import` in the folder, as a process of its own, for the gateway's organization's sandbox."""
-    process = await asyncio.create_subprocess_exec(
-        TOLLGATE,
-        "import",
-        str(file),
-        *("--org", org_id or gateway.org_id),
-        *("--environment", "sandbox"),
-        *options,
-        env=environment_of(gateway),
-        cwd=folder,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    done = await asyncio.to_thread(
+        commands.run,
+        *("import", str(file), "--org", org_id or gateway.org_id, "--environment", "sandbox", *options),
+        folder=folder,
+        environment=environment_of(gateway),
+        stdin=stdin,
     )
-    stdout, stderr = await process.communicate(stdin)
-    assert process.returncode is not None
-    return Ran(process.returncode, stdout.decode(), stderr.decode())
+    return Ran(*done)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -1075,16 +1067,12 @@ async def test_an_organization_that_no_key_can_see_is_filled_only_when_it_is_sai
 async def test_a_database_without_keys_is_filled_and_the_missing_key_is_reported(tmp_path: Path) -> None:
     file = file_of(tmp_path, [line("good")])
     options = ("--org", "acme", "--environment", "live", "--create-meters", "--json")
-    process = await asyncio.create_subprocess_exec(
-        *(TOLLGATE, "import", file, *options),
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    environment = commands.environment()
+    done = await asyncio.to_thread(
+        commands.run, "import", str(file), *options, folder=tmp_path, environment=environment
     )
-    stdout, stderr = await process.communicate()
-    assert json.loads(stdout) == NOTHING | {"read": 1, "accepted": 1}
-    assert stderr.decode() == (
+    assert done.json == NOTHING | {"read": 1, "accepted": 1}
+    assert done.err == (
         "No key can see the live environment of the organization 'acme' yet: make one with `tollgate keys create`.\n"
     )
 

@@ -24,6 +24,7 @@ from storage import migrations
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.engine.transactions import Writer
 from storage.tenants import Environment
+from tests import commands
 from tests.conftest import Gateway, gateway_on
 from tests.servers import Server, serving
 
@@ -308,21 +309,14 @@ class TestSecrets:
                     assert secret not in str(answer.headers)
 
     async def test_a_database_that_is_away_is_told_without_its_password(self, tmp_path: Path) -> None:
-        process = await asyncio.create_subprocess_exec(
-            Path(sys.executable).with_name("tollgate"),
-            "serve",
-            env={
-                "TOLLGATE_DATABASE_URL": "postgresql+asyncpg://hidden-user:hidden-password@127.0.0.1:1/x",
-                "TOLLGATE_LOG_LEVEL": "debug",
-            },
-            cwd=tmp_path,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        told, _ = await process.communicate()
-        assert process.returncode == 1
-        assert b"The database is unavailable" in told
-        assert b"hidden-password" not in told
+        environment = {
+            "TOLLGATE_DATABASE_URL": "postgresql+asyncpg://hidden-user:hidden-password@127.0.0.1:1/x",
+            "TOLLGATE_LOG_LEVEL": "debug",
+        }
+        done = await asyncio.to_thread(commands.run, "serve", folder=tmp_path, environment=environment)
+        assert done.code == 1
+        assert "The database is unavailable" in done.err
+        assert "hidden-password" not in done.out + done.err
 
 
 async def new_key(database: Database, org_id: str) -> tuple[str, str]:

@@ -1,7 +1,6 @@
 """A pooler between the gateway and PostgreSQL: one that leaves sessions alone works, another one is refused."""
 
 import asyncio
-import os
 import secrets
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from sqlalchemy import make_url
 
 from storage import migrations
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
+from tests import commands
 from tests.conftest import gateway_on
 from tests.pooler import Mode, pooled
-from tests.servers import PATIENCE_SECONDS, TOLLGATE
 from tests.test_meter_writer import event
 
 ONE_LINE = (
@@ -62,19 +61,10 @@ async def test_a_pooler_in_transaction_mode_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("command", [("serve", "--port", "1"), ("migrate",), ("keys", "list"), ("verify",)])
 async def test_each_command_ends_with_one_line_where_a_pooler_is_in_transaction_mode(
-    url: str, command: tuple[str, ...]
+    url: str, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     async with pooled(socket_of(url), Mode.TRANSACTION) as pooler:
         port = make_url(pooler.url(url)).port
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
-        process = await asyncio.create_subprocess_exec(
-            TOLLGATE,
-            *command,
-            env=environment | {"TOLLGATE_DATABASE_URL": pooler.url(url), "NO_COLOR": "1"},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            _, printed = await process.communicate()
-    assert (process.returncode, printed.decode()) == (1, ONE_LINE.format(f"127.0.0.1:{port}"))
+        environment = commands.environment(TOLLGATE_DATABASE_URL=pooler.url(url), NO_COLOR="1")
+        done = await asyncio.to_thread(commands.run, *command, folder=tmp_path, environment=environment)
+    assert done == (1, "", ONE_LINE.format(f"127.0.0.1:{port}"))

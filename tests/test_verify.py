@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +14,10 @@ from resolvers.maintenance.verify import Verified, verify
 from storage import migrations
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
+from tests import commands
+from tests.commands import Done
 from tests.conftest import Gateway, empty_database, gateway_on
 from tests.meters import found_after, make_meter
-
-#: The command, as it is installed beside the interpreter.
-TOLLGATE = Path(sys.executable).with_name("tollgate")
 
 #: What `keep_books` writes: entries, and the rows of days.
 ENTRIES = 6
@@ -595,21 +592,9 @@ async def test_many_meters_are_checked_in_portions(
 # The command.
 
 
-async def run_verify(url: str, folder: Path, *options: str) -> tuple[int | None, str, str]:
-    """Run `tollgate verify` and return its exit code, its output and its messages."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
-    process = await asyncio.create_subprocess_exec(
-        TOLLGATE,
-        "verify",
-        *options,
-        env=environment | {"TOLLGATE_DATABASE_URL": url},
-        cwd=folder,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, messages = await process.communicate()
-    return process.returncode, output.decode(), messages.decode()
+async def run_verify(url: str, folder: Path, *options: str) -> Done:
+    environment = commands.environment(TOLLGATE_DATABASE_URL=url)
+    return await asyncio.to_thread(commands.run, "verify", *options, folder=folder, environment=environment)
 
 
 async def test_the_command_says_that_all_agrees_and_ends_with_0(

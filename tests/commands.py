@@ -1,0 +1,88 @@
+"""Commands of `tollgate` that run to their end, without the second that each would take to import what it needs.
+
+Each is a process of its own, with the environment, the folder and the streams that it is given, but it is forked from
+one that has imported everything: `tests.forking`. Tests of signals, and of the program's own start, start `TOLLGATE`.
+"""
+
+import atexit
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+
+FORKING = Path(__file__).with_name("forking.py")
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed, where it succeeded."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return the environment of the tests with these settings of Tollgate alone."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")} | settings
+
+
+def run(
+    *arguments: str, folder: Path, environment: Mapping[str, str], stdin: bytes = b"", obeys_modes: bool = False
+) -> Done:
+    """Run `tollgate` to its end, which may also be a bug; modes of files may be said to hold for root as for others."""
+    (source, feed), (output, out), (outcome, status) = os.pipe(), os.pipe(), os.pipe()
+    order = json.dumps([arguments, dict(environment), str(folder), obeys_modes])
+    feeding = Thread(target=_feed, args=(feed, stdin))
+    # A file, so that whatever it writes there does not wait for what is read of the other.
+    with tempfile.TemporaryFile() as err:
+        descriptors = [source, out, err.fileno(), status]
+        socket.send_fds(_orders(), [order.encode()], descriptors)
+        for descriptor in (source, out, status):
+            os.close(descriptor)
+        feeding.start()
+        with os.fdopen(output, "rb") as printed, os.fdopen(outcome, "rb") as ended:
+            text, code = printed.read().decode(), int(ended.read())
+        feeding.join()
+        err.seek(0)
+        return Done(code, text, err.read().decode())
+
+
+def _feed(pipe: int, contents: bytes) -> None:
+    # A command need not read all that it is given.
+    with suppress(BrokenPipeError), os.fdopen(pipe, "wb", buffering=0) as stream:
+        stream.write(contents)
+
+
+@functools.cache
+def _orders() -> socket.socket:
+    """Start what forks, and return the socket that it listens to until this process ends."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    folder = tempfile.TemporaryDirectory(prefix="tollgate-forking-")
+    with there:
+        # No module beside it is taken for one of the same name that the command imports.
+        command = [sys.executable, "-P", str(FORKING)]
+        process = subprocess.Popen(
+            command, cwd=folder.name, env=environment(), stdin=there.fileno(), stdout=subprocess.DEVNULL
+        )
+
+    def end() -> None:
+        here.close()
+        process.wait()
+        folder.cleanup()
+
+    atexit.register(end)
+    return here
