@@ -51,7 +51,9 @@ class Clock:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz", action="store_true", help="Draw 3,000 GraphQL operations instead of some hundred.")
+    parser.addoption(
+        "--fuzz", action="store_true", help="Draw thousands of operations and requests instead of some hundred."
+    )
     parser.addoption("--torture", action="store_true", help="Run the crash tests and the model for many more rounds.")
     parser.addoption("--in-process", action="store_true", help="Run what needs no other process: SQLite alone.")
     parser.addoption("--quick", action="store_true", help="Of --in-process, run what is not slow, one case of each.")

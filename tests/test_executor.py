@@ -555,11 +555,12 @@ def calls_of(function: Any) -> Iterator[list[str]]:
     ("schema", "roots"), [(STRAWBERRY, BRANCHES), (PLAIN, PLAIN_BRANCHES)], ids=["types", "records"]
 )
 def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
-    schema: GraphQLSchema, roots: st.SearchStrategy[Any]
+    schema: GraphQLSchema, roots: st.SearchStrategy[Any], pytestconfig: pytest.Config
 ) -> None:
+    max_examples = 600 if pytestconfig.getoption("fuzz") else 40
     ways = {"compiled": 0, "left": 0}
 
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(text=documents(schema), root=roots)
     def check(text: str, root: Any) -> None:
         if validate(schema, parse(text)):
@@ -586,10 +587,13 @@ class TestMutations:
     @pytest.mark.filterwarnings(
         "ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning"
     )
-    def test_whatever_a_mutation_comes_to_it_is_executed_once_and_answered_as_graphql_core_does(self) -> None:
+    def test_whatever_a_mutation_comes_to_it_is_executed_once_and_answered_as_graphql_core_does(
+        self, pytestconfig: pytest.Config
+    ) -> None:
+        max_examples = 1_000 if pytestconfig.getoption("fuzz") else 80
         ways = {"compiled": 0, "replayed": 0, "left": 0}
 
-        @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         @given(text=documents(MUTATING, OperationType.MUTATION), outcome=OUTCOMES)
         def check(text: str, outcome: Any) -> None:
             if validate(MUTATING, parse(text)):

@@ -15,7 +15,7 @@ from tests.servers import serving
 
 #: How many operations of each of the 18 fields are drawn, with `--fuzz` and without.
 MANY = {"sqlite": 170, "postgresql": 20}
-FEW = {"sqlite": 17, "postgresql": 5}
+FEW = {"sqlite": 8, "postgresql": 5}
 
 CONFIG = f"""
 hooks = "{Path(__file__).with_name("schemathesis_graphql_hooks.py")}"

@@ -16,10 +16,10 @@ from tests.meters import disagreements, make_meter, meter_of
 from tests.servers import Connection, Server, connected, serving
 
 CLIENTS = 16
-DEBITS = 200
+DEBITS = 80
 
 #: Less than all debits ask for, so that the last ones are refused.
-CREDITS = 9_000
+CREDITS = 3_600
 
 RECORD = """mutation ($input: RecordUsageInput!) {
   recordUsage(input: $input) {

@@ -677,7 +677,7 @@ def test_any_sequence_of_requests_is_answered_by_the_rules(world: World, pytestc
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=500 if is_torture else 30,
+            max_examples=500 if is_torture else 15,
             stateful_step_count=60 if is_torture else 40,
             deadline=None,
             phases=[Phase.reuse, Phase.generate, Phase.shrink],

@@ -98,7 +98,7 @@ async def test_gateways_that_are_restarted_one_by_one_fail_no_request(postgresql
         await make_meter(gateway, "m", totalCredits=str(CREDITS))
         load = Load(balancer, gateway.key)
         clients = [asyncio.create_task(load.client()) for _ in range(CLIENTS)]
-        await until(load, 100, clients)
+        await until(load, 50, clients)
         for server, other in ((first, second), (second, first)):
             assert server.process is not None
             process = server.process
@@ -107,18 +107,18 @@ async def test_gateways_that_are_restarted_one_by_one_fail_no_request(postgresql
             # It is known to be leaving, and is there still.
             assert process.returncode is None
             sent = balancer.sent[server]
-            await until(load, 100, clients)
+            await until(load, 50, clients)
             assert balancer.sent[server] == sent
             assert await stopping == -signal.SIGTERM
-            await until(load, 100, clients)
+            await until(load, 50, clients)
             await server.start()
             await balancer.until_ready(first, second)
-            await until(load, 200, clients)
+            await until(load, 50, clients)
             assert balancer.sent[server] > sent
         # The next release migrates the database, and those of this one go on.
         for change in LATER:
             await gateway.database.write(lambda writer, change=change: writer.execute(text(change)))  # type: ignore[misc]
-            await until(load, 100, clients)
+            await until(load, 25, clients)
         assert balancer.ready == {first, second}
         load.finish()
         await asyncio.gather(*clients)

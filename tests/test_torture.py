@@ -371,7 +371,7 @@ async def test_what_was_acknowledged_survives_connections_that_are_cut_at_any_mo
     network_url: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     load = Load()
-    times = rounds(pytestconfig, few=8, many=100)
+    times = rounds(pytestconfig, few=3, many=100)
     async with gateway_on(network_url) as gateway, proxied(socket_of(network_url), seed=load.seed) as proxy:
         meter_ids = await make_meters(gateway)
         async with (
@@ -428,8 +428,8 @@ async def test_what_was_acknowledged_survives_gateways_that_are_stopped_and_cont
                 connected([one, other], gateway.key, clients=2 * CLIENTS) as connections,
                 load.running(connections),
             ):
-                for number in range(rounds(pytestconfig, few=3, many=20)):
-                    await load.until_answered(load.answered + load.random.randint(1, 200))
+                for number in range(rounds(pytestconfig, few=2, many=20)):
+                    await load.until_answered(load.answered + load.random.randint(1, 100))
                     victim = (one, other)[number % 2]
                     # Anywhere within what a group takes, so with meters locked, or with a COMMIT sent.
                     await asyncio.sleep(load.random.random() / 50)
@@ -437,7 +437,7 @@ async def test_what_was_acknowledged_survives_gateways_that_are_stopped_and_cont
                         # The clients of the other gateway go on, whatever the stopped one has locked.
                         await load.until_answered(load.answered + 50)
                         await asyncio.sleep(load.random.random() * 2)
-                await load.until_answered(load.answered + 200)
+                await load.until_answered(load.answered + 50)
             async with connected([one, other], gateway.key, clients=2 * CLIENTS) as others:
                 await load.settle(others, load.writes)
             assert "Traceback" not in one.logged + other.logged
@@ -456,7 +456,7 @@ async def test_a_refill_without_a_key_that_was_not_written_is_not_and_that_was_a
     input = {"workspaceId": "w", "externalMeterId": "hot", "refill": "1"}
     seed = secrets.randbits(32)
     print(f"Seed: {seed}")  # noqa: T201  # pytest shows it where the test fails.
-    wanted = rounds(pytestconfig, few=8, many=200)
+    wanted = rounds(pytestconfig, few=4, many=200)
     async with gateway_on(network_url) as gateway, proxied(socket_of(network_url), seed=seed) as proxy:
         await make_meters(gateway)
         async with (
