@@ -557,7 +557,7 @@ def calls_of(function: Any) -> Iterator[list[str]]:
 def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
     schema: GraphQLSchema, roots: st.SearchStrategy[Any], pytestconfig: pytest.Config
 ) -> None:
-    max_examples = 600 if pytestconfig.getoption("fuzz") else 40
+    max_examples = 240 if pytestconfig.getoption("fuzz") else 40
     ways = {"compiled": 0, "left": 0}
 
     @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -590,7 +590,7 @@ class TestMutations:
     def test_whatever_a_mutation_comes_to_it_is_executed_once_and_answered_as_graphql_core_does(
         self, pytestconfig: pytest.Config
     ) -> None:
-        max_examples = 1_000 if pytestconfig.getoption("fuzz") else 80
+        max_examples = 600 if pytestconfig.getoption("fuzz") else 80
         ways = {"compiled": 0, "replayed": 0, "left": 0}
 
         @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
