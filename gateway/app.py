@@ -35,6 +35,7 @@ from resolvers.observation import current
 from schema.engine.limits.document import NOT_INTROSPECTED, Limits
 from schema.root import schema
 from storage import migrations
+from storage.engine.clocks import ClocksDiffer
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.failures import outages
 from storage.tables import TABLES
@@ -261,9 +262,8 @@ async def _reason_to_wait(database: Database) -> str | None:
         await database.require_writable(TABLES)
     except DatabaseUnavailable as error:
         outages.log(error)
-        if not database.clocks.have_agreed and (seconds := round(database.clocks.difference)):
-            side = "ahead of" if seconds > 0 else "behind"
-            return f"The gateway's clock is {abs(seconds)} seconds {side} the database's."
+        if isinstance(error.__cause__, ClocksDiffer):
+            return str(error.__cause__)
         return "The database cannot be written to."
     return None
 

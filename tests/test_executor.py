@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -684,6 +685,16 @@ class TestEdges:
             assert seen == told(await run(STRAWBERRY, text, root, None, n=times))
         answer = await run(STRAWBERRY, text, root, operation, n=1)
         assert answer == ({"branches": [{"name": "b", "kin": {"name": "b"}}] * 2, "alone": {"name": "b"}}, None)
+
+    async def test_where_the_arguments_of_one_are_refused_none_is_begun(self) -> None:
+        text = "query ($n: Int) { branches { a: kin(times: 1) { name } b: kin(times: $n) { name } } }"
+        root = Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None)
+        operation = operation_of(STRAWBERRY, text)
+        for _ in range(3):
+            answer = await run(STRAWBERRY, text, root, operation, n=None)
+            gc.collect()  # What was begun and is never awaited warns, and warnings are errors.
+            assert answer.data is not None
+            assert [error.path for error in answer.errors or ()] == [["branches", place, "b"] for place in (0, 1)]
 
 
 class TestColumns:

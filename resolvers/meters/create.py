@@ -48,12 +48,12 @@ async def create_billing_meter(
         check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
     actor.require(Scope.BILLING_WRITE)
     actor.require_workspace(request.workspace_id)
-    now = context.clock()
 
     # The same in every attempt, so that an attempt finds what an earlier one of this request has made.
     meter_id = ids.new_id(ids.BILLING_METER)
 
     async def create(writer: Writer) -> Decision:
+        now = context.clock()
         # Looked up before the key: when a request under the same key has just made it, its key is seen as well.
         existing = await billing_meters.lock_by_name(writer, name)
         if existing is not None and existing.id == meter_id:

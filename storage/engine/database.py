@@ -54,9 +54,8 @@ _SNAPSHOT = {
     "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
 }
 
-#: Whether a session of PostgreSQL writes nothing, as on a standby, what time it is, and whether its role may write.
+#: Whether a session of PostgreSQL writes nothing, as on a standby, and whether its role may write.
 _IS_WRITABLE = text("""SELECT current_setting('transaction_read_only') = 'on' AS is_read_only,
-  CAST(extract(epoch FROM clock_timestamp()) AS float8) AS time,
   (SELECT bool_and(has_table_privilege(name, privilege))
    FROM unnest(CAST(:tables AS text[])) AS name, unnest(ARRAY['SELECT', 'INSERT']) AS privilege) AS may_write""")
 
@@ -223,13 +222,12 @@ class Database:
     async def require_writable(self, tables: Iterable[Table]) -> None:
         """Raise `DatabaseUnavailable` where reads of the tables are answered and writes would be refused.
 
-        One reason is that `clocks` do not agree, which are compared here.
+        One reason is that `clocks` do not agree, which are compared here: then the cause is `ClocksDiffer`.
         """
         if self.dialect == "sqlite":
             if not os.access(self.url.database or "", os.W_OK):
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN)
             return
-        asked_at = self.clocks.system()
         async with self.read() as reader:
             row = await reader.fetch_one(_IS_WRITABLE, {"tables": [table.name for table in tables]})
             if row is None or not row.may_write:
@@ -237,9 +235,13 @@ class Database:
             if row.is_read_only:
                 # The session may be read-only by how it was begun; the next one is asked on another.
                 raise asyncpg.ReadOnlySQLTransactionError
-        self.clocks.compare(row.time, asked_at=asked_at)
-        if not self.clocks.have_agreed:
-            raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from ClocksDiffer()
+            # Not by the row: connecting, or waiting for a connection, may have taken long.
+            asked = self.clocks.now()
+            time = await reader.fetch_one(_TIME)
+            try:
+                self.clocks.compare(time[0] if time is not None else 0, asked=asked)
+            except ClocksDiffer as error:
+                raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
 
     async def write(
         self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool = False, is_group: bool = False
@@ -307,10 +309,8 @@ class Database:
         """Raise `ClocksDiffer` where nothing may be decided. They are compared again only where they may not agree."""
         if self.dialect == "sqlite" or self.clocks.have_agreed:
             return
-        asked_at = self.clocks.system()
-        self.clocks.compare((await connection.scalar(_TIME)) or 0, asked_at=asked_at)
-        if not self.clocks.have_agreed:
-            raise ClocksDiffer
+        asked = self.clocks.now()
+        self.clocks.compare(await connection.scalar(_TIME) or 0, asked=asked)
 
     @asynccontextmanager
     async def connect_to_migrate(self) -> AsyncIterator[AsyncConnection]:

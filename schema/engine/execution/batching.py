@@ -38,7 +38,7 @@ class BatchedField:
     ) -> None:
         self.name = name
         self._resolver = resolver
-        self._fetch = fetch
+        self.fetch = fetch
         self._selected = SelectedArguments(definition, details)
         self.complete: Function | None = None
         """What its values are completed by, once that is compiled."""
@@ -47,10 +47,9 @@ class BatchedField:
         self.width = 1
         """How many leaves those records have in the answer."""
 
-    def fetch(self, context: Any, records: Sequence[Any], variables: VariableValues) -> Awaitable[Sequence[Any]]:
-        """Return the value of each record. Raises what is wrong with the arguments."""
-        arguments = self._resolver.arguments.converted(self._selected.values(variables))
-        return self._fetch(context, records, **arguments)
+    def arguments(self, variables: VariableValues) -> dict[str, Any]:
+        """Return what its fetch takes besides the context and the records. Raises what is wrong with them."""
+        return self._resolver.arguments.converted(self._selected.values(variables))
 
     async def answers(self, values: Sequence[Any], waiting: Waiting, turn: Turn) -> list[Any]:
         """Return what the answer says of the values, in turns with others who work long."""
@@ -120,7 +119,12 @@ class Subtree:
         """Resolve the batched fields level by level, and put their values into the dicts that wait for them."""
         while level := [(field, those) for field, those in zip(self.fields, waiting, strict=True) if those]:
             waiting[:] = [[] for _ in self.fields]
-            resolved = [field.fetch(context, [record for record, _ in those], variables) for field, those in level]
+            # All of them before any is fetched: what is begun must be awaited.
+            arguments = [field.arguments(variables) for field, _ in level]
+            resolved = [
+                field.fetch(context, [record for record, _ in those], **given)
+                for (field, those), given in zip(level, arguments, strict=True)
+            ]
             found = await _all_of(resolved)
             turn = await turn_for(max(len(those) for _, those in level))
             for (field, those), values in zip(level, found, strict=True):
