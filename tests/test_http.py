@@ -768,7 +768,6 @@ class TestOutages:
             assert response.status_code == 503
             assert response.json() == {"status": "unavailable", "reason": "The database cannot be reached."}
 
-    @pytest.mark.usefixtures("postgresql")
     async def test_a_database_that_goes_away_is_unavailable_and_nothing_is_written(
         self, request: pytest.FixtureRequest, tmp_path: Path
     ) -> None:

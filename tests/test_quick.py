@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -16,6 +17,16 @@ class Starter:
 
 def starts_by_a_class() -> None:
     Starter().start()
+
+
+@cache
+def starts_once() -> None:
+    starts_by_a_class()
+
+
+async def starts_by_a_module() -> None:
+    async with browsers.chromium():
+        pass
 
 
 def starts_within_a_function() -> None:
@@ -37,6 +48,8 @@ def has_an_attribute_of_that_name(server: servers.Server) -> object:
         (conftest.start_postgresql, True),
         (starts_by_a_class, True),
         (starts_within_a_function, True),
+        (starts_once, True),
+        (starts_by_a_module, True),
         (has_an_attribute_of_that_name, False),
         (conftest.gateway_on, False),
         (conftest.empty_database, False),

@@ -614,6 +614,7 @@ class TestIntrospection:
         )
         return {"sandbox": gateway, "live": live, "session": Caller(gateway.client, made["token"])}
 
+    @pytest.mark.slow
     async def test_the_setting_says_who_may_ask_for_the_schema(
         self, database_url: str, subtests: pytest.Subtests
     ) -> None:

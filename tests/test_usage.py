@@ -1169,6 +1169,7 @@ async def test_the_first_and_the_last_days_of_the_calendar_can_be_asked_for(gate
     assert zeros == [("0001-01-01", "a", "0"), ("0001-01-02", "a", "0")]
 
 
+@pytest.mark.slow
 async def test_more_than_10_000_usage_days_are_too_many(gateway: Gateway) -> None:
     many = await make_meter(gateway, externalMeterId="many")
     few = await make_meter(gateway, externalMeterId="few")
