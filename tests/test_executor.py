@@ -511,7 +511,7 @@ def told(result: ExecutionResult) -> tuple[Any, list[Any]]:
 
 def check_until_each_way_was_tried(check: Callable[[], None], ways: dict[str, int]) -> None:
     """Check, and again if need be: none of the ways is to be the only one, and how often each is tried is chance."""
-    for _ in range(5):
+    for _ in range(25):
         check()
         if min(ways.values()) > 3:
             break
