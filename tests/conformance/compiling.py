@@ -10,7 +10,7 @@ from typing import Any
 from graphql import DocumentNode, GraphQLSchema
 
 from schema.engine.execution.executor import CompilingExecutor
-from schema.engine.execution.plans import Plan
+from schema.engine.execution.plans import Plan, Plans
 
 
 class CompilingAtOnce(CompilingExecutor):
@@ -18,8 +18,9 @@ class CompilingAtOnce(CompilingExecutor):
 
     @classmethod
     def build(cls, schema: GraphQLSchema, document: DocumentNode, *arguments: Any, **options: Any) -> Any:
-        """Build an executor that compiles what is plain."""
-        return super().build(schema, document, *arguments, plan=Plan(), **options)
+        """Build an executor that compiles what is plain, where variables alone decide what is selected."""
+        plan = Plan() if Plans(document).is_plannable else None
+        return super().build(schema, document, *arguments, plan=plan, **options)
 
 
 # The package exports a function of the module's name.
