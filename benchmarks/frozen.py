@@ -64,7 +64,7 @@ async def measured(at: Arena, one: Server, other: Server, seconds: float) -> tup
         await stopped_in_a_transaction(other)
         try:
             waiting = [tasks.create_task(debiting(at, one)) for _ in range(CLIENTS)]
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # They are to wait already when the others are measured.
             beside = await asyncio.to_thread(at.measure, scenario, one, seconds)
         finally:
             os.kill(other.pid, signal.SIGCONT)
@@ -81,7 +81,7 @@ async def stopped_in_a_transaction(server: Server) -> None:
         while True:
             await asyncio.sleep(random.uniform(0.2, 0.4))  # noqa: S311  # At no moment of its own choice.
             os.kill(server.pid, signal.SIGSTOP)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # PostgreSQL ends the statement that it was sent.
             if await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"):
                 return
             os.kill(server.pid, signal.SIGCONT)
@@ -97,7 +97,7 @@ async def debiting(at: Arena, server: Server) -> None:
         while True:
             event: dict[str, Any] = {
                 "workspaceId": WORKSPACE,
-                "externalMeterId": f"meter-{random.randrange(first, first + LOCKED)}",  # noqa: S311
+                "externalMeterId": f"meter-{random.randrange(first, first + LOCKED)}",  # noqa: S311  # No secret.
                 "eventId": f"{random.getrandbits(64)}",  # No secrets.
                 "amount": "1",
             }

@@ -86,7 +86,7 @@ def test_an_answer_that_shows_nothing_leaves_an_agreement_and_no_disagreement() 
     clocks = Clocks(lambda: hands.system, lambda: hands.steady)
     assert agree(clocks, hands, 0)
     assert agree(clocks, hands, 3, 6)
-    # Eight seconds ahead, and so slow that four of them cannot be told from the way.
+    # Eight seconds ahead, and so slow that four of them may have been spent on the way.
     assert not agree(clocks, hands, -8)
     assert not agree(clocks, hands, -4, 4)
 

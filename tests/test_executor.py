@@ -493,8 +493,8 @@ async def run(
     return await result if isawaitable(result) else result
 
 
-def told(result: ExecutionResult) -> tuple[Any, list[Any]]:
-    """Return all that a client is told, with the order of the fields.
+def shown_by(result: ExecutionResult) -> tuple[Any, list[Any]]:
+    """Return all that a client gets, with the order of the fields.
 
     Of what made a field above it null, it tells only that: whether graphql-core tells one such error or some of its
     siblings as well depends on which resolver was done first, and the specification leaves it open.
@@ -575,10 +575,10 @@ def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
         for variables in ({}, {"yes": False}, {"yes": True}):
             if variables and "$yes" not in text:
                 continue
-            expected = told(runner.run(run(schema, text, root, None, **variables)))
+            expected = shown_by(runner.run(run(schema, text, root, None, **variables)))
             with leaves_of_graphql_core() as leaves:
                 answer = runner.run(run(schema, text, root, operation, **variables))
-            assert told(answer) == expected
+            assert shown_by(answer) == expected
             ways["left" if leaves else "compiled"] += 1
 
     with asyncio.Runner() as runner:
@@ -609,10 +609,10 @@ class TestMutations:
                 if variables and "$yes" not in text:
                     continue
                 usual, compiled = Planted(outcome), Planted(outcome)
-                expected = told(runner.run(run(MUTATING, text, usual, None, **variables)))
+                expected = shown_by(runner.run(run(MUTATING, text, usual, None, **variables)))
                 with calls_of(Resolver.__call__) as calls:
                     answer = runner.run(run(MUTATING, text, compiled, operation, **variables))
-                assert told(answer) == expected
+                assert shown_by(answer) == expected
                 assert compiled.executed == usual.executed
                 plan = operation.plans.known({"yes": True, "no": False, "number": 1} | variables)
                 whole = plan.whole if plan is not None else None
@@ -686,8 +686,8 @@ class TestEdges:
         root = Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None)
         operation = operation_of(STRAWBERRY, text)
         for times in (first, 1):
-            seen = told(await run(STRAWBERRY, text, root, operation, n=times))
-            assert seen == told(await run(STRAWBERRY, text, root, None, n=times))
+            seen = shown_by(await run(STRAWBERRY, text, root, operation, n=times))
+            assert seen == shown_by(await run(STRAWBERRY, text, root, None, n=times))
         answer = await run(STRAWBERRY, text, root, operation, n=1)
         assert answer == ({"branches": [{"name": "b", "kin": {"name": "b"}}] * 2, "alone": {"name": "b"}}, None)
 
@@ -743,8 +743,8 @@ class TestColumns:
     @pytest.mark.parametrize("days_are", ["together", "apart", "records"])
     async def test_a_wrong_value_is_told_as_graphql_core_tells_it(self, days_are: str, wrong: dict[str, Any]) -> None:
         root = self.branch([self.ROW, self.ROW._replace(**wrong)], days_are)
-        seen = told(await run(STRAWBERRY, self.TEXT, root, operation_of(STRAWBERRY, self.TEXT)))
-        assert seen == told(await run(STRAWBERRY, self.TEXT, root, None))
+        seen = shown_by(await run(STRAWBERRY, self.TEXT, root, operation_of(STRAWBERRY, self.TEXT)))
+        assert seen == shown_by(await run(STRAWBERRY, self.TEXT, root, None))
 
 
 class TestPlans:

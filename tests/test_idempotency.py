@@ -1,4 +1,4 @@
-"""The digests of creates, by which a repeated request is told from another one under the same key."""
+"""The digests of creates, which distinguish a repeated request from another one under the same key."""
 
 import dataclasses
 from typing import Any, NamedTuple

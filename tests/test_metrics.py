@@ -300,9 +300,9 @@ class TestSeveralProcesses:
             found = await samples(gateway.client)
         assert found["tollgate_requests_total", "Counted", "OK"] == 1
         assert found["tollgate_bugs_total",] == 0
-        told = [record.getMessage() for record in caplog.records if record.name == "gateway.telemetry.metrics"]
+        logged = [record.getMessage() for record in caplog.records if record.name == "gateway.telemetry.metrics"]
         left = [f"{number}.json" for number in range(len(texts))] + ["folder.json"]
-        assert [message.rpartition("/")[2] for message in told] == left
+        assert [message.rpartition("/")[2] for message in logged] == left
 
     @pytest.mark.parametrize(("is_the_same", "in_flight"), [(True, 5), (False, 0)])
     async def test_a_process_that_has_anothers_number_is_not_that_one(

@@ -336,7 +336,7 @@ async def write_entries(writer: Writer, entries: Sequence[LedgerEntryRow]) -> No
         sign = _ON_DAY.get(entry.kind)
         if sign is not None:
             assert entry.day is not None  # noqa: S101  # Such an entry has its day and name.
-            assert entry.usage_name is not None  # noqa: S101  # Likewise.
+            assert entry.usage_name is not None  # noqa: S101  # An entry that has a day has a usage name.
             key = (entry.meter_id, entry.day, entry.usage_name)
             days[key] = days.get(key, 0) + sign * entry.amount
     if days:
