@@ -50,7 +50,8 @@ SETTINGS = ROOT / "docs" / "settings.md"
 PAGES = sorted(
     str(page.relative_to(ROOT))
     for place in ROOT.iterdir()
-    if not place.name.startswith(".")
+    # What is built or fetched is not ours.
+    if not place.name.startswith(".") and place.name not in {"build", "dist"}
     for page in ([place] if place.suffix == ".md" else place.rglob("*.md"))
     # Not those of packages that are installed for an example.
     if not {"node_modules", ".venv"} & set(page.parts)
