@@ -135,6 +135,10 @@ class _Workers(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """Look after the processes, twice a second."""
+        for process in self.processes:
+            # Only with the process itself does the pipe then end; one that is killed before it has answered would be
+            # waited for as long as one that is busy.
+            process.child_conn.close()
         super().keep_subprocess_alive()
         if self._announce is not None and not self.should_exit.is_set() and all(map(Process.is_ready, self.processes)):
             self._announce()
