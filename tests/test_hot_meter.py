@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage import migrations
-from storage.engine.database import Database
-from tests.conftest import Gateway, empty_database, gateway_on
+from tests.conftest import Gateway, empty_database, gateway_on, migrated
 from tests.meters import disagreements, make_meter, meter_of
 from tests.servers import Connection, Server, connected, serving
 
@@ -55,10 +53,7 @@ async def record(connection: Connection, event: dict[str, Any]) -> Answer:
 async def url(dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a database that only the servers of this module use."""
     url = empty_database(dialect, request, tmp_path_factory.mktemp("hot"))
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    return url
+    return await migrated(url)
 
 
 @pytest.fixture(scope="module")

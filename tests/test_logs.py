@@ -20,7 +20,6 @@ from gateway.telemetry.logs import JSONLines, ReadableLines, RequestLog
 from gateway.telemetry.requests import Request
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key
-from storage import migrations
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.engine.transactions import Writer
 from storage.tenants import Environment
@@ -265,13 +264,12 @@ class TestSecrets:
     """Secrets are sent through every place that takes something, and none is found in the log or in another answer."""
 
     async def test_no_secret_is_in_a_log_or_an_answer(
-        self, new_database_url: str, tmp_path: Path, subtests: pytest.Subtests
+        self, migrated_url: str, tmp_path: Path, subtests: pytest.Subtests
     ) -> None:
-        url = new_database_url
+        url = migrated_url
         if url.startswith("postgresql"):
             url = make_url(url).set(password="hidden-password").render_as_string(hide_password=False)
-        database = Database(new_database_url)
-        await migrations.upgrade(database)
+        database = Database(migrated_url)
         _, key = await new_key(database, "acme")
         _, spoilt = await new_key(database, "spoilt")
         await plant(database, "spoilt", "hidden-in-exception")

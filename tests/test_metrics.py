@@ -18,7 +18,6 @@ from sqlalchemy import text
 from gateway.telemetry.figures import FIGURES
 from gateway.telemetry.metrics import MAX_OPERATIONS
 from gateway.telemetry.processes import start_time
-from storage import migrations
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
 from tests.conftest import Caller, Gateway, gateway_on
@@ -349,13 +348,12 @@ class TestSeveralProcesses:
             # None of which was told is lost, however many lives the processes had.
             assert counts >= [told["asked",]]
 
-    async def test_their_figures_are_added_up(self, new_database_url: str, tmp_path: Path) -> None:
-        database = Database(new_database_url)
-        await migrations.upgrade(database)
+    async def test_their_figures_are_added_up(self, migrated_url: str, tmp_path: Path) -> None:
+        database = Database(migrated_url)
         _, key = await new_key(database, "acme")
         await database.close()
         async with serving(
-            new_database_url, tmp_path, TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_WORKERS="2", TMPDIR=str(tmp_path)
+            migrated_url, tmp_path, TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_WORKERS="2", TMPDIR=str(tmp_path)
         ) as server:
             folders = list(tmp_path.glob("tollgate-metrics-*"))  # noqa: ASYNC240  # It is a folder of the test's own.
             for _ in range(40):

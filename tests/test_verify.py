@@ -11,12 +11,11 @@ from sqlalchemy import text
 
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify
-from storage import migrations
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
 from tests import commands
 from tests.commands import Done
-from tests.conftest import Gateway, empty_database, gateway_on
+from tests.conftest import Gateway, empty_database, gateway_on, migrated
 from tests.meters import found_after, make_meter
 
 #: What `keep_books` writes: entries, and the rows of days.
@@ -84,10 +83,7 @@ async def books(
 ) -> AsyncIterator[tuple[Gateway, str]]:
     """The gateway on a database of this module, and a meter on it, which has a neighbour."""
     url = empty_database(dialect, request, tmp_path_factory.mktemp("spoilt"))
-    database = Database(url)
-    await migrations.upgrade(database)
-    await database.close()
-    async with gateway_on(url) as gateway:
+    async with gateway_on(await migrated(url)) as gateway:
         meter_id = await keep_books(gateway)
         await keep_books(gateway, "neighbour")
         yield gateway, meter_id
@@ -598,16 +594,16 @@ async def run_verify(url: str, folder: Path, *options: str) -> Done:
 
 
 async def test_the_command_says_that_all_agrees_and_ends_with_0(
-    own: Gateway, new_database_url: str, tmp_path: Path
+    own: Gateway, migrated_url: str, tmp_path: Path
 ) -> None:
     await keep_books(own)
-    code, output, messages = await run_verify(new_database_url, tmp_path)
+    code, output, messages = await run_verify(migrated_url, tmp_path)
     assert (code, output) == (0, "")
     assert "1 meters, 6 entries and 2 usage days verified: 0 disagreements." in messages
 
 
 async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_name(
-    own: Gateway, new_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: Gateway, migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resolvers.maintenance.verify.CUSTOMERS_AT_ONCE", 2)
     made = [
@@ -631,7 +627,7 @@ async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_n
         {"customer": made[4], "message": "its email_folded does not follow from its email"},
         {"customer": made[4], "message": "its name_folded does not follow from its name"},
     ]
-    code, output, _ = await run_verify(new_database_url, tmp_path, "--json")
+    code, output, _ = await run_verify(migrated_url, tmp_path, "--json")
     assert (code, json.loads(output)["disagreements"]) == (1, told)
     # Whatever changes a customer mends it.
     for customer_id in (made[0], made[4]):
@@ -650,11 +646,11 @@ async def test_a_debit_by_the_release_before_is_told_until_the_next_write_mends_
 
 
 async def test_the_command_tells_what_disagrees_and_ends_with_1(
-    own: Gateway, new_database_url: str, tmp_path: Path
+    own: Gateway, migrated_url: str, tmp_path: Path
 ) -> None:
     meter_id = await keep_books(own)
     await spoil(own, METER.format("used_credits = 25, limit_credits = 9"), id=meter_id)
-    code, output, messages = await run_verify(new_database_url, tmp_path)
+    code, output, messages = await run_verify(migrated_url, tmp_path)
     assert code == 1
     assert output.splitlines() == [
         f"{meter_id}: its used credits is 25 and should be 26",
@@ -662,7 +658,7 @@ async def test_the_command_tells_what_disagrees_and_ends_with_1(
         f"{meter_id}: its number of available bits is 8 and should be 0",
     ]
     assert "1 meters, 6 entries and 2 usage days verified: 3 disagreements." in messages
-    code, output, _ = await run_verify(new_database_url, tmp_path, "--json")
+    code, output, _ = await run_verify(migrated_url, tmp_path, "--json")
     assert code == 1
     assert json.loads(output) == {
         "meters": 1,
