@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
             self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell that this client is gone."""
+        """Note that this client is gone."""
         if not self._run.over.done():
             self._run.fail(exc or WrongAnswer("the server closed a connection"))
         if not self.done.done():

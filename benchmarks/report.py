@@ -73,7 +73,7 @@ class Target:
     is_ratio: bool = True
 
     def row(self, results: Sequence[Result], database: str) -> list[str] | None:
-        """Return the target's line, or None where the run has nothing to tell of it."""
+        """Return the target's line, or None where the run did not measure it."""
         found = _find(results, database, self.scenario, TOLLGATE)
         seen = _ratio(results, found, self.measure) if self.is_ratio else getattr(found, self.measure, None)
         if seen is None:

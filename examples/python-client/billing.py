@@ -54,7 +54,7 @@ async def record(client: Tollgate, event: RecordUsageInput) -> bool:
     answer = await answered(lambda: client.record_usage(event, timeout=TIMEOUT_SECONDS))
     if answer is None:
         raise RuntimeError(NO_RESULT)
-    # The name of the type tells which fields there are, to the reader and to mypy.
+    # The name of the type says which fields there are, to the reader and to mypy.
     match answer.typename__:
         case "RecordUsageSuccess":
             again = ", as it was before" if answer.replayed else ""
@@ -97,10 +97,10 @@ async def answered(send: Callable[[], Awaitable[Answer]]) -> Answer:
 
 
 def may_pass(error: Exception) -> bool:
-    """Tell whether sending the same again may help: it was lost, or the gateway cannot serve now."""
+    """Return whether sending the same again may help: it was lost, or the gateway cannot serve now."""
     if isinstance(error, GraphQLClientGraphQLMultiError):
         return any((each.extensions or {}).get("code") == "UNAVAILABLE" for each in error.errors)
-    # Also a proxy's own 502 or 504: nobody knows whether the gateway has got it.
+    # Also a proxy's own 502 or 504: it is not known whether the gateway has got it.
     return not isinstance(error, GraphQLClientHttpError) or httpx.codes.is_server_error(error.status_code)
 
 
