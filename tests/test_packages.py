@@ -14,9 +14,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("gateway", "schema", "resolvers", "storage")
 
-#: The rooms whose form is tested.
-FORMED = PACKAGES
-
 MAX_LINES = 400
 MAX_NAMES = 14
 
@@ -94,16 +91,16 @@ def circle_in(imports: Imports) -> list[str]:
 
 def folders() -> list[Path]:
     """Return the rooms and the rooms within them; what is no package, such as a page's assets, is no room."""
-    return [file.parent for file in python_files(ROOT, FORMED) if file.name == "__init__.py"]
+    return [file.parent for file in python_files(ROOT, PACKAGES) if file.name == "__init__.py"]
 
 
 def test_no_file_imports_itself_through_others() -> None:
-    assert not circle_in(imports_of_files(ROOT, FORMED))
+    assert not circle_in(imports_of_files(ROOT, PACKAGES))
 
 
 @pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_imports_within_a_room_run_one_way(folder: Path) -> None:
-    imports = imports_of_files(ROOT, FORMED)
+    imports = imports_of_files(ROOT, PACKAGES)
     assert not circle_in(imports_of_names(imports, ".".join(folder.relative_to(ROOT).parts)))
 
 
@@ -114,7 +111,7 @@ def test_a_room_is_read_at_a_glance(folder: Path) -> None:
 
 
 def test_no_file_is_long() -> None:
-    lengths = {str(file.relative_to(ROOT)): file.read_bytes().count(b"\n") for file in python_files(ROOT, FORMED)}
+    lengths = {str(file.relative_to(ROOT)): file.read_bytes().count(b"\n") for file in python_files(ROOT, PACKAGES)}
     assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
 
 
