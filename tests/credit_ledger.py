@@ -357,7 +357,9 @@ class Ledger:
             pins = other.holds[entry.hold_id].pins if late and entry.hold_id else []
             assert all(amount <= summed(pin for pin in pins if pin[0] == seq) for seq, amount in late)
             facts = {name: getattr(entry, name) for name in ("key", "sent", "voids_seq", "grant", "hold_id")}
+            ended = [(source, source.covered) for source in other.sources.values() if source.ended(entry.at)]
             assert other.book(entry.kind, entry.at, entry.amount, **facts) == entry
+            assert all(source.covered <= covered for source, covered in ended)
             grew = entry.used_after + entry.held_after > before.used_after + before.held_after
             assert not (grew and entry.sent[1] != "FORCE" and entry.over_limit)
         assert (other.uncovered, other.sources) == (self.uncovered, self.sources)
