@@ -23,6 +23,11 @@ class Cut(StrEnum):
     BEFORE_ANSWER = "when COMMIT is answered, which does not arrive"
 
 
+def socket_of(url: str) -> Path:
+    """Return the socket that the PostgreSQL of a URL listens on."""
+    return Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432"
+
+
 class Proxy:
     """Passes connections on to a server's socket, and cuts one in so many of their messages and of their commits.
 

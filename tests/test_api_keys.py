@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import hmac
 import json
 import re
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from storage.api_keys import api_keys
 from storage.engine.transactions import Writer
 from storage.tables import metadata
 from storage.tenants import Environment
+from tests.comparisons import recorded_comparisons
 from tests.conftest import NOW, Caller, Gateway
 
 VIEWER = "{ viewer { orgId environment scopes workspaceIds } }"
@@ -34,19 +34,6 @@ async def send(gateway: Gateway, *authorization: str, body: bytes | None = None,
     raw += [("content-type", "application/json"), *headers.items()]
     content = json.dumps({"query": VIEWER}).encode() if body is None else body
     return await gateway.client.post("/graphql", content=content, headers=raw)  # type: ignore[arg-type]
-
-
-def listened_to(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, object]]:
-    """Return where each comparison in constant time is noted from now on."""
-    compared: list[tuple[object, object]] = []
-    compare = hmac.compare_digest
-
-    def noting(one: str, other: str) -> bool:
-        compared.append((one, other))
-        return compare(one, other)
-
-    monkeypatch.setattr(hmac, "compare_digest", noting)
-    return compared
 
 
 def assert_unauthenticated(response: httpx.Response) -> str:
@@ -294,7 +281,7 @@ class TestSecrecy:
     async def test_keys_and_tokens_are_compared_by_their_digests_in_constant_time(
         self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        compared = listened_to(monkeypatch)
+        compared = recorded_comparisons(monkeypatch)
         customer = await gateway.mutate(
             "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com"
         )

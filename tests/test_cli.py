@@ -38,6 +38,7 @@ from storage.tenants import Environment
 from tests import commands
 from tests.commands import Done
 from tests.conftest import NOW, Clock, empty_database
+from tests.servers import free_port
 
 ROOT = Path(__file__).parent.parent
 TOLLGATE = Path(sys.executable).parent / "tollgate"
@@ -1209,11 +1210,3 @@ class TestHelp:
                 [TOLLGATE, *line.split()], cwd=tmp_path, env=environment, capture_output=True, check=False, text=True
             )
             assert Done(installed.returncode, installed.stdout, installed.stderr) == tollgate(*line.split())
-
-
-def free_port() -> int:
-    """Return a port that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

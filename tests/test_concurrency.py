@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from tests.conftest import Caller, Gateway
+from tests.servers import free_port
 from tests.test_usage import books_of, make_meter, settle
 
 #: The command, as it is installed beside the interpreter.
@@ -22,13 +22,6 @@ TOLLGATE = Path(sys.executable).with_name("tollgate")
 #: How long a server may take to start, on a busy machine, and to stop, in seconds.
 TIME_TO_START = 60
 TIME_TO_STOP = 10
-
-
-def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

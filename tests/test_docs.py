@@ -37,8 +37,8 @@ from schema.engine.limits.room import MAX_WEIGHT, SMALL_WEIGHT
 from schema.engine.operations import LARGE_VALUES
 from schema.relay import DEFAULT_PAGE
 from schema.root import schema
+from tests.doc_pages import ROOT, blocks_of
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "guide.md"
 ERRORS = ROOT / "docs" / "errors.md"
@@ -62,20 +62,6 @@ ADDRESS = "http://127.0.0.1:8000"
 KEY = "$(cat tollgate-demo.key)"
 #: What stands for a cursor: in an answer for any, in a command for that of the answer before.
 CURSOR = "Y3Vz…"
-
-
-class Block(NamedTuple):
-    """A fenced block: its language and its text."""
-
-    language: str
-    text: str
-
-
-def blocks_of(page: Path) -> list[Block]:
-    return [
-        Block(*found)
-        for found in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    ]
 
 
 def examples_of(page: Path, command: str) -> list[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_docs import ROOT, blocks_of
+from tests.doc_pages import ROOT, blocks_of
 
 FRONTEND = ROOT / "examples" / "frontend"
 PAGES = [ROOT / "docs" / "frontend.md", ROOT / "docs" / "code-generation.md"]

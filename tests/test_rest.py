@@ -24,7 +24,7 @@ from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.meters import make_meter
 from tests.servers import serving
-from tests.test_server import sent, served
+from tests.wire import sent, served
 
 OPENAPI: dict[str, Any] = json.loads((Path(__file__).parent.parent / "gateway" / "openapi.json").read_text("utf-8"))
 BILLING, REFILL, USAGE = "/api/v1/customer-billing", "/api/v1/customer-billing/refill", "/api/v1/usage"

@@ -7,14 +7,13 @@ import re
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.server import connection
@@ -24,8 +23,9 @@ from gateway.settings import Settings
 from gateway.telemetry.requests import REASONS
 from gateway.telemetry.requests import REFUSED as SERVER_REFUSED
 from tests.conftest import Gateway
+from tests.scraping import TOKEN, Samples, samples
 from tests.servers import Server, free_port, serving
-from tests.test_metrics import TOKEN, Samples, samples
+from tests.wire import running_server, sent, served
 
 # It waits for deadlines.
 pytestmark = pytest.mark.slow
@@ -57,53 +57,6 @@ async def with_refusals(told: list[str], scope: Scope, receive: Receive, send: S
     for step in ("startup", "shutdown"):
         await receive()
         await send({"type": f"lifespan.{step}.complete"})
-
-
-@asynccontextmanager
-async def served(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", idle_seconds: int = 5) -> AsyncIterator[int]:
-    """Serve the application by our protocol, and return the port."""
-    async with running_server(app, lifespan=lifespan, idle_seconds=idle_seconds) as running:
-        yield running.config.port
-
-
-@asynccontextmanager
-async def running_server(
-    app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", idle_seconds: int = 5
-) -> AsyncIterator[uvicorn.Server]:
-    config = uvicorn.Config(
-        app,
-        port=free_port(),
-        http="gateway.server.protocol:Protocol",
-        ws="none",
-        lifespan=lifespan,
-        timeout_keep_alive=idle_seconds,
-        # What it tells is to be seen by the tests.
-        log_config=None,
-        log_level="warning",
-    )
-    running = uvicorn.Server(config)
-    serving = asyncio.create_task(running.serve())
-    while not running.started:  # noqa: ASYNC110  # Nothing tells of it.
-        await asyncio.sleep(0.01)
-    try:
-        yield running
-    finally:
-        running.should_exit = True
-        await serving
-
-
-async def sent(port: int, *parts: bytes) -> bytes:
-    """Send the parts, a moment apart, and return all that comes back until the connection is closed."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    async with asyncio.timeout(30):
-        for number, part in enumerate(parts):
-            if number:
-                await asyncio.sleep(0.1)
-            writer.write(part)
-            await writer.drain()
-        answer = await reader.read()
-    writer.close()
-    return answer
 
 
 def ask_and_read_late(port: int, requests: int) -> int:

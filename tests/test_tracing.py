@@ -19,8 +19,8 @@ from gateway.telemetry.requests import Request
 from gateway.telemetry.tracing import Tracing
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.meters import make_meter
+from tests.operations import RECORD_USAGE, RECORD_USAGE_DIGEST
 from tests.test_logs import plant
-from tests.test_observation import RECORD, RECORD_DIGEST
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -62,7 +62,7 @@ async def test_a_debit_has_a_span_below_the_caller_s_and_one_for_each_step(trace
     gateway = traced.gateway
     await make_meter(gateway, totalCredits="10")
     name = f"Traced_{secrets.token_hex(4)}"  # Parsed by nobody yet.
-    query = RECORD.replace("Record(", f"{name}(")
+    query = RECORD_USAGE.replace("Record(", f"{name}(")
     event = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "3"}
     await send(gateway, query, input=event)
     request = traced.requests[-1]
@@ -87,7 +87,7 @@ async def test_a_debit_has_a_span_below_the_caller_s_and_one_for_each_step(trace
         "tollgate.key_id": request.key_id,
         "tollgate.request_id": request.request_id,
     }
-    assert request.document != RECORD_DIGEST
+    assert request.document != RECORD_USAGE_DIGEST
     assert request.trace_id == TRACE
     assert spans.keys() == {
         "auth",

@@ -23,9 +23,9 @@ import pytest
 from playwright.async_api import Locator, Page, Response, Route, expect
 
 from tests.browsers import chromium
+from tests.doc_pages import blocks_of
 from tests.examples.conftest import FRONTEND, ROOT, Demo
 from tests.servers import PATIENCE_SECONDS, serving
-from tests.test_docs import blocks_of
 
 GUIDE = ROOT / "docs" / "frontend.md"
 

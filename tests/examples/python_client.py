@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.doc_pages import blocks_of
 from tests.examples.conftest import CLIENT, ROOT, Demo
 from tests.servers import PATIENCE_SECONDS, Server
-from tests.test_docs import blocks_of
 
 BIN = CLIENT / ".venv" / "bin"
 
