@@ -34,6 +34,9 @@ from tests import quick
 if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracing
 
+# What fails in them is shown like what fails in a test.
+pytest.register_assert_rewrite("tests.ledgers", "tests.scraping", "tests.steps")
+
 #: When tests happen, unless they say otherwise: a Monday.
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 

@@ -21,11 +21,10 @@ from graphql import get_introspection_query
 
 from gateway.http.gate import SECURITY_HEADERS
 from gateway.settings import Settings
-from resolvers.maintenance.verify import Verified, verify
 from tests.conftest import Gateway
 from tests.hostile import VIEWER, bombs, broken_json, other_json, requests_with_bad_values
-from tests.meters import make_meter, meter_of
 from tests.servers import Server, serving
+from tests.steps import disagreements, make_meter, meter_of
 
 ANSWER_SECONDS = 3
 HEALTH_SECONDS = 1
@@ -209,7 +208,7 @@ async def attack(own: Gateway, folder: Path, **settings: str) -> AsyncIterator[A
         assert "Traceback" not in server.logged
         assert "Internal" not in server.logged
     assert await meter_of(own, "rich") == before
-    assert [found async for found in verify(own.database, Verified())] == []
+    assert await disagreements(own.database) == []
 
 
 def codes_of(answer: Answer) -> list[str]:

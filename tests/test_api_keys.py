@@ -22,6 +22,7 @@ from storage.tables import metadata
 from storage.tenants import Environment
 from tests.comparisons import recorded_comparisons
 from tests.conftest import NOW, Caller, Gateway
+from tests.steps import make_customer, make_meter, must, new_key, session_of
 
 VIEWER = "{ viewer { orgId environment scopes workspaceIds } }"
 CREATE_CUSTOMER = 'mutation { createCustomer(input: {email: "ada@example.com"}) { __typename } }'
@@ -150,14 +151,8 @@ class TestUnauthenticated:
 
 
 class TestLifetime:
-    async def revocable(self, gateway: Gateway) -> tuple[str, Caller]:
-        row, key = await create_api_key(
-            gateway.database, org_id=gateway.org_id, environment=Environment.SANDBOX, now=gateway.clock()
-        )
-        return row.id, Caller(gateway.client, key)
-
     async def test_a_revocation_holds_after_5_seconds(self, gateway: Gateway) -> None:
-        key_id, caller = await self.revocable(gateway)
+        key_id, caller = await new_key(gateway)
         await caller.data(VIEWER)
         await revoke_api_key(gateway.database, key_id, now=gateway.clock())
         # The key is still remembered.
@@ -168,12 +163,12 @@ class TestLifetime:
         assert await gateway.data("{ customers { nodes { id } } }") == {"customers": {"nodes": []}}
 
     async def test_a_revocation_of_a_key_that_is_not_remembered_holds_at_once(self, gateway: Gateway) -> None:
-        key_id, caller = await self.revocable(gateway)
+        key_id, caller = await new_key(gateway)
         await revoke_api_key(gateway.database, key_id, now=gateway.clock())
         assert_unauthenticated(await caller.post(VIEWER))
 
     async def test_using_a_key_does_not_prolong_how_long_it_is_remembered(self, gateway: Gateway) -> None:
-        key_id, caller = await self.revocable(gateway)
+        key_id, caller = await new_key(gateway)
         await caller.data(VIEWER)
         await revoke_api_key(gateway.database, key_id, now=gateway.clock())
         for _ in range(4):
@@ -183,7 +178,7 @@ class TestLifetime:
         assert_unauthenticated(await caller.post(VIEWER))
 
     async def test_a_revoked_key_stays_revoked_since_the_first_time(self, gateway: Gateway) -> None:
-        key_id, _ = await self.revocable(gateway)
+        key_id, _ = await new_key(gateway)
         first = await revoke_api_key(gateway.database, key_id, now=gateway.clock())
         gateway.clock.forward(days=1)
         again = await revoke_api_key(gateway.database, key_id, now=gateway.clock())
@@ -193,7 +188,7 @@ class TestLifetime:
         assert await revoke_api_key(gateway.database, f"key_{'0' * 24}", now=gateway.clock()) is None
 
     async def test_a_key_is_looked_up_once_in_5_seconds(self, gateway: Gateway) -> None:
-        _, caller = await self.revocable(gateway)
+        _, caller = await new_key(gateway)
         with gateway.statements() as statements:
             await caller.data(VIEWER)
         assert len(statements) == 1
@@ -266,8 +261,8 @@ class TestSecrecy:
     async def test_the_key_is_nowhere_in_the_database(self, gateway: Gateway) -> None:
         secret = gateway.key.removeprefix("sk_test_")
         # Everything that a request can leave behind is left behind.
-        await gateway.mutate("createBillingMeter", "", workspaceId="w", externalMeterId="m", totalCredits="9")
-        await gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="e", amount="1")
+        await make_meter(gateway, totalCredits="9")
+        await must(gateway, "recordUsage", eventId="e", amount="1")
         async with gateway.database.read() as reader:
             for table in metadata.sorted_tables:
                 for row in await reader.fetch(text(f"SELECT * FROM {table.name}")):  # noqa: S608  # Our own names.
@@ -282,15 +277,8 @@ class TestSecrecy:
         self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         compared = recorded_comparisons(monkeypatch)
-        customer = await gateway.mutate(
-            "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com"
-        )
-        session = await gateway.mutate(
-            "createCustomerSession",
-            "... on CreateCustomerSessionSuccess { token }",
-            customerId=customer["customer"]["id"],
-        )
-        for secret in (gateway.key, session["token"]):
+        session = await session_of(gateway, await make_customer(gateway))
+        for secret in (gateway.key, session.key):
             gateway.clock.forward(seconds=10)
             compared.clear()
             assert (await send(gateway, f"Bearer {secret}")).status_code == 200

@@ -13,7 +13,7 @@ from sqlalchemy import make_url, text
 from resolvers.maintenance.verify import Verified, verify
 from storage.engine.database import Database
 from tests.conftest import Gateway, empty_database
-from tests.meters import make_meter
+from tests.steps import make_meter
 
 CREDITS = 10**9
 

@@ -12,6 +12,7 @@ from resolvers.actor import Scope
 from resolvers.errors import InvalidInput
 from resolvers.values import check_metadata, check_text
 from tests.conftest import Caller, Gateway
+from tests.steps import make_customer, make_meter, must
 
 MAX_AMOUNT = 2**63 - 1
 
@@ -328,25 +329,10 @@ def shown(value: object) -> str:
 
 @pytest.fixture
 async def tenant(gateway: Gateway) -> Tenant:
-    made = await gateway.mutate(
-        "createCustomer",
-        "... on CreateCustomerSuccess { customer { id } }",
-        email="ada@example.com",
-        name="Ada",
-        externalId="ada",
-        metadata={"plan": "starter"},
-    )
-    meter = await gateway.mutate(
-        "createBillingMeter",
-        "... on CreateBillingMeterSuccess { billingMeter { id } }",
-        workspaceId="w",
-        externalMeterId="m",
-        totalCredits="100",
-        spendCap="50",
-        customerId=made["customer"]["id"],
-    )
-    await gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="first", amount="30")
-    return Tenant(gateway, made["customer"]["id"], meter["billingMeter"]["id"])
+    customer_id = await make_customer(gateway, name="Ada", externalId="ada", metadata={"plan": "starter"})
+    meter_id = await make_meter(gateway, totalCredits="100", spendCap="50", customerId=customer_id)
+    await must(gateway, "recordUsage", eventId="first", amount="30")
+    return Tenant(gateway, customer_id, meter_id)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from resolvers.actor import Scope
 from tests.conftest import REFUSALS, Caller, Gateway
-from tests.meters import disagreements, make_meter, meter_of, unchanged
+from tests.steps import disagreements, entry_id, make_meter, meter_of, unchanged
 
 #: The statements of a batch on meters that are known, whatever its size: lock, look up, update, upsert, insert.
 OF_A_BATCH = 5
@@ -35,10 +35,6 @@ async def batch(caller: Caller, *items: dict[str, Any]) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = (await caller.data(BATCH, {"input": items}))["recordUsageBatch"]
     assert len(results) == len(items)
     return results
-
-
-def entry_id(meter_id: str, seq: int) -> str:
-    return f"ent_{meter_id.removeprefix('mtr_')}_{seq}"
 
 
 async def test_each_item_has_its_result_in_the_order_of_the_items(gateway: Gateway) -> None:

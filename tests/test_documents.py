@@ -17,7 +17,7 @@ from gateway.http.trusted_documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
 from schema.engine.execution.executor import Executor
 from tests.conftest import Gateway, gateway_on
-from tests.meters import make_meter
+from tests.steps import make_meter
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 CREATE = "mutation Create($input: CreateCustomerInput!) { createCustomer(input: $input) { __typename } }"

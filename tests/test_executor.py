@@ -48,7 +48,7 @@ from schema.engine.variables import Variables
 from schema.scalars import SCALARS, BigInt
 from storage.engine.columns import Columns
 from tests.conftest import Gateway
-from tests.meters import make_meter, meter_of
+from tests.steps import make_customer, make_meter, meter_of, must
 
 
 @strawberry.enum
@@ -837,11 +837,9 @@ ORDINARY = (
 
 
 async def test_ordinary_queries_are_compiled(gateway: Gateway) -> None:
-    made = await gateway.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="a@example.com", name="A"
-    )
-    await make_meter(gateway, "m", totalCredits="100", customerId=made["customer"]["id"])
-    await gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId="e", amount="7")
+    customer_id = await make_customer(gateway, "a@example.com", name="A")
+    await make_meter(gateway, "m", totalCredits="100", customerId=customer_id)
+    await must(gateway, "recordUsage", eventId="e", amount="7")
     for query in ORDINARY:
         variables = {"w": "w", "m": "m"} if "$w" in query else {}
         first = await gateway.data(query, variables)

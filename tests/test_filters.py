@@ -26,7 +26,7 @@ from storage.engine.database import Database
 from storage.engine.transactions import Writer
 from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway
-from tests.meters import delete_row, disagreements, make_meter
+from tests.steps import delete_row, disagreements, make_customer, make_meter, must
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,13 +46,6 @@ METERS = """query ($filter: BillingMeterFilter, $first: Int, $after: String, $la
 GREATEST = "\U0010ffff"
 
 
-async def new_customer(caller: Caller, **values: Any) -> str:
-    made = await caller.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", **{"email": "ada@example.com"} | values
-    )
-    return str(made["customer"]["id"])
-
-
 async def ids_of(caller: Caller, query: str, **wanted: Any) -> list[str]:
     """Return the ids of the first 100 rows that the filter keeps."""
     data = await caller.data(query, {"filter": wanted, "first": 100})
@@ -64,7 +57,7 @@ async def ids_of(caller: Caller, query: str, **wanted: Any) -> list[str]:
 
 async def test_an_email_is_found_without_regard_to_case(gateway: Gateway, subtests: pytest.Subtests) -> None:
     emails = ["Ada@Example.com", "ada@example.com", "STRASSE@example.com", "straße@example.com", "λόγος@example.com"]
-    made = {email: await new_customer(gateway, email=email) for email in emails}
+    made = {email: await make_customer(gateway, email=email) for email in emails}
     for email, found in (
         ("ada@example.com", ["ada@example.com", "Ada@Example.com"]),
         ("ADA@EXAMPLE.COM", ["ada@example.com", "Ada@Example.com"]),
@@ -106,7 +99,7 @@ async def test_a_name_is_found_by_its_beginning_without_regard_to_case(
         "Straße",
         "STRASSE",
     ]
-    made = {name: await new_customer(gateway, name=name) for name in names}
+    made = {name: await make_customer(gateway, name=name) for name in names}
     for prefix, found in (
         ("ada", ["Ada Lovelace", "ADAM"]),
         ("ADA ", ["Ada Lovelace"]),
@@ -131,8 +124,8 @@ async def test_a_name_is_found_by_its_beginning_without_regard_to_case(
 async def test_an_external_id_is_found_by_its_beginning_as_it_is_written(
     gateway: Gateway, subtests: pytest.Subtests
 ) -> None:
-    made = {name: await new_customer(gateway, externalId=name) for name in ("crm-1", "crm-12", "CRM-1", "crm%", "ä")}
-    await new_customer(gateway)
+    made = {name: await make_customer(gateway, externalId=name) for name in ("crm-1", "crm-12", "CRM-1", "crm%", "ä")}
+    await make_customer(gateway)
     for prefix, found in (
         ("crm-1", ["crm-12", "crm-1"]),
         ("crm-12", ["crm-12"]),
@@ -149,7 +142,7 @@ async def test_an_external_id_is_found_by_its_beginning_as_it_is_written(
 async def test_the_time_of_making_is_a_range_without_its_end(gateway: Gateway, subtests: pytest.Subtests) -> None:
     made = []
     for seconds in (0, 0.25, 0.75):
-        made.append(await new_customer(gateway))
+        made.append(await make_customer(gateway))
         gateway.clock.forward(seconds=seconds)
     first, second, third = made
     # Made at 12:00:00, at 12:00:00 again, and a quarter of a second later.
@@ -186,7 +179,7 @@ def keeps(node: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 async def test_the_filters_of_customers_combine(gateway: Gateway, subtests: pytest.Subtests) -> None:
     for number in range(40):
-        await new_customer(
+        await make_customer(
             gateway,
             email=["ada@example.com", "ADA@example.com", "bob@example.com"][number % 3],
             name=[None, "Ada", "adam", "Bob"][number % 4],
@@ -216,7 +209,7 @@ async def test_the_filters_of_customers_combine(gateway: Gateway, subtests: pyte
 
 
 async def test_a_customer_is_found_by_what_it_is_called_now(gateway: Gateway) -> None:
-    customer_id = await new_customer(gateway, email="old@example.com", name="Old")
+    customer_id = await make_customer(gateway, email="old@example.com", name="Old")
     await gateway.mutate("updateCustomer", "", id=customer_id, email="New@example.com", name="Née")
     assert await ids_of(gateway, CUSTOMERS, email="old@example.com") == []
     assert await ids_of(gateway, CUSTOMERS, email="NEW@example.com") == [customer_id]
@@ -240,7 +233,7 @@ async def test_a_filter_stays_in_the_tenant_and_in_the_workspaces_of_the_key(gat
         await gateway.caller(environment=Environment.LIVE),
         await gateway.caller(org_id=f"{gateway.org_id}-other"),
     ]
-    seen, unseen = [await new_customer(gateway, **values | {"externalId": name}) for name in ("ada", "adam")]
+    seen, unseen = [await make_customer(gateway, **values | {"externalId": name}) for name in ("ada", "adam")]
     await make_meter(gateway, "in w", customerId=seen)
     await make_meter(gateway, "in v", workspaceId="v", customerId=unseen)
     limited = await gateway.caller(workspaces=["w"])
@@ -311,8 +304,8 @@ async def test_meters_are_found_by_how_much_is_available(gateway: Gateway, subte
     await make_meter(gateway, "unlimited", allowOverages=True)
     # As much is used as there is, and more.
     past = await make_meter(gateway, "past", totalCredits="10", allowOverages=True, spendCap="90")
-    await gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="past", eventId="e", amount="60")
-    await gateway.mutate("updateBillingMeter", "", workspaceId="w", externalMeterId="past", allowOverages=False)
+    await must(gateway, "recordUsage", externalMeterId="past", eventId="e", amount="60")
+    await must(gateway, "updateBillingMeter", externalMeterId="past", allowOverages=False)
     for below in sorted({max(0, amount + more) for amount in amounts for more in (-1, 0, 1)} - {2**63}):
         with subtests.test(below=below):
             expected = [made[amount] for amount in amounts if amount < below] + ([past] if below > 0 else [])
@@ -398,7 +391,7 @@ def test_fewer_credits_never_have_more_bits() -> None:
 
 
 async def test_the_filters_of_meters_combine(gateway: Gateway, subtests: pytest.Subtests) -> None:
-    customers = [await new_customer(gateway) for _ in range(2)]
+    customers = [await make_customer(gateway) for _ in range(2)]
     for number in range(24):
         await make_meter(
             gateway,
@@ -488,7 +481,7 @@ def test_every_filter_is_asked_about() -> None:
 @pytest.mark.parametrize("asked", nullable(), ids=lambda asked: asked.query.replace("%s", "null"))
 async def test_a_null_in_a_filter_is_refused(on_sqlite: Gateway, asked: Nullable) -> None:
     """A variable that is lost must not widen what is answered."""
-    await make_meter(on_sqlite, customerId=await new_customer(on_sqlite))
+    await make_meter(on_sqlite, customerId=await make_customer(on_sqlite))
     told = f"{asked.path} must not be null; leave it out where it is not to restrict the answer."
     literal = f"{{ {asked.query % 'null'} }}"
     variable = f"query ($value: {asked.type_}) {{ {asked.query % '$value'} }}"
@@ -516,7 +509,7 @@ async def test_a_null_in_a_filter_that_is_a_variable_as_a_whole_is_refused(on_sq
 
 
 async def test_a_null_of_a_page_is_left_out(on_sqlite: Gateway) -> None:
-    await make_meter(on_sqlite, customerId=await new_customer(on_sqlite))
+    await make_meter(on_sqlite, customerId=await make_customer(on_sqlite))
     query = """query ($first: Int, $after: String, $last: Int, $before: String) {
       customers(first: $first, after: $after, last: $last, before: $before) { nodes {
         billingMeters(first: $first, after: $after, last: $last, before: $before) { nodes {
@@ -589,7 +582,7 @@ class Walk:
 
     async def open(self) -> None:
         if self.table == "billing_meters":
-            self.customer_id = await new_customer(self.gateway)
+            self.customer_id = await make_customer(self.gateway)
             if "customerId" in self.wanted:
                 self.wanted = self.wanted | {"customerId": self.customer_id}
         # So that the time of making drops the first three.
@@ -603,7 +596,7 @@ class Walk:
         word = "kept" if is_kept else "other"
         if self.table == "customers":
             name = f"{word} {self.made}"
-            id_ = await new_customer(self.gateway, email=f"{word}@example.com", name=name, externalId=name)
+            id_ = await make_customer(self.gateway, email=f"{word}@example.com", name=name, externalId=name)
             self.gateway.clock.forward(seconds=1)
         else:
             id_ = await make_meter(
@@ -742,12 +735,7 @@ async def test_the_release_before_goes_on_writing_and_the_next_write_mends_its_r
     # The column still stands for 100 credits: the meter is missed, and never answered wrongly.
     assert await ids_of(gateway, METERS, availableBelow="3") == []
     assert await ids_of(gateway, METERS, availableBelow="100") == [meter_id]
-    await asyncio.gather(
-        *[
-            gateway.mutate("recordUsage", "", workspaceId="w", externalMeterId="m", eventId=f"{number}", amount="1")
-            for number in range(2)
-        ]
-    )
+    await asyncio.gather(*[must(gateway, "recordUsage", eventId=f"{number}", amount="1") for number in range(2)])
     assert await ids_of(gateway, METERS, availableBelow="1") == [meter_id]
 
 

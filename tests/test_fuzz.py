@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from resolvers.maintenance.verify import Verified, verify
 from tests.conftest import Gateway
-from tests.meters import make_meter, meter_of
 from tests.servers import serving
+from tests.steps import disagreements, make_meter, meter_of
 
 #: How many operations of each of the 18 fields are drawn, with `--fuzz` and without.
 MANY = {"sqlite": 170, "postgresql": 20}
@@ -55,4 +54,4 @@ async def test_nothing_that_fits_the_schema_or_nearly_does_is_a_bug(
     seeded = await meter_of(own, "seeded", workspace_id="seeded")
     assert {entry["kind"] for entry in seeded["ledger"]} >= {"OPENING", "REFILL", "USAGE"}
     # Whatever was sent, the books are right.
-    assert [found async for found in verify(own.database, Verified())] == []
+    assert await disagreements(own.database) == []

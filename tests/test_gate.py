@@ -14,7 +14,7 @@ from gateway.app import create_app
 from gateway.http.gate import Gate, SafeAnswers
 from gateway.settings import Settings
 from tests.conftest import Gateway, gateway_on
-from tests.meters import make_meter
+from tests.steps import make_meter, until
 
 NOT_WRITTEN = "The service is unavailable for the moment. Nothing was written. Repeat the request with the same id."
 UNKNOWN = (
@@ -48,11 +48,6 @@ async def client_of(app: ASGIApp, scheme: str = "http") -> AsyncIterator[httpx.A
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=f"{scheme}://tollgate.test") as client:
         yield client
-
-
-async def until(condition: Any) -> None:
-    while not condition():  # noqa: ASYNC110  # Nothing tells of it.
-        await asyncio.sleep(0)
 
 
 class TestInFlight:

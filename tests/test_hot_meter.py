@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Gateway, empty_database, gateway_on, migrated
-from tests.meters import disagreements, make_meter, meter_of
 from tests.servers import Connection, Server, connected, serving
+from tests.steps import disagreements, make_meter, meter_of
 
 CLIENTS = 16
 DEBITS = 80

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import make_url
 
 from gateway.app import create_app
 from gateway.settings import Settings
@@ -25,7 +25,7 @@ from storage.engine.database import Database
 from storage.engine.transactions import Writer
 from storage.tenants import Environment
 from tests.conftest import Caller, Clock, Gateway, empty_database
-from tests.meters import make_meter
+from tests.steps import execute, make_customer, make_meter
 
 VIEWER = "{ viewer { orgId } }"
 CREATE_CUSTOMER = 'mutation { createCustomer(input: {email: "ada@example.com"}) { __typename } }'
@@ -574,21 +574,9 @@ class TestBugs:
 
     async def break_customer(self, gateway: Gateway) -> str:
         """Make a customer whose metadata cannot be read any more, and return its id."""
-        made = await gateway.mutate(
-            "createCustomer",
-            "... on CreateCustomerSuccess { customer { id } }",
-            email="broken@example.com",
-            externalId="broken",
-        )
-        customer_id: str = made["customer"]["id"]
-        await self.execute(gateway, "UPDATE customers SET metadata = 'planted' WHERE id = :id", id=customer_id)
+        customer_id = await make_customer(gateway, "broken@example.com", externalId="broken")
+        await execute(gateway.database, "UPDATE customers SET metadata = 'planted' WHERE id = :id", id=customer_id)
         return customer_id
-
-    async def execute(self, gateway: Gateway, statement: str, **values: str) -> None:
-        async def change(writer: Writer) -> None:
-            await writer.execute(text(statement), values)
-
-        await gateway.database.write(change)
 
     async def test_a_bug_in_a_field_is_masked_and_logged_with_its_traceback(
         self, gateway: Gateway, caplog: pytest.LogCaptureFixture
@@ -617,8 +605,8 @@ class TestBugs:
     ) -> None:
         meter_id = await make_meter(gateway)
         customer_id = await self.break_customer(gateway)
-        await self.execute(
-            gateway,
+        await execute(
+            gateway.database,
             "UPDATE billing_meters SET customer_id = :customer WHERE id = :id",
             customer=customer_id,
             id=meter_id,
@@ -658,7 +646,9 @@ class TestBugs:
         self, gateway: Gateway, caplog: pytest.LogCaptureFixture
     ) -> None:
         caller = await gateway.caller()
-        await self.execute(gateway, "UPDATE api_keys SET scopes = 'planted' WHERE org_id = :org", org=gateway.org_id)
+        await execute(
+            gateway.database, "UPDATE api_keys SET scopes = 'planted' WHERE org_id = :org", org=gateway.org_id
+        )
         for url in ("/graphql", "/schema.graphql"):
             caplog.clear()
             method = "POST" if url == "/graphql" else "GET"
@@ -691,11 +681,11 @@ class TestBugs:
         }
         (error,) = body["errors"]
         assert (error["path"], error["extensions"]["code"]) == (["broken"], "INTERNAL_SERVER_ERROR")
-        await self.execute(gateway, "UPDATE customers SET metadata = '{}' WHERE id = :id", id=customer_id)
+        await execute(gateway.database, "UPDATE customers SET metadata = '{}' WHERE id = :id", id=customer_id)
         assert await customers(gateway) == ["last@example.com", "first@example.com", "broken@example.com"]
 
     async def test_a_fault_of_one_mutation_does_not_hide_what_the_others_have_committed(self, gateway: Gateway) -> None:
-        await gateway.mutate("createBillingMeter", "", **METER, totalCredits="10")
+        await make_meter(gateway, totalCredits="10")
         caller = await gateway.caller(Scope.USAGE_WRITE, Scope.BILLING_READ)
         body = await caller.run(
             """mutation {
@@ -715,7 +705,7 @@ class TestBugs:
         assert await gateway.data(TOTAL) == {"billingMeter": {"totalCredits": "10", "usedCredits": "7"}}
 
     async def test_an_edge_s_fault_does_not_hide_what_its_mutation_has_committed(self, gateway: Gateway) -> None:
-        await gateway.mutate("createBillingMeter", "", **METER, totalCredits="10")
+        await make_meter(gateway, totalCredits="10")
         body = await gateway.run(
             """mutation {
               recordUsage(input: {workspaceId: "w", externalMeterId: "m", eventId: "1", amount: 4}) {
@@ -777,7 +767,7 @@ class TestOutages:
             database_url=url.set(host="127.0.0.1", port=line.port, query={}).render_as_string(hide_password=False),
         )
         async with gateway_with_key(settings) as gateway:
-            await gateway.mutate("createBillingMeter", "", **METER, totalCredits="10")
+            await make_meter(gateway, totalCredits="10")
             await line.cut()
             for query, variables, data in (
                 (TOTAL, None, {"billingMeter": None}),
@@ -800,7 +790,7 @@ class TestOutages:
 
     async def test_a_lock_that_another_process_holds_too_long_is_unavailable(self, database_url: str) -> None:
         async with gateway_with_key(Settings(database_url=database_url, wait_seconds=1)) as gateway:
-            await gateway.mutate("createBillingMeter", "", **METER, totalCredits="10")
+            await make_meter(gateway, totalCredits="10")
             other = Database(database_url)
             is_locked, is_enough = asyncio.Event(), asyncio.Event()
 
@@ -852,13 +842,7 @@ class TestOtherRoutes:
 
             # An older release's schema may lack what this one reads; a later one's leaves this one working.
             for version, status in (("2026_11_20_index_of_voids", 503), ("from_the_future", 200)):
-
-                async def become(writer: Writer, version: str = version) -> None:
-                    await writer.execute(
-                        text("UPDATE alembic_version SET version_num = :version"), {"version": version}
-                    )
-
-                await database.write(become)
+                await execute(database, "UPDATE alembic_version SET version_num = :version", version=version)
                 assert (await client.get("/readyz")).status_code == status
             await database.close()
 

@@ -34,7 +34,7 @@ from storage.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests import commands
 from tests.conftest import NOW, Gateway
-from tests.test_usage import books_of, make_meter, settle, unchanged
+from tests.steps import books_of, make_meter, settle, unchanged
 
 #: The command, as it is installed beside the interpreter.
 TOLLGATE = Path(sys.executable).with_name("tollgate")
@@ -271,10 +271,7 @@ async def test_the_api_records_the_same_as_an_import(gateway: Gateway, tmp_path:
     importer = await gateway.caller(org_id=elsewhere)
     for caller in (gateway, importer):
         # The credits run out on the way: their sum is 600,220.
-        made = await caller.mutate(
-            "createBillingMeter", "", workspaceId="azure", externalMeterId="conv", totalCredits="400000"
-        )
-        assert made["__typename"] == "CreateBillingMeterSuccess"
+        await make_meter(caller, "conv", workspaceId="azure", totalCredits="400000")
     recorder = await gateway.caller(Scope.USAGE_WRITE, Scope.USAGE_CORRECT)
     answers = [(await recorder.mutate("recordUsage", "", **json.loads(text)))["__typename"] for text in thousand]
     accepted = answers.count("RecordUsageSuccess")

@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 
-from resolvers.actor import Scope
-from resolvers.api_keys import create_api_key
-from storage.tenants import Environment
 from tests.conftest import Caller, Gateway
+from tests.steps import entry_id, make_customer, make_meter, must, new_key
 
 MOST = 2**63 - 1
 
@@ -36,36 +34,10 @@ NONE: dict[str, Any] = {
 }
 
 
-async def new_key(gateway: Gateway) -> tuple[str, Caller]:
-    """Make a key for all scopes and return its id, and who sends with it."""
-    row, key = await create_api_key(
-        gateway.database,
-        org_id=gateway.org_id,
-        environment=Environment.SANDBOX,
-        scopes=tuple(Scope),
-        now=gateway.clock(),
-    )
-    return row.id, Caller(gateway.client, key)
-
-
-async def create(caller: Caller, **values: Any) -> str:
-    """Create the meter `m` and return its id."""
-    answer = await caller.mutate(
-        "createBillingMeter",
-        "... on CreateBillingMeterSuccess { billingMeter { id } }",
-        **{"workspaceId": "w", "externalMeterId": "m", **values},
-    )
-    id_: str = answer["billingMeter"]["id"]
-    return id_
-
-
 async def run(caller: Caller, field: str, **values: Any) -> Any:
-    """Run a mutation of the meter `m` and return the entry that its answer tells, where it tells one."""
-    name = field[0].upper() + field[1:]
-    selection = "" if field == "updateBillingMeter" else f"... on {name}Success {{ entry {{ {ENTRY} }} }}"
-    answer = await caller.mutate(field, selection, **{"workspaceId": "w", "externalMeterId": "m", **values})
-    assert answer["__typename"] == f"{name}Success", answer
-    return answer.get("entry")
+    """Run a mutation of the meter `m`, which must succeed, and return the entry that it answers with, if any."""
+    selection = "" if field == "updateBillingMeter" else f"entry {{ {ENTRY} }}"
+    return (await must(caller, field, selection, **values)).get("entry")
 
 
 async def ledger(caller: Caller, meter: str = "m") -> list[dict[str, Any]]:
@@ -74,16 +46,12 @@ async def ledger(caller: Caller, meter: str = "m") -> list[dict[str, Any]]:
     return [{name: entry[name] for name in entry if name != "billingMeter"} for entry in reversed(nodes)]
 
 
-def entry_id(meter_id: str, seq: int) -> str:
-    return f"ent_{meter_id.removeprefix('mtr_')}_{seq}"
-
-
 # What each kind tells
 
 
 async def test_an_opening_entry_tells_what_the_meter_began_with(gateway: Gateway) -> None:
     key_id, caller = await new_key(gateway)
-    meter_id = await create(caller, totalCredits="100", idempotencyKey="k")
+    meter_id = await make_meter(caller, totalCredits="100", idempotencyKey="k")
     assert await ledger(gateway) == [
         NONE
         | {
@@ -100,14 +68,14 @@ async def test_an_opening_entry_tells_what_the_meter_began_with(gateway: Gateway
 
 
 async def test_an_opening_of_nothing_is_an_entry_too(gateway: Gateway) -> None:
-    await create(gateway)
+    await make_meter(gateway)
     (opening,) = await ledger(gateway)
     assert (opening["kind"], opening["amount"], opening["totalCreditsAfter"]) == ("OPENING", "0", "0")
 
 
 @pytest.mark.parametrize("key", ["order-7", None])
 async def test_a_refill_entry_tells_its_amount_and_key(gateway: Gateway, key: str | None) -> None:
-    meter_id = await create(gateway, totalCredits="100")
+    meter_id = await make_meter(gateway, totalCredits="100")
     gateway.clock.forward(minutes=1, microseconds=250)
     key_id, caller = await new_key(gateway)
     entry = await run(caller, "refillBillingMeter", refill="50", idempotencyKey=key)
@@ -126,7 +94,7 @@ async def test_a_refill_entry_tells_its_amount_and_key(gateway: Gateway, key: st
 
 
 async def test_keys_of_callers_are_shown_also_where_they_look_like_the_gateways(gateway: Gateway) -> None:
-    await create(gateway, totalCredits="100")
+    await make_meter(gateway, totalCredits="100")
     await run(gateway, "recordUsage", eventId="tollgate/e", amount="2")
     await run(gateway, "voidUsage", eventId="tollgate/e", reason="x", idempotencyKey="tollgate/v")
     await run(gateway, "refillBillingMeter", refill="5")
@@ -135,7 +103,7 @@ async def test_keys_of_callers_are_shown_also_where_they_look_like_the_gateways(
 
 
 async def test_a_settings_entry_tells_old_and_new(gateway: Gateway) -> None:
-    meter_id = await create(gateway, totalCredits="100")
+    meter_id = await make_meter(gateway, totalCredits="100")
     gateway.clock.forward(minutes=1)
     key_id, caller = await new_key(gateway)
     await run(caller, "updateBillingMeter", allowOverages=True, spendCap="500")
@@ -156,7 +124,7 @@ async def test_a_settings_entry_tells_old_and_new(gateway: Gateway) -> None:
 
 
 async def test_a_usage_entry_of_an_event_without_a_time_happened_when_it_was_recorded(gateway: Gateway) -> None:
-    meter_id = await create(gateway, totalCredits="100")
+    meter_id = await make_meter(gateway, totalCredits="100")
     gateway.clock.forward(minutes=1)
     key_id, caller = await new_key(gateway)
     entry = await run(caller, "recordUsage", eventId="e", amount="30")
@@ -179,7 +147,7 @@ async def test_a_usage_entry_of_an_event_without_a_time_happened_when_it_was_rec
 
 
 async def test_a_usage_entry_tells_what_the_caller_sent(gateway: Gateway) -> None:
-    meter_id = await create(gateway, totalCredits="100", timezone="Europe/Zurich")
+    meter_id = await make_meter(gateway, totalCredits="100", timezone="Europe/Zurich")
     key_id, caller = await new_key(gateway)
     entry = await run(
         caller,
@@ -212,7 +180,7 @@ async def test_a_usage_entry_tells_what_the_caller_sent(gateway: Gateway) -> Non
 
 
 async def test_a_forced_usage_entry_tells_the_whole_amount(gateway: Gateway) -> None:
-    await create(gateway, totalCredits="100")
+    await make_meter(gateway, totalCredits="100")
     entry = await run(gateway, "recordUsage", eventId="e", amount="130", policy="FORCE")
     told = (entry["amount"], entry["requestedAmount"], entry["usedCreditsAfter"], entry["policy"])
     assert told == ("130", "130", "130", "FORCE")
@@ -220,7 +188,7 @@ async def test_a_forced_usage_entry_tells_the_whole_amount(gateway: Gateway) -> 
 
 
 async def test_the_greatest_amounts_are_told_exactly(gateway: Gateway) -> None:
-    await create(gateway, totalCredits=str(MOST - 1))
+    await make_meter(gateway, totalCredits=str(MOST - 1))
     refill = await run(gateway, "refillBillingMeter", refill="1")
     usage = await run(gateway, "recordUsage", eventId="e", amount=str(MOST))
     assert (refill["amount"], refill["totalCreditsAfter"]) == ("1", str(MOST))
@@ -236,7 +204,7 @@ async def test_the_greatest_amounts_are_told_exactly(gateway: Gateway) -> None:
 async def test_entries_are_numbered_in_the_order_of_decisions_and_carry_the_totals_after_them(
     gateway: Gateway,
 ) -> None:
-    meter_id = await create(gateway, totalCredits="100")
+    meter_id = await make_meter(gateway, totalCredits="100")
     # Both happened before what was recorded before them.
     await run(gateway, "recordUsage", eventId="1", amount="30", occurredAt="2026-03-16T11:00:00Z")
     await run(gateway, "recordUsage", eventId="2", amount="20", occurredAt="2026-03-15T11:00:00Z")
@@ -267,7 +235,7 @@ async def test_entries_are_numbered_in_the_order_of_decisions_and_carry_the_tota
 
 
 async def test_what_changes_nothing_leaves_no_entry(gateway: Gateway) -> None:
-    await create(gateway, totalCredits="100")
+    await make_meter(gateway, totalCredits="100")
     await run(gateway, "recordUsage", eventId="e", amount="60")
     await run(gateway, "refillBillingMeter", refill="1", idempotencyKey="k")
     before = await ledger(gateway)
@@ -294,8 +262,8 @@ async def test_what_changes_nothing_leaves_no_entry(gateway: Gateway) -> None:
 
 
 async def test_each_meter_has_a_ledger_of_its_own(gateway: Gateway) -> None:
-    first = await create(gateway)
-    second = await create(gateway, externalMeterId="n")
+    first = await make_meter(gateway)
+    second = await make_meter(gateway, externalMeterId="n")
     await run(gateway, "refillBillingMeter", refill="1")
     await run(gateway, "refillBillingMeter", refill="2", externalMeterId="n")
     await run(gateway, "refillBillingMeter", refill="3")
@@ -310,7 +278,7 @@ async def test_each_meter_has_a_ledger_of_its_own(gateway: Gateway) -> None:
 async def test_entries_tell_which_key_recorded_them(gateway: Gateway) -> None:
     first_id, first = await new_key(gateway)
     second_id, second = await new_key(gateway)
-    await create(first, totalCredits="100")
+    await make_meter(first, totalCredits="100")
     await run(second, "refillBillingMeter", refill="1", idempotencyKey="k")
     await run(first, "recordUsage", eventId="e", amount="1")
     # A replay by another key leaves the author as it was.
@@ -325,7 +293,7 @@ async def test_entries_tell_which_key_recorded_them(gateway: Gateway) -> None:
 
 
 async def test_an_entry_is_found_by_its_id(gateway: Gateway) -> None:
-    await create(gateway, totalCredits="100")
+    await make_meter(gateway, totalCredits="100")
     await run(gateway, "recordUsage", eventId="e", amount="30", metadata={"job": 1})
     await run(gateway, "refillBillingMeter", refill="50", idempotencyKey="k")
     await run(gateway, "updateBillingMeter", spendCap="7")
@@ -337,7 +305,7 @@ async def test_an_entry_is_found_by_its_id(gateway: Gateway) -> None:
 
 
 async def test_an_id_that_no_entry_has_finds_none(gateway: Gateway) -> None:
-    meter_id = await create(gateway)
+    meter_id = await make_meter(gateway)
     first = entry_id(meter_id, 1)
     for id_ in (
         entry_id(meter_id, 2),
@@ -362,11 +330,8 @@ async def test_an_id_that_no_entry_has_finds_none(gateway: Gateway) -> None:
 async def test_ids_have_their_kinds_prefix_and_24_digits_in_the_order_of_time(gateway: Gateway) -> None:
     customers, meters = [], []
     for number in range(3):
-        answer = await gateway.mutate(
-            "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email=f"c{number}@example.com"
-        )
-        customers.append(answer["customer"]["id"])
-        meters.append(await create(gateway, externalMeterId=f"{number}"))
+        customers.append(await make_customer(gateway, f"c{number}@example.com"))
+        meters.append(await make_meter(gateway, externalMeterId=f"{number}"))
     key_id, _ = await new_key(gateway)
     for id_, form in (
         *[(customer_id, r"cus_[0-9a-f]{24}") for customer_id in customers],

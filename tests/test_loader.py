@@ -1,7 +1,6 @@
 """Loading by key: together, once, and whatever becomes of the caller who fetches."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -11,6 +10,7 @@ from resolvers.loaders import Loader
 from resolvers.meters.writer import MeterWriter
 from storage.engine.database import DatabaseUnavailable, Outcome
 from tests.conftest import Gateway
+from tests.steps import until
 
 
 class Source:
@@ -30,11 +30,6 @@ class Source:
 @pytest.fixture
 def source() -> Source:
     return Source()
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    while not is_true():  # noqa: ASYNC110  # The loader gives no sign of what it has asked for.
-        await asyncio.sleep(0)
 
 
 async def test_what_is_asked_for_at_the_same_moment_is_fetched_together(source: Source) -> None:

@@ -13,19 +13,16 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from sqlalchemy import make_url, text
+from sqlalchemy import make_url
 from sqlalchemy.exc import IntegrityError
 
 from gateway.telemetry.logs import JSONLines, ReadableLines, RequestLog
 from gateway.telemetry.requests import Request
-from resolvers.actor import Scope
-from resolvers.api_keys import create_api_key
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
-from storage.engine.transactions import Writer
-from storage.tenants import Environment
 from tests import commands
 from tests.conftest import Gateway, gateway_on
 from tests.servers import Server, serving
+from tests.steps import execute, key_in, plant_secret
 
 METER = 'query Meter { billingMeter(workspaceId: "w", externalMeterId: "m") { id } }'
 
@@ -92,7 +89,7 @@ class TestRequestLines:
             await gateway.client.get("/healthz")
             await gateway.client.get("/graphql")
             await gateway.client.get("/nowhere")
-            await plant(gateway.database, gateway.org_id, "scope")
+            await plant_secret(gateway.database, gateway.org_id, "scope")
             assert (await gateway.post("{ __typename }")).status_code == 500
             assert [line["level"] for line in log.lines()] == told
 
@@ -227,7 +224,7 @@ class TestEvents:
         )
         values = {"id": secrets.token_hex(), "other": secrets.token_hex(), "org": gateway.org_id}
         with pytest.raises(IntegrityError) as caught:
-            await gateway.database.write(lambda writer: writer.execute(text(copy), values))
+            await execute(gateway.database, copy, **values)
         error = caught.value
         line = json_of("It was %s", error, exc_info=(type(error), error, error.__traceback__))
         is_postgresql = gateway.database.dialect == "postgresql"
@@ -248,18 +245,6 @@ class TestEvents:
         assert json_of("%s", error)["message"] == "DatabaseUnavailable from ConnectionRefusedError (ECONNREFUSED)"
 
 
-async def plant(database: Database, org_id: str, secret: str) -> None:
-    """Spoil the scopes of an organization's keys, so that reading them raises an exception that tells the secret."""
-
-    async def spoil(writer: Writer) -> None:
-        await writer.execute(
-            text("UPDATE api_keys SET scopes = :scopes WHERE org_id = :org"),
-            {"org": org_id, "scopes": json.dumps([secret])},
-        )
-
-    await database.write(spoil)
-
-
 class TestSecrets:
     """Secrets are sent through every place that takes something, and none is found in the log or in another answer."""
 
@@ -270,9 +255,9 @@ class TestSecrets:
         if url.startswith("postgresql"):
             url = make_url(url).set(password="hidden-password").render_as_string(hide_password=False)
         database = Database(migrated_url)
-        _, key = await new_key(database, "acme")
-        _, spoilt = await new_key(database, "spoilt")
-        await plant(database, "spoilt", "hidden-in-exception")
+        key = await key_in(database, "acme")
+        spoilt = await key_in(database, "spoilt")
+        await plant_secret(database, "spoilt", "hidden-in-exception")
         made_up = "sk_live_" + "hidden0" * 6 + "x"
         async with serving(
             url, tmp_path, TOLLGATE_LOG_LEVEL="debug", TOLLGATE_METRICS_TOKEN="hidden-metrics-token"
@@ -315,13 +300,6 @@ class TestSecrets:
         assert done.code == 1
         assert "The database is unavailable" in done.err
         assert "hidden-password" not in done.out + done.err
-
-
-async def new_key(database: Database, org_id: str) -> tuple[str, str]:
-    row, key = await create_api_key(
-        database, org_id=org_id, environment=Environment.SANDBOX, scopes=tuple(Scope), now=datetime.now(UTC)
-    )
-    return row.id, key
 
 
 async def send_secrets(server: Server, key: str, spoilt: str, made_up: str) -> dict[str, httpx.Response]:

@@ -16,7 +16,7 @@ import pytest
 
 from resolvers.actor import Scope
 from tests.conftest import REFUSALS, Gateway
-from tests.meters import ENTRY, METER, make_meter
+from tests.steps import ENTRY, METER, make_customer, make_meter, must
 
 pytestmark = pytest.mark.slow
 
@@ -143,11 +143,9 @@ def test_a_cycle_is_found() -> None:
 
 async def asker_of(gateway: Gateway) -> Asker:
     """Make a customer with a meter that has usage, and return who sends requests."""
-    made = await gateway.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="a@example.com"
-    )
-    await make_meter(gateway, totalCredits="1000", customerId=made["customer"]["id"])
-    await gateway.mutate("recordUsage", "", **NAMES, eventId="first", amount="1")
+    customer_id = await make_customer(gateway, "a@example.com")
+    await make_meter(gateway, totalCredits="1000", customerId=customer_id)
+    await must(gateway, "recordUsage", eventId="first", amount="1")
     return Asker(gateway)
 
 

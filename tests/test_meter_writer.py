@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from time import perf_counter_ns
-from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -38,7 +37,7 @@ from storage.engine.transactions import Writer
 from storage.ledger import LedgerEntryKind, OverLimitPolicy
 from storage.tenants import Environment
 from tests.conftest import NOW, Gateway
-from tests.test_usage import books_of, make_meter, unchanged
+from tests.steps import books_of, make_customer, make_meter, unchanged, until, usage_event
 
 MAX = 2**63 - 1
 
@@ -47,28 +46,6 @@ MAX_WAITING = DEFAULT_BOUNDS.waiting_events
 
 #: The statements of a group whatever its size: lock the meters, look up the ids, update, upsert the days, insert.
 OF_A_GROUP = 5
-
-
-def event(gateway: Gateway, event_id: str = "e", amount: int = 1, **values: Any) -> RecordUsage:
-    """Return an event on the meter `m`, unless the values say otherwise."""
-    name = MeterName(
-        values.pop("org_id", gateway.org_id),
-        values.pop("environment", Environment.SANDBOX),
-        values.pop("workspace_id", "w"),
-        values.pop("external_meter_id", "m"),
-    )
-    first = RecordUsage(
-        meter=name,
-        event_id=event_id,
-        amount=amount,
-        usage_name="default",
-        occurred_at=None,
-        policy=OverLimitPolicy.REJECT,
-        metadata={},
-        recorded_by="key_test",
-        may_backfill=False,
-    )
-    return first._replace(**values)
 
 
 def outcome_of(result: Decision | Refusal) -> Decision:
@@ -123,13 +100,6 @@ async def locked(gateway: Gateway, *external_meter_ids: str) -> AsyncIterator[No
         yield
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks run until the condition holds."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  # The writer tells nobody how far it is.
-            await asyncio.sleep(0)
-
-
 async def begun(writer: MeterWriter) -> None:
     """Let the writer take up all that it was given so far."""
     await until(lambda: writer._first.running is not None and not writer.pending)
@@ -153,9 +123,9 @@ async def another_writer(gateway: Gateway, *, max_pending: int = MAX_WAITING) ->
 async def test_concurrent_events_are_decided_in_their_order_by_one_transaction(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="100")
     writer = gateway.services.meter_writer
-    await writer.submit([event(gateway, "known", 1)])
+    await writer.submit([usage_event(gateway, "known", 1)])
     with gateway.statements() as statements:
-        results = await together(writer, [event(gateway, f"e{number}", number) for number in range(1, 14)])
+        results = await together(writer, [usage_event(gateway, f"e{number}", number) for number in range(1, 14)])
     assert len(statements) == OF_A_GROUP
     books = await books_of(gateway)
     # 1 and then 1 + 2 + … + 13 = 92 of 100.
@@ -172,7 +142,7 @@ async def test_the_first_to_arrive_gets_the_credits(gateway: Gateway) -> None:
     amounts = [6, 5, 4, 1, 0]
     results = await together(
         gateway.services.meter_writer,
-        [event(gateway, f"e{place}", amount) for place, amount in enumerate(amounts)],
+        [usage_event(gateway, f"e{place}", amount) for place, amount in enumerate(amounts)],
     )
     books = await books_of(gateway)
     assert [type(result) for result in results] == [
@@ -195,12 +165,12 @@ async def test_policies_see_what_the_events_before_them_in_the_group_left(gatewa
     results = await together(
         gateway.services.meter_writer,
         [
-            event(gateway, "a", 4),
-            event(gateway, "b", 9, policy=OverLimitPolicy.PARTIAL),
-            event(gateway, "c", 1, policy=OverLimitPolicy.PARTIAL),
-            event(gateway, "d", 3, policy=OverLimitPolicy.FORCE),
-            event(gateway, "e", 0),
-            event(gateway, "f", MAX, policy=OverLimitPolicy.FORCE),
+            usage_event(gateway, "a", 4),
+            usage_event(gateway, "b", 9, policy=OverLimitPolicy.PARTIAL),
+            usage_event(gateway, "c", 1, policy=OverLimitPolicy.PARTIAL),
+            usage_event(gateway, "d", 3, policy=OverLimitPolicy.FORCE),
+            usage_event(gateway, "e", 0),
+            usage_event(gateway, "f", MAX, policy=OverLimitPolicy.FORCE),
         ],
     )
     found = [
@@ -214,13 +184,15 @@ async def test_policies_see_what_the_events_before_them_in_the_group_left(gatewa
 async def test_what_arrives_while_a_group_commits_is_the_next_group(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="100")
     writer = gateway.services.meter_writer
-    await writer.submit([event(gateway, "known", 1)])
+    await writer.submit([usage_event(gateway, "known", 1)])
     with gateway.statements() as statements:
         async with stopped(gateway):
             of_the_lock = len(statements)
-            first = asyncio.create_task(together(writer, [event(gateway, "first", 1)]))
+            first = asyncio.create_task(together(writer, [usage_event(gateway, "first", 1)]))
             await begun(writer)
-            rest = asyncio.create_task(together(writer, [event(gateway, f"e{number}", 1) for number in range(50)]))
+            rest = asyncio.create_task(
+                together(writer, [usage_event(gateway, f"e{number}", 1) for number in range(50)])
+            )
             # They all arrive, and nothing can be decided.
             await until(lambda: writer.pending == 50)
             assert not first.done()
@@ -242,7 +214,7 @@ async def test_a_group_takes_the_same_statements_whatever_its_size(gateway: Gate
         await make_meter(gateway, externalMeterId=f"m{number}", totalCredits="1000")
     writer = gateway.services.meter_writer
     events = [
-        event(
+        usage_event(
             gateway, f"e{number}", 1, external_meter_id=f"m{number % 4}", usage_name=f"u{number % 7}", metadata={"a": 1}
         )
         for number in range(size)
@@ -267,12 +239,12 @@ async def test_a_group_takes_the_same_statements_whatever_its_size(gateway: Gate
 async def test_a_submission_is_never_divided(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10000")
     writer = gateway.services.meter_writer
-    await writer.submit([event(gateway, "known", 1)])
+    await writer.submit([usage_event(gateway, "known", 1)])
     sizes = [600, 500, 1_500, 1]
     with gateway.statements() as statements:
         answers = await asyncio.gather(
             *[
-                writer.submit([event(gateway, f"{place}-{number}", 1) for number in range(size)])
+                writer.submit([usage_event(gateway, f"{place}-{number}", 1) for number in range(size)])
                 for place, size in enumerate(sizes)
             ]
         )
@@ -293,7 +265,7 @@ async def test_a_submission_is_never_divided(gateway: Gateway) -> None:
 async def test_equal_events_in_one_group_count_once(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     writer = gateway.services.meter_writer
-    results = await together(writer, [event(gateway, "e", 3, metadata={"a": 1})] * 8)
+    results = await together(writer, [usage_event(gateway, "e", 3, metadata={"a": 1})] * 8)
     outcomes = [outcome_of(result) for result in results]
     assert [outcome.replayed for outcome in outcomes] == [False] + [True] * 7
     assert {(outcome.accepted, outcome.refused, outcome.billing_meter.used_credits) for outcome in outcomes} == {
@@ -307,7 +279,7 @@ async def test_equal_events_in_one_group_count_once(gateway: Gateway) -> None:
 
 async def test_unequal_events_of_one_id_in_one_group_conflict_with_the_first(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
-    first = event(gateway, "e", 3, metadata={"a": 1})
+    first = usage_event(gateway, "e", 3, metadata={"a": 1})
     others = [
         first._replace(amount=4),
         first._replace(usage_name="other"),
@@ -331,7 +303,12 @@ async def test_an_id_that_was_refused_is_free_for_the_next_in_the_group(gateway:
     await make_meter(gateway, totalCredits="10")
     results = await together(
         gateway.services.meter_writer,
-        [event(gateway, "e", 11), event(gateway, "e", 4), event(gateway, "e", 11), event(gateway, "e", 4)],
+        [
+            usage_event(gateway, "e", 11),
+            usage_event(gateway, "e", 4),
+            usage_event(gateway, "e", 11),
+            usage_event(gateway, "e", 4),
+        ],
     )
     assert [type(result) for result in results] == [
         InsufficientCredits,
@@ -349,13 +326,10 @@ async def test_many_meters_of_many_tenants_are_decided_in_one_group(gateway: Gat
     for org_id, environment in tenants:
         caller = await gateway.caller(org_id=org_id, environment=environment)
         for name in ("m", "n"):
-            made = await caller.mutate(
-                "createBillingMeter", "", workspaceId="w", externalMeterId=name, totalCredits="100"
-            )
-            assert made["__typename"] == "CreateBillingMeterSuccess"
+            await make_meter(caller, name, totalCredits="100")
     # The same names and ids everywhere; the amount tells whose event it is.
     events = [
-        event(gateway, f"e{number}", 1 + place, org_id=org_id, environment=environment, external_meter_id=name)
+        usage_event(gateway, f"e{number}", 1 + place, org_id=org_id, environment=environment, external_meter_id=name)
         for number in range(5)
         for place, (org_id, environment) in enumerate(tenants)
         for name in ("m", "n")
@@ -383,13 +357,13 @@ async def test_a_refused_event_leaves_its_neighbours_alone(gateway: Gateway) -> 
     results = await together(
         gateway.services.meter_writer,
         [
-            event(gateway, "a", 1),
-            event(gateway, "b", 1, external_meter_id="unknown"),
-            event(gateway, "c", 1, org_id=f"{gateway.org_id}-unknown"),
-            event(gateway, "d", 1, occurred_at=NOW.replace(year=2025)),
-            event(gateway, "e", 100),
-            event(gateway, "a", 2),
-            event(gateway, "f", 2),
+            usage_event(gateway, "a", 1),
+            usage_event(gateway, "b", 1, external_meter_id="unknown"),
+            usage_event(gateway, "c", 1, org_id=f"{gateway.org_id}-unknown"),
+            usage_event(gateway, "d", 1, occurred_at=NOW.replace(year=2025)),
+            usage_event(gateway, "e", 100),
+            usage_event(gateway, "a", 2),
+            usage_event(gateway, "f", 2),
         ],
     )
     assert [type(result) for result in results] == [
@@ -409,11 +383,11 @@ async def test_a_refused_event_leaves_its_neighbours_alone(gateway: Gateway) -> 
 async def test_an_event_that_the_database_cannot_take_leaves_its_neighbours_alone(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     # Such an event never comes through the API: its amount is more than a column holds.
-    impossible = event(gateway, "b", 2**63, policy=OverLimitPolicy.PARTIAL)
+    impossible = usage_event(gateway, "b", 2**63, policy=OverLimitPolicy.PARTIAL)
     answers = await asyncio.gather(
         *[
             gateway.services.meter_writer.submit([each])
-            for each in (event(gateway, "a", 1), impossible, event(gateway, "c", 2))
+            for each in (usage_event(gateway, "a", 1), impossible, usage_event(gateway, "c", 2))
         ],
         return_exceptions=True,
     )
@@ -429,12 +403,14 @@ async def test_meters_are_found_also_when_no_more_names_can_be_remembered(gatewa
     for name in ("m", "n"):
         await make_meter(gateway, externalMeterId=name, totalCredits="10")
     writer = gateway.services.meter_writer
-    await writer.submit([event(gateway, "a", 1)])
+    await writer.submit([usage_event(gateway, "a", 1)])
     # As after events of very many meters; `m` is among those that are remembered, `n` is not.
     strangers = (MeterName("org", Environment.LIVE, "w", str(number)) for number in range(MAX_NAMES - 1))
     writer._ids |= dict.fromkeys(strangers, "mtr_000000000000000000000000")
     assert len(writer._ids) == MAX_NAMES
-    results = await together(writer, [event(gateway, "b", 2), event(gateway, "b", 3, external_meter_id="n")])
+    results = await together(
+        writer, [usage_event(gateway, "b", 2), usage_event(gateway, "b", 3, external_meter_id="n")]
+    )
     assert [type(result) for result in results] == [Decision, Decision]
     assert (await books_of(gateway)).meter.used_credits == 3
     assert (await books_of(gateway, "n")).meter.used_credits == 3
@@ -442,20 +418,20 @@ async def test_meters_are_found_also_when_no_more_names_can_be_remembered(gatewa
 
 async def test_commands_of_all_kinds_are_decided_in_their_order_by_one_transaction(gateway: Gateway) -> None:
     meter_id = await make_meter(gateway, totalCredits="10")
-    name = event(gateway).meter
+    name = usage_event(gateway).meter
     writer = gateway.services.meter_writer
-    await writer.submit([event(gateway, "known", 4)])
+    await writer.submit([usage_event(gateway, "known", 4)])
     commands: list[Command] = [
         Refill(name, 5, "refill", "key_a"),
-        event(gateway, "debit", 9),
+        usage_event(gateway, "debit", 9),
         VoidUsage(name, "debit", 2, "why", "void 1", "key_b"),
         VoidUsage(name, "debit", 8, "why", "void 2", "key_b"),
         VoidUsage(name, "known", None, "why", "void 3", "key_b"),
         ChangeSettings(
             name, {"allow_overages": True, "spend_cap": 3}, may_attach=True, key="settings", recorded_by="key_c"
         ),
-        event(gateway, "overage", 11),
-        event(gateway, "too much", 1),
+        usage_event(gateway, "overage", 11),
+        usage_event(gateway, "too much", 1),
         VoidUsage(name, "unknown", None, "why", "void 4", "key_b"),
         Refill(name, 6, "refill", "key_a"),
         Refill(name, 5, "refill", "key_a"),
@@ -500,31 +476,33 @@ async def test_a_meter_whose_remembered_id_is_gone_is_looked_up_again(gateway: G
     writer = gateway.services.meter_writer
     # As after a backup was restored, in which the meter was made anew.
     gone = MeterName(gateway.org_id, Environment.SANDBOX, "w", "gone")
-    writer._ids |= {event(gateway).meter: "mtr_000000000000000000000000", gone: "mtr_000000000000000000000001"}
-    results = await together(writer, [event(gateway, "a", 2), event(gateway, "b", 1, external_meter_id="gone")])
+    writer._ids |= {usage_event(gateway).meter: "mtr_000000000000000000000000", gone: "mtr_000000000000000000000001"}
+    results = await together(
+        writer, [usage_event(gateway, "a", 2), usage_event(gateway, "b", 1, external_meter_id="gone")]
+    )
     assert outcome_of(results[0]).billing_meter.used_credits == 2
     assert isinstance(results[1], BillingMeterNotFound)
     books = await books_of(gateway)
     assert books.meter.used_credits == 2
-    assert writer._ids[event(gateway).meter] == books.meter.id
+    assert writer._ids[usage_event(gateway).meter] == books.meter.id
     assert gone not in writer._ids
 
 
 async def test_a_meters_time_never_runs_backwards(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     writer = gateway.services.meter_writer
-    name = event(gateway).meter
-    await writer.submit([event(gateway, "first", 1)])
+    name = usage_event(gateway).meter
+    await writer.submit([usage_event(gateway, "first", 1)])
     gateway.clock.now = NOW - timedelta(hours=13)
     commands: list[Command] = [
-        event(gateway, "second", 1),
+        usage_event(gateway, "second", 1),
         Refill(name, 5, "refill", "key_a"),
         VoidUsage(name, "first", None, "why", "void", "key_b"),
         ChangeSettings(name, {"allow_overages": True}, may_attach=True, key="settings", recorded_by="key_c"),
     ]
     await writer.submit(commands)
     gateway.clock.now = NOW + timedelta(seconds=1)
-    await writer.submit([event(gateway, "third", 1)])
+    await writer.submit([usage_event(gateway, "third", 1)])
     books = await books_of(gateway)
     assert [entry.recorded_at for entry in books.entries] == [NOW] * 6 + [NOW + timedelta(seconds=1)]
     assert books.meter.updated_at == NOW + timedelta(seconds=1)
@@ -544,15 +522,15 @@ async def test_a_locked_meter_holds_up_no_other(gateway: Gateway) -> None:
     writer = gateway.services.meter_writer
     async with locked(gateway, "m", "n"):
         waiting = [
-            asyncio.create_task(writer.submit([event(gateway, f"e{number}", 1, external_meter_id=name)]))
+            asyncio.create_task(writer.submit([usage_event(gateway, f"e{number}", 1, external_meter_id=name)]))
             for number in range(3)
             for name in ("m", "n")
         ]
         # It waits as a whole, and is decided as a whole.
-        batch = [event(gateway, f"batch {name}", 1, external_meter_id=name) for name in ("o", "m")]
+        batch = [usage_event(gateway, f"batch {name}", 1, external_meter_id=name) for name in ("o", "m")]
         waiting.append(asyncio.create_task(writer.submit(batch)))
         for number in range(20):
-            (result,) = await writer.submit([event(gateway, f"e{number}", 1, external_meter_id="o")])
+            (result,) = await writer.submit([usage_event(gateway, f"e{number}", 1, external_meter_id="o")])
             assert outcome_of(result).replayed is False
         assert not any(task.done() for task in waiting)
         assert (await books_of(gateway, "o")).meter.used_credits == 20
@@ -570,17 +548,17 @@ async def test_a_meter_that_stays_locked_is_given_up_in_time_and_no_other_is(gat
     database = Database(gateway.services.settings.database_url, wait_seconds=1)
     writer = MeterWriter(database, gateway.clock)
     async with locked(gateway, "m"):
-        stuck = asyncio.create_task(writer.submit([event(gateway, "stuck", 1)]))
+        stuck = asyncio.create_task(writer.submit([usage_event(gateway, "stuck", 1)]))
         async with locked(gateway, "n"):
-            freed = asyncio.create_task(writer.submit([event(gateway, "freed", 1, external_meter_id="n")]))
-            await writer.submit([event(gateway, "free", 1, external_meter_id="o")])
+            freed = asyncio.create_task(writer.submit([usage_event(gateway, "freed", 1, external_meter_id="n")]))
+            await writer.submit([usage_event(gateway, "free", 1, external_meter_id="o")])
             assert not freed.done()
         ((result,),) = await asyncio.gather(freed)
         assert outcome_of(result).accepted == 1
         with pytest.raises(Unavailable) as refused:
             await stuck
         assert refused.value.outcome is Outcome.NOT_WRITTEN
-    (result,) = await writer.submit([event(gateway, "stuck", 1)])
+    (result,) = await writer.submit([usage_event(gateway, "stuck", 1)])
     assert outcome_of(result).replayed is False
     assert [(await books_of(gateway, name)).meter.used_credits for name in ("m", "n", "o")] == [1, 1, 1]
     await writer.close()
@@ -601,7 +579,9 @@ async def test_the_first_of_those_that_wait_gets_its_lock_although_others_need_n
     for name in ("m", "n"):
         await make_meter(gateway, externalMeterId=name, totalCredits="100")
     writer = gateway.services.meter_writer
-    first, other = (queued(event(gateway, "e", 1, external_meter_id=name), at=perf_counter_ns()) for name in ("m", "n"))
+    first, other = (
+        queued(usage_event(gateway, "e", 1, external_meter_id=name), at=perf_counter_ns()) for name in ("m", "n")
+    )
     async with locked(gateway, "m"):
         # Meters that are in great demand are free now and then, and seldom all at once.
         answering = asyncio.create_task(writer._answer_second([first, other]))
@@ -619,7 +599,7 @@ async def test_all_that_are_overdue_are_given_up_although_one_alone_is_waited_fo
     for name in ("m", "n"):
         await make_meter(gateway, externalMeterId=name, totalCredits="100")
     writer = gateway.services.meter_writer
-    overdue = [queued(event(gateway, "e", 1, external_meter_id=name), at=0) for name in ("m", "n")]
+    overdue = [queued(usage_event(gateway, "e", 1, external_meter_id=name), at=0) for name in ("m", "n")]
     async with unchanged(gateway), locked(gateway, "m", "n"):
         await writer._answer_second(overdue)
         for submission in overdue:
@@ -633,14 +613,14 @@ async def test_a_name_that_the_other_lane_forgets_meanwhile_is_looked_up_again(g
     await make_meter(gateway, totalCredits="10")
     database = Database(gateway.services.settings.database_url)
     writer = MeterWriter(database, gateway.clock)
-    writer._ids[event(gateway).meter] = "mtr_000000000000000000000000"
+    writer._ids[usage_event(gateway).meter] = "mtr_000000000000000000000000"
 
     def forget(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         if statement.endswith("FOR UPDATE OF billing_meters"):
             writer._ids.clear()
 
     database.listen(begun=lambda *_: None, done=forget)
-    (result,) = await writer.submit([event(gateway, "e", 2)])
+    (result,) = await writer.submit([usage_event(gateway, "e", 2)])
     assert outcome_of(result).billing_meter.used_credits == 2
     await writer.close()
     await database.close()
@@ -649,10 +629,7 @@ async def test_a_name_that_the_other_lane_forgets_meanwhile_is_looked_up_again(g
 @on_postgresql
 async def test_a_customer_that_is_being_changed_holds_up_no_meter_that_is_given_to_it(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
-    made = await gateway.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="c@example.com"
-    )
-    customer_id = made["customer"]["id"]
+    customer_id = await make_customer(gateway, "c@example.com")
 
     async def lock(writer: Writer) -> None:
         row = await customers.lock(
@@ -673,7 +650,7 @@ async def test_closing_gives_up_what_waits_for_a_lock(gateway: Gateway, monkeypa
     await make_meter(gateway, totalCredits="100")
     monkeypatch.setattr("resolvers.meters.writer.CLOSE_SECONDS", 0.1)
     async with another_writer(gateway) as writer, unchanged(gateway), locked(gateway, "m"):
-        stuck = asyncio.create_task(writer.submit([event(gateway, "stuck", 1)]))
+        stuck = asyncio.create_task(writer.submit([usage_event(gateway, "stuck", 1)]))
         await until(lambda: writer._second.running is not None)
         await writer.close()
         with pytest.raises(Unavailable) as refused:
@@ -690,7 +667,7 @@ async def test_slow_reads_never_delay_a_debit(gateway: Gateway) -> None:
         # All connections that there are for reads are taken.
         await asyncio.gather(*[reader.fetch(text("SELECT 1")) for reader in (one, other)])
         assert database.connections["all"].in_use == 2
-        (result,) = await writer.submit([event(gateway, "e", 1)])
+        (result,) = await writer.submit([usage_event(gateway, "e", 1)])
     assert outcome_of(result).billing_meter.used_credits == 1
     await writer.close()
     await database.close()
@@ -703,23 +680,27 @@ async def test_a_full_queue_refuses_and_writes_nothing_of_it(gateway: Gateway) -
     await make_meter(gateway, totalCredits="100")
     async with another_writer(gateway, max_pending=40) as writer:
         async with stopped(gateway):
-            begins = asyncio.create_task(writer.submit([event(gateway, "begins", 1)]))
+            begins = asyncio.create_task(writer.submit([usage_event(gateway, "begins", 1)]))
             await begun(writer)
             others = [
-                asyncio.create_task(writer.submit([event(gateway, str(number), org_id=org_id) for number in range(19)]))
+                asyncio.create_task(
+                    writer.submit([usage_event(gateway, str(number), org_id=org_id) for number in range(19)])
+                )
                 for org_id in (f"{gateway.org_id}-b", f"{gateway.org_id}-c")
             ]
-            fits = asyncio.create_task(writer.submit([event(gateway, "fits", 1), event(gateway, "last", 1)]))
+            fits = asyncio.create_task(
+                writer.submit([usage_event(gateway, "fits", 1), usage_event(gateway, "last", 1)])
+            )
             await until(lambda: writer.pending == 40)
             with pytest.raises(Unavailable) as refused:
-                await writer.submit([event(gateway, "one too many", 1)])
+                await writer.submit([usage_event(gateway, "one too many", 1)])
             assert refused.value.outcome is Outcome.NOT_WRITTEN
         assert [type(result) for result in (*await begins, *await fits)] == [Decision] * 3
         for other in others:
             assert [type(result) for result in await other] == [BillingMeterNotFound] * 19
         assert [entry.key for entry in (await books_of(gateway)).entries] == [None, "begins", "fits", "last"]
         # There is room again, also for what was refused.
-        (result,) = await writer.submit([event(gateway, "one too many", 1)])
+        (result,) = await writer.submit([usage_event(gateway, "one too many", 1)])
         assert outcome_of(result).replayed is False
 
 
@@ -729,7 +710,7 @@ async def test_one_organization_gets_half_of_the_queue_and_turns_with_the_others
     order: list[str] = []
 
     async def record(writer: MeterWriter, name: str, count: int, **values: str) -> list[Decision | Refusal]:
-        answer = await writer.submit([event(gateway, f"{name}-{number}", 1, **values) for number in range(count)])
+        answer = await writer.submit([usage_event(gateway, f"{name}-{number}", 1, **values) for number in range(count)])
         order.append(name)
         return answer
 
@@ -760,7 +741,7 @@ async def test_a_batch_larger_than_half_of_the_queue_is_recorded_where_nothing_e
 ) -> None:
     await make_meter(gateway, totalCredits="1000")
     async with another_writer(gateway, max_pending=1_000) as writer:
-        results = await writer.submit([event(gateway, str(number), 1) for number in range(1_000)])
+        results = await writer.submit([usage_event(gateway, str(number), 1) for number in range(1_000)])
     assert {type(result) for result in results} == {Decision}
     assert (await books_of(gateway)).meter.used_credits == 1_000
 
@@ -769,11 +750,11 @@ async def test_a_full_queue_is_told_through_the_api(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     writer = gateway.services.meter_writer
     # Of a meter that does not exist, so that deciding them takes little.
-    events = [event(gateway, str(number), 1, external_meter_id="unknown") for number in range(MAX_WAITING // 2)]
+    events = [usage_event(gateway, str(number), 1, external_meter_id="unknown") for number in range(MAX_WAITING // 2)]
     query = "mutation ($input: RecordUsageInput!) { recordUsage(input: $input) { __typename } }"
     values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "1"}
     async with stopped(gateway):
-        begins = asyncio.create_task(writer.submit([event(gateway, "begins", 1)]))
+        begins = asyncio.create_task(writer.submit([usage_event(gateway, "begins", 1)]))
         await begun(writer)
         filling = asyncio.create_task(writer.submit(events))
         await until(lambda: writer.pending == MAX_WAITING // 2)
@@ -791,14 +772,16 @@ async def test_closing_finishes_what_is_queued_and_refuses_what_comes_after(gate
     await make_meter(gateway, totalCredits="100")
     async with another_writer(gateway) as writer:
         async with stopped(gateway):
-            first = asyncio.create_task(writer.submit([event(gateway, "first", 1)]))
+            first = asyncio.create_task(writer.submit([usage_event(gateway, "first", 1)]))
             await begun(writer)
-            recording = asyncio.create_task(together(writer, [event(gateway, f"e{number}", 1) for number in range(20)]))
+            recording = asyncio.create_task(
+                together(writer, [usage_event(gateway, f"e{number}", 1) for number in range(20)])
+            )
             await until(lambda: writer.pending == 20)
             closing = asyncio.create_task(writer.close())
             await until(lambda: writer._closed)
             with pytest.raises(Unavailable) as refused:
-                await writer.submit([event(gateway, "late", 1)])
+                await writer.submit([usage_event(gateway, "late", 1)])
             assert refused.value.outcome is Outcome.NOT_WRITTEN
             assert not closing.done()
         await closing
@@ -809,7 +792,7 @@ async def test_closing_finishes_what_is_queued_and_refuses_what_comes_after(gate
         assert [outcome_of(result).entry for result in results] == books.entries[1:]
         async with unchanged(gateway):
             with pytest.raises(Unavailable):
-                await writer.submit([event(gateway, "late", 1)])
+                await writer.submit([usage_event(gateway, "late", 1)])
         # Closing again does nothing.
         await writer.close()
 
@@ -823,9 +806,9 @@ async def test_a_caller_that_goes_away_while_its_group_commits_leaves_the_event_
     await make_meter(gateway, totalCredits="10")
     writer = gateway.services.meter_writer
     async with stopped(gateway):
-        leaving = asyncio.create_task(writer.submit([event(gateway, "leaving", 2)]))
+        leaving = asyncio.create_task(writer.submit([usage_event(gateway, "leaving", 2)]))
         await begun(writer)
-        staying = asyncio.create_task(writer.submit([event(gateway, "staying", 3)]))
+        staying = asyncio.create_task(writer.submit([usage_event(gateway, "staying", 3)]))
         await until(lambda: writer.pending == 1)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -835,9 +818,9 @@ async def test_a_caller_that_goes_away_while_its_group_commits_leaves_the_event_
     books = await books_of(gateway)
     assert [(entry.key, entry.amount) for entry in books.entries] == [(None, 10), ("leaving", 2), ("staying", 3)]
     # Repeating the request tells what became of it.
-    (result,) = await writer.submit([event(gateway, "leaving", 2)])
+    (result,) = await writer.submit([usage_event(gateway, "leaving", 2)])
     assert outcome_of(result).replayed is True
-    (result,) = await writer.submit([event(gateway, "next", 5)])
+    (result,) = await writer.submit([usage_event(gateway, "next", 5)])
     assert outcome_of(result).replayed is False
     assert (await books_of(gateway)).meter.used_credits == 10
 
@@ -848,10 +831,10 @@ async def test_a_caller_that_goes_away_before_its_group_begins_does_not_disturb_
     await make_meter(gateway, totalCredits="10")
     writer = gateway.services.meter_writer
     async with stopped(gateway):
-        first = asyncio.create_task(writer.submit([event(gateway, "first", 1)]))
+        first = asyncio.create_task(writer.submit([usage_event(gateway, "first", 1)]))
         await begun(writer)
-        leaving = asyncio.create_task(writer.submit([event(gateway, "leaving", 2)]))
-        staying = asyncio.create_task(writer.submit([event(gateway, "staying", 3)]))
+        leaving = asyncio.create_task(writer.submit([usage_event(gateway, "leaving", 2)]))
+        staying = asyncio.create_task(writer.submit([usage_event(gateway, "staying", 3)]))
         await until(lambda: writer.pending == 2)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -861,7 +844,7 @@ async def test_a_caller_that_goes_away_before_its_group_begins_does_not_disturb_
     books = await books_of(gateway)
     assert {entry.key for entry in books.entries} >= {None, "first", "staying"}
     # What was queued is recorded or not, but never twice.
-    (result,) = await writer.submit([event(gateway, "leaving", 2)])
+    (result,) = await writer.submit([usage_event(gateway, "leaving", 2)])
     assert outcome_of(result).accepted == 2
     assert (await books_of(gateway)).meter.used_credits == 6
 
@@ -874,7 +857,7 @@ async def test_two_writers_on_one_database_count_each_event_once(gateway: Gatewa
     for name in names:
         await make_meter(gateway, externalMeterId=name, totalCredits="1000")
     events = [
-        event(gateway, f"e{number}", 1 + number, external_meter_id=name, usage_name=f"u{number % 2}")
+        usage_event(gateway, f"e{number}", 1 + number, external_meter_id=name, usage_name=f"u{number % 2}")
         for number in range(20)
         for name in names
     ]
@@ -903,7 +886,8 @@ async def test_two_writers_that_race_for_one_event_agree_on_its_result(gateway: 
     async with another_writer(gateway) as one, another_writer(gateway) as other:
         for number in range(10):
             first, second = await asyncio.gather(
-                one.submit([event(gateway, f"e{number}", 3)]), other.submit([event(gateway, f"e{number}", 3)])
+                one.submit([usage_event(gateway, f"e{number}", 3)]),
+                other.submit([usage_event(gateway, f"e{number}", 3)]),
             )
             outcomes = [outcome_of(first[0]), outcome_of(second[0])]
             assert sorted(outcome.replayed for outcome in outcomes) == [False, True]
@@ -911,7 +895,8 @@ async def test_two_writers_that_race_for_one_event_agree_on_its_result(gateway: 
         # Of two different events under one id, one is recorded and the other is told so.
         for number in range(10, 20):
             first, second = await asyncio.gather(
-                one.submit([event(gateway, f"e{number}", 3)]), other.submit([event(gateway, f"e{number}", 4)])
+                one.submit([usage_event(gateway, f"e{number}", 3)]),
+                other.submit([usage_event(gateway, f"e{number}", 4)]),
             )
             results = sorted([first[0], second[0]], key=lambda result: isinstance(result, Refusal))
             assert outcome_of(results[0]).replayed is False
@@ -927,12 +912,12 @@ async def test_a_group_looks_for_its_events_when_it_has_the_lock(
     monkeypatch.setattr("resolvers.meters.writer.LOCK_SECONDS", 60)
     await make_meter(gateway, totalCredits="1000")
     writer = gateway.services.meter_writer
-    await writer.submit([event(gateway, "known", 1)])
+    await writer.submit([usage_event(gateway, "known", 1)])
     is_recorded, may_end = asyncio.Event(), asyncio.Event()
 
     async def record_elsewhere(other: Writer) -> None:
         # As a group of another process does, up to its commit.
-        submission = Submission([event(gateway, "e", 3)], Observation(), asyncio.Future(), 0)
+        submission = Submission([usage_event(gateway, "e", 3)], Observation(), asyncio.Future(), 0)
         await writer._decide_all(other, [submission], skip_locked=False)
         is_recorded.set()
         await may_end.wait()
@@ -940,7 +925,7 @@ async def test_a_group_looks_for_its_events_when_it_has_the_lock(
     elsewhere = asyncio.create_task(gateway.database.write(record_elsewhere))
     await is_recorded.wait()
     with gateway.statements() as statements:
-        recording = asyncio.create_task(writer.submit([event(gateway, "e", 3)]))
+        recording = asyncio.create_task(writer.submit([usage_event(gateway, "e", 3)]))
         await begun(writer)
         if gateway.database.dialect == "postgresql":
             await until_blocked(gateway)
@@ -970,8 +955,8 @@ async def test_two_writers_never_overspend(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="25")
     async with another_writer(gateway) as one, another_writer(gateway) as other:
         answers = await asyncio.gather(
-            *[one.submit([event(gateway, f"one {number}", 1)]) for number in range(20)],
-            *[other.submit([event(gateway, f"other {number}", 1)]) for number in range(20)],
+            *[one.submit([usage_event(gateway, f"one {number}", 1)]) for number in range(20)],
+            *[other.submit([usage_event(gateway, f"other {number}", 1)]) for number in range(20)],
         )
     results = [result for answer in answers for result in answer]
     assert [type(result) for result in results].count(Decision) == 25

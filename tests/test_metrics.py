@@ -12,20 +12,17 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
 
 from gateway.telemetry.figures import FIGURES
 from gateway.telemetry.metrics import MAX_OPERATIONS
 from gateway.telemetry.processes import start_time
 from storage.engine.database import Database
-from storage.engine.transactions import Writer
 from tests.comparisons import recorded_comparisons
 from tests.conftest import Caller, Gateway, gateway_on
-from tests.meters import make_meter
 from tests.operations import READ_METER, RECORD_USAGE
 from tests.scraping import BEARER, TOKEN, Samples, samples
 from tests.servers import Server, serving
-from tests.test_logs import new_key
+from tests.steps import execute, key_in, make_meter
 
 
 @pytest.fixture
@@ -163,12 +160,9 @@ class TestFigures:
     async def test_a_bug_is_counted_from_0_whatever_it_happens_in(self, measured: Gateway) -> None:
         caller = await measured.caller()
 
-        async def plant(writer: Writer) -> None:
-            await writer.execute(
-                text("UPDATE api_keys SET scopes = 'planted' WHERE org_id = :org"), {"org": measured.org_id}
-            )
-
-        await measured.database.write(plant)
+        await execute(
+            measured.database, "UPDATE api_keys SET scopes = 'planted' WHERE org_id = :org", org=measured.org_id
+        )
         before = await samples(measured.client)
         assert before["tollgate_bugs_total",] == 0
         response = await measured.client.post("/graphql", headers={"authorization": f"Bearer {caller.key}"})
@@ -332,7 +326,7 @@ class TestSeveralProcesses:
 
     async def test_their_figures_are_added_up(self, migrated_url: str, tmp_path: Path) -> None:
         database = Database(migrated_url)
-        _, key = await new_key(database, "acme")
+        key = await key_in(database, "acme")
         await database.close()
         async with serving(
             migrated_url, tmp_path, TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_WORKERS="2", TMPDIR=str(tmp_path)

@@ -32,7 +32,7 @@ from storage import migrations
 from storage.engine.database import Database
 from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway, empty_database, gateway_on
-from tests.meters import ENTRY, METER, disagreements, meter_of
+from tests.steps import ENTRY, METER, disagreements, meter_of
 
 MAX = 2**63 - 1
 FORBIDDEN = "FORBIDDEN"

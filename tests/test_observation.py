@@ -9,16 +9,13 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from sqlalchemy import text
 
 from gateway.app import create_app
 from gateway.settings import Settings
 from gateway.telemetry.requests import Request, redacted_path
-from storage.engine.transactions import Writer
 from tests.conftest import Caller, Gateway, gateway_on
-from tests.meters import make_meter
 from tests.operations import READ_METER, READ_METER_DIGEST, RECORD_USAGE, RECORD_USAGE_DIGEST
-from tests.test_customer_sessions import make_customer, session_of
+from tests.steps import execute, make_customer, make_meter, session_of
 
 TIMED = {"x-tollgate-timing": "on"}
 
@@ -164,13 +161,9 @@ class TestFacts:
     async def test_of_several_errors_the_worst_is_told(self, observed: Observed) -> None:
         gateway = observed.gateway
         await make_customer(gateway, externalId="broken")
-
-        async def spoil(writer: Writer) -> None:
-            await writer.execute(
-                text("UPDATE customers SET metadata = 'planted' WHERE org_id = :org"), {"org": gateway.org_id}
-            )
-
-        await gateway.database.write(spoil)
+        await execute(
+            gateway.database, "UPDATE customers SET metadata = 'planted' WHERE org_id = :org", org=gateway.org_id
+        )
         query = (
             '{ a: customerByExternalId(externalId: "") { id } b: customerByExternalId(externalId: "broken") { id } }'
         )

@@ -22,6 +22,7 @@ from storage.idempotency_keys import IdempotencyKeyRow, insert_key
 from storage.tables import TABLES
 from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on, migrated
+from tests.steps import make_meter
 
 REFILL = """mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) {
   ... on RefillBillingMeterSuccess { billingMeter { totalCredits } entry { totalCreditsAfter } } } }"""
@@ -51,7 +52,7 @@ async def gateway(postgresql: PostgresServer, role: str) -> AsyncIterator[Gatewa
     """A gateway on the role's database, with a meter."""
     url = make_url(postgresql.get_uri(database=role, driver="asyncpg")).set(username=role, password="right")
     async with gateway_on(await migrated(url.render_as_string(hide_password=False)), wait_seconds=2) as gateway:
-        await gateway.mutate("createBillingMeter", "", workspaceId="w", externalMeterId="m", totalCredits="10")
+        await make_meter(gateway, totalCredits="10")
         yield gateway
 
 

@@ -1,4 +1,7 @@
-"""The four packages: that they are ours, and their form: no circle of imports, no long file, no full room."""
+"""The four packages: that they are ours, and their form: no circle of imports, no long file, no full room.
+
+And of the tests that none imports another: what several need is no test.
+"""
 
 import ast
 import json
@@ -113,6 +116,16 @@ def test_a_room_is_read_at_a_glance(folder: Path) -> None:
 def test_no_file_is_long() -> None:
     lengths = {str(file.relative_to(ROOT)): file.read_bytes().count(b"\n") for file in python_files(ROOT, PACKAGES)}
     assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
+
+
+def test_no_test_is_imported() -> None:
+    imported = {
+        f"{file.relative_to(ROOT)} imports {module}.{name}"
+        for file in python_files(ROOT, ("tests", "benchmarks"))
+        for module, name in running_imports(ast.parse(file.read_text("utf-8")))
+        if f"{module}.{name}".startswith("tests.test_")
+    }
+    assert not imported, "What several tests need is a step in tests/steps.py, or has a module of its own."
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Gateway
-from tests.meters import delete_row
+from tests.steps import delete_row, make_customer, make_meter, must
 
 ROWS = "edges { cursor node { id } } nodes { id } pageInfo { hasNextPage hasPreviousPage startCursor endCursor }"
 PAGE = "first: $first, after: $after, last: $last, before: $before"
@@ -26,33 +26,9 @@ NODES = "query ($ids: [ID!]!) { nodes(ids: $ids) { __typename id } }"
 NODE = "query ($id: ID!) { node(id: $id) { __typename id } }"
 
 
-async def new_customer(gateway: Gateway) -> str:
-    answer = await gateway.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com"
-    )
-    return str(answer["customer"]["id"])
-
-
-async def new_meter(gateway: Gateway, name: str, customer_id: str | None = None) -> str:
-    answer = await gateway.mutate(
-        "createBillingMeter",
-        "... on CreateBillingMeterSuccess { billingMeter { id } }",
-        workspaceId="w",
-        externalMeterId=name,
-        customerId=customer_id,
-    )
-    return str(answer["billingMeter"]["id"])
-
-
 async def new_entry(gateway: Gateway, meter: str) -> str:
-    answer = await gateway.mutate(
-        "refillBillingMeter",
-        "... on RefillBillingMeterSuccess { entry { id } }",
-        workspaceId="w",
-        externalMeterId=meter,
-        refill="1",
-    )
-    return str(answer["entry"]["id"])
+    refilled = await must(gateway, "refillBillingMeter", "entry { id }", externalMeterId=meter, refill="1")
+    return str(refilled["entry"]["id"])
 
 
 class Listing:
@@ -68,10 +44,10 @@ class Listing:
     async def open(self) -> None:
         """Make what the list is of."""
         if self.field == "Customer.billingMeters":
-            self.of = await new_customer(self.gateway)
+            self.of = await make_customer(self.gateway)
         if self.field == "BillingMeter.ledger":
-            self.of = await new_meter(self.gateway, "mine")
-            await new_meter(self.gateway, "other")
+            self.of = await make_meter(self.gateway, "mine")
+            await make_meter(self.gateway, "other")
             # A ledger is never empty.
             self.ids = [f"ent_{self.of.removeprefix('mtr_')}_1"]
 
@@ -80,12 +56,12 @@ class Listing:
         for _ in range(rows):
             self.made += 1
             if self.field == "customers":
-                id_ = await new_customer(self.gateway)
+                id_ = await make_customer(self.gateway)
             elif self.field == "billingMeters":
-                id_ = await new_meter(self.gateway, f"any {self.made}")
+                id_ = await make_meter(self.gateway, f"any {self.made}")
             elif self.field == "Customer.billingMeters":
-                await new_meter(self.gateway, f"nobody's {self.made}")
-                id_ = await new_meter(self.gateway, f"theirs {self.made}", self.of)
+                await make_meter(self.gateway, f"nobody's {self.made}")
+                id_ = await make_meter(self.gateway, f"theirs {self.made}", customerId=self.of)
             else:
                 await new_entry(self.gateway, "other")
                 id_ = await new_entry(self.gateway, "mine")
@@ -407,10 +383,10 @@ async def test_a_cursor_of_another_meters_ledger_is_refused(gateway: Gateway) ->
 
 
 async def test_each_parent_has_a_page_of_its_own(gateway: Gateway) -> None:
-    customers = [await new_customer(gateway) for _ in range(3)]
+    customers = [await make_customer(gateway) for _ in range(3)]
     meters: dict[str, list[str]] = {customer_id: [] for customer_id in customers}
     for number, owner in enumerate([0, 2, 2, 0, 2, 2]):
-        meters[customers[owner]].insert(0, await new_meter(gateway, f"{number}", customers[owner]))
+        meters[customers[owner]].insert(0, await make_meter(gateway, f"{number}", customerId=customers[owner]))
         for _ in range(number):
             await new_entry(gateway, f"{number}")
     first, none, second = customers
@@ -470,16 +446,16 @@ async def test_a_page_goes_on_after_a_row_that_left_the_list(gateway: Gateway) -
 
 
 async def test_every_object_is_found_by_its_id(gateway: Gateway) -> None:
-    customer_id = await new_customer(gateway)
-    meter_id = await new_meter(gateway, "m", customer_id)
+    customer_id = await make_customer(gateway)
+    meter_id = await make_meter(gateway, "m", customerId=customer_id)
     entry_id = await new_entry(gateway, "m")
     for id_, kind in ((customer_id, "Customer"), (meter_id, "BillingMeter"), (entry_id, "LedgerEntry")):
         assert (await gateway.data(NODE, {"id": id_}))["node"] == {"__typename": kind, "id": id_}
 
 
 async def test_objects_are_found_in_the_order_of_their_ids(gateway: Gateway) -> None:
-    customers = [await new_customer(gateway) for _ in range(2)]
-    meters = [await new_meter(gateway, name) for name in ("m", "n")]
+    customers = [await make_customer(gateway) for _ in range(2)]
+    meters = [await make_meter(gateway, name) for name in ("m", "n")]
     entries = [await new_entry(gateway, "m") for _ in range(2)]
     missing = ["cus_0123456789abcdef01234567", "mtr_0123456789abcdef01234567", "ent_0123456789abcdef01234567_1"]
     malformed = ["", "x", "cus_", "key_0123456789abcdef01234567", customers[0][4:], meters[0] + "0", entries[0] + "9"]
@@ -508,7 +484,7 @@ async def test_objects_are_found_in_the_order_of_their_ids(gateway: Gateway) -> 
 
 
 async def test_at_most_100_objects_are_fetched_at_once(gateway: Gateway) -> None:
-    customer_id = await new_customer(gateway)
+    customer_id = await make_customer(gateway)
     found = await gateway.data(NODES, {"ids": [customer_id] * 100})
     assert found["nodes"] == [{"__typename": "Customer", "id": customer_id}] * 100
     error = await gateway.error(NODES, {"ids": [customer_id] * 101})

@@ -13,7 +13,7 @@ from tests import commands
 from tests.conftest import gateway_on, migrated
 from tests.pooler import Mode, pooled
 from tests.proxy import socket_of
-from tests.test_meter_writer import event
+from tests.steps import make_meter, usage_event
 
 ONE_LINE = (
     "Error: The database is unavailable: PostgreSQL at {} cannot be reached: a pooler shares its sessions out by "
@@ -32,9 +32,9 @@ async def url(postgresql: PostgresServer) -> str:
 
 async def test_a_pooler_in_session_mode_works(url: str) -> None:
     async with pooled(socket_of(url), Mode.SESSION) as pooler, gateway_on(pooler.url(url)) as gateway:
-        await gateway.mutate("createBillingMeter", "", workspaceId="w", externalMeterId="m", totalCredits="100")
+        await make_meter(gateway, totalCredits="100")
         writer = gateway.services.meter_writer
-        await asyncio.gather(*[writer.submit([event(gateway, f"e{number}")]) for number in range(10)])
+        await asyncio.gather(*[writer.submit([usage_event(gateway, f"e{number}")]) for number in range(10)])
         refill = """mutation { refillBillingMeter(input: {workspaceId: "w", externalMeterId: "m", refill: "1"}) {
           ... on RefillBillingMeterSuccess { billingMeter { usedCredits } } } }"""
         answers = await asyncio.gather(*[gateway.data(refill) for _ in range(10)])

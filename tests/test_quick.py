@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from tests import browsers, conftest, meters, servers
+from tests import browsers, conftest, servers, steps
 from tests.quick import starts_process
 
 
@@ -53,7 +53,7 @@ def has_an_attribute_of_that_name(server: servers.Server) -> object:
         (has_an_attribute_of_that_name, False),
         (conftest.gateway_on, False),
         (conftest.empty_database, False),
-        (meters.make_meter, False),
+        (steps.make_meter, False),
     ],
 )
 def test_what_starts_a_process_is_found_in_the_code_that_is_called(function: object, *, starts: bool) -> None:

@@ -1,25 +1,10 @@
 """`tollgate migrate` mends what gateways of an older release have written since, and nothing else."""
 
 import pytest
-from sqlalchemy import text
 
 from resolvers.maintenance.repairs import Repaired, repair
-from resolvers.maintenance.verify import Verified, verify
-from storage.engine.database import Database
 from tests.conftest import Gateway
-from tests.meters import make_meter
-from tests.test_copying import rows_of
-
-
-async def disagreements(database: Database) -> list[str]:
-    return [found.message async for found in verify(database, Verified())]
-
-
-async def make_customer(gateway: Gateway, email: str, name: str | None) -> str:
-    made = await gateway.mutate(
-        "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email=email, name=name
-    )
-    return str(made["customer"]["id"])
+from tests.steps import disagreements, execute, make_customer, make_meter, rows_of
 
 
 async def found(gateway: Gateway, email: str) -> list[str]:
@@ -30,19 +15,20 @@ async def found(gateway: Gateway, email: str) -> list[str]:
 
 async def test_what_an_older_release_wrote_is_found_again(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resolvers.maintenance.repairs.PORTION", 2)
-    ids = [await make_customer(own, f"Ä{number}@Example.com", "Straße" if number else None) for number in range(5)]
+    ids = [await make_customer(own, f"Ä{number}@Example.com", name="Straße" if number else None) for number in range(5)]
     meters = [await make_meter(own, f"m{number}", totalCredits="100") for number in range(5)]
     right = await rows_of(own.database)
 
-    async def write(statement: str, id_: str) -> None:
-        await own.database.write(lambda writer: writer.execute(text(statement), {"id": id_}))
-
     # Made by it, renamed by it, and debited by it.
-    await write("UPDATE customers SET email_folded = NULL, name_folded = NULL WHERE id = :id", ids[0])
-    await write("UPDATE customers SET email_folded = NULL, name_folded = NULL WHERE id = :id", ids[4])
-    await write("UPDATE customers SET name_folded = 'before' WHERE id = :id", ids[2])
-    await write("UPDATE billing_meters SET available_bits = NULL WHERE id = :id", meters[1])
-    await write("UPDATE billing_meters SET available_bits = 60 WHERE id = :id", meters[4])
+    await execute(
+        own.database, "UPDATE customers SET email_folded = NULL, name_folded = NULL WHERE id = :id", id=ids[0]
+    )
+    await execute(
+        own.database, "UPDATE customers SET email_folded = NULL, name_folded = NULL WHERE id = :id", id=ids[4]
+    )
+    await execute(own.database, "UPDATE customers SET name_folded = 'before' WHERE id = :id", id=ids[2])
+    await execute(own.database, "UPDATE billing_meters SET available_bits = NULL WHERE id = :id", id=meters[1])
+    await execute(own.database, "UPDATE billing_meters SET available_bits = 60 WHERE id = :id", id=meters[4])
     assert await found(own, "ä4@example.com") == []
     assert len(await disagreements(own.database)) == 6
     assert await repair(own.database) == Repaired(customers=3, meters=2)

@@ -25,8 +25,7 @@ from storage.engine.transactions import Writer
 from storage.tenants import Environment
 from storage.usage import usage_days
 from tests.conftest import NOW, Caller, Gateway, gateway_on
-from tests.meters import make_meter
-from tests.test_meter_writer import event as gateway_event
+from tests.steps import make_customer, make_meter, session_of, usage_event
 
 DEFAULT = Limits()
 
@@ -302,11 +301,9 @@ class TestErrors:
         assert len(response.content) < 1_000
 
     async def test_a_query_that_fails_everywhere_reports_some_of_its_errors(self, on_sqlite: Gateway) -> None:
-        made = await on_sqlite.mutate(
-            "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com"
-        )
+        customer_id = await make_customer(on_sqlite)
         for number in range(30):
-            await make_meter(on_sqlite, f"m{number}", customerId=made["customer"]["id"])
+            await make_meter(on_sqlite, f"m{number}", customerId=customer_id)
         # Each of them is null alone: the customer is what may be null above it.
         aliases = " ".join(f"a{n}: customer {{ billingMeters(first: 0) {{ nodes {{ id }} }} }}" for n in range(9))
         body = await on_sqlite.run(f"{{ billingMeters(first: 30) {{ nodes {{ {aliases} }} }} }}")
@@ -594,7 +591,7 @@ class TestLists:
     async def test_as_many_events_wait_as_the_setting_says(self, database_url: str) -> None:
         async with gateway_on(database_url, max_waiting_events=1_000) as gateway:
             await make_meter(gateway, totalCredits="2000")
-            events = [gateway_event(gateway, str(number)) for number in range(1_001)]
+            events = [usage_event(gateway, str(number)) for number in range(1_001)]
             with pytest.raises(Unavailable) as told:
                 await gateway.services.meter_writer.submit(events)
             assert told.value.outcome is Outcome.NOT_WRITTEN
@@ -604,15 +601,8 @@ class TestLists:
 class TestIntrospection:
     async def callers(self, gateway: Gateway) -> dict[str, Caller]:
         live = await gateway.caller(environment=Environment.LIVE)
-        customer = await gateway.mutate(
-            "createCustomer", "... on CreateCustomerSuccess { customer { id } }", email="ada@example.com"
-        )
-        made = await gateway.mutate(
-            "createCustomerSession",
-            "... on CreateCustomerSessionSuccess { token }",
-            customerId=customer["customer"]["id"],
-        )
-        return {"sandbox": gateway, "live": live, "session": Caller(gateway.client, made["token"])}
+        customer_id = await make_customer(gateway)
+        return {"sandbox": gateway, "live": live, "session": await session_of(gateway, customer_id)}
 
     @pytest.mark.slow
     async def test_the_setting_says_who_may_ask_for_the_schema(

@@ -18,12 +18,11 @@ from gateway.http.rest import ROUTES, problem_of
 from gateway.settings import Settings
 from resolvers.actor import Scope
 from resolvers.errors import Unavailable
-from resolvers.maintenance.verify import Verified, verify
 from storage.engine.database import Outcome
 from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on
-from tests.meters import make_meter
 from tests.servers import serving
+from tests.steps import disagreements, make_meter
 from tests.wire import sent, served
 
 OPENAPI: dict[str, Any] = json.loads((Path(__file__).parent.parent / "gateway" / "openapi.json").read_text("utf-8"))
@@ -652,7 +651,7 @@ class TestDescription:
         assert int(cases[1]) >= least, told
         assert "Traceback" not in server.logged
         # Whatever was sent, the books are right.
-        assert [found async for found in verify(own.database, Verified())] == []
+        assert await disagreements(own.database) == []
 
 
 #: How schemathesis judges: what is well-formed may still name an unknown meter, or one that there is already.

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import text
 
 from resolvers.maintenance.verify import Verified, verify
 from tests.balancer import Balancer, balanced
 from tests.conftest import Gateway, empty_database, gateway_on, migrated
-from tests.meters import make_meter, meter_of
 from tests.servers import PATIENCE_SECONDS, Connection, serving
+from tests.steps import execute, make_meter, meter_of
 
 CLIENTS = 6
 CREDITS = 10**9
@@ -72,7 +71,7 @@ class Load:
         self._is_over = True
 
 
-async def until(load: Load, more: int, clients: "list[asyncio.Task[None]]") -> None:
+async def until_answered(load: Load, more: int, clients: "list[asyncio.Task[None]]") -> None:
     """Wait until so many more requests have been answered."""
     wanted = load.answered + more
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -97,7 +96,7 @@ async def test_gateways_that_are_restarted_one_by_one_fail_no_request(postgresql
         await make_meter(gateway, "m", totalCredits=str(CREDITS))
         load = Load(balancer, gateway.key)
         clients = [asyncio.create_task(load.client()) for _ in range(CLIENTS)]
-        await until(load, 50, clients)
+        await until_answered(load, 50, clients)
         for server, other in ((first, second), (second, first)):
             assert server.process is not None
             process = server.process
@@ -106,18 +105,18 @@ async def test_gateways_that_are_restarted_one_by_one_fail_no_request(postgresql
             # It is known to be leaving, and is there still.
             assert process.returncode is None
             sent = balancer.sent[server]
-            await until(load, 50, clients)
+            await until_answered(load, 50, clients)
             assert balancer.sent[server] == sent
             assert await stopping == -signal.SIGTERM
-            await until(load, 50, clients)
+            await until_answered(load, 50, clients)
             await server.start()
             await balancer.until_ready(first, second)
-            await until(load, 50, clients)
+            await until_answered(load, 50, clients)
             assert balancer.sent[server] > sent
         # The next release migrates the database, and those of this one go on.
         for change in LATER:
-            await gateway.database.write(lambda writer, change=change: writer.execute(text(change)))  # type: ignore[misc]
-            await until(load, 25, clients)
+            await execute(gateway.database, change)
+            await until_answered(load, 25, clients)
         assert balancer.ready == {first, second}
         load.finish()
         await asyncio.gather(*clients)

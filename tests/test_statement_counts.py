@@ -3,6 +3,7 @@
 import pytest
 
 from tests.conftest import Gateway
+from tests.steps import make_customer, make_meter, must
 
 METER = """query ($w: String!, $m: String!) {
   billingMeter(workspaceId: $w, externalMeterId: $m) { id totalCredits usedCredits availableCredits createdAt }
@@ -17,26 +18,12 @@ CUSTOMERS = """query ($first: Int!) {
 
 async def make_customers(gateway: Gateway, count: int) -> None:
     for number in range(count):
-        made = await gateway.mutate(
-            "createCustomer",
-            "... on CreateCustomerSuccess { customer { id } }",
-            email=f"c{number}@example.com",
-            name=f"c{number}",
-        )
+        customer_id = await make_customer(gateway, f"c{number}@example.com", name=f"c{number}")
         # Days begin at other hours in other zones, and the default range with them.
         for zone in ("UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"):
-            await gateway.mutate(
-                "createBillingMeter",
-                "",
-                workspaceId="w",
-                externalMeterId=f"{number} {zone}",
-                totalCredits="10",
-                customerId=made["customer"]["id"],
-                timezone=zone,
-            )
-            await gateway.mutate(
-                "recordUsage", "", workspaceId="w", externalMeterId=f"{number} {zone}", eventId="e", amount="3"
-            )
+            name = f"{number} {zone}"
+            await make_meter(gateway, name, totalCredits="10", customerId=customer_id, timezone=zone)
+            await must(gateway, "recordUsage", externalMeterId=name, eventId="e", amount="3")
 
 
 async def test_a_meter_by_its_names_takes_one_statement(gateway: Gateway) -> None:

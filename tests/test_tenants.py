@@ -8,6 +8,7 @@ import pytest
 
 from storage.tenants import Environment
 from tests.conftest import REFUSALS, Caller, Gateway
+from tests.steps import make_customer, make_meter
 
 CUSTOMER = "id orgId environment email name externalId updatedAt billingMeters { nodes { id externalMeterId } }"
 METER = """id workspaceId externalMeterId totalCredits usedCredits spendCap updatedAt customer { id email }
@@ -118,26 +119,6 @@ class Ids(NamedTuple):
 MADE_UP = Ids("cus_0123456789abcdef01234567", "mtr_0123456789abcdef01234567", "ent_0123456789abcdef01234567_1")
 
 
-async def new_customer(caller: Caller, **values: Any) -> str:
-    answer = await caller.mutate(
-        "createCustomer",
-        "... on CreateCustomerSuccess { customer { id } }",
-        **{"email": "ada@example.com", **values},
-    )
-    return str(answer["customer"]["id"])
-
-
-async def new_meter(caller: Caller, workspace_id: str, name: str, **values: Any) -> str:
-    answer = await caller.mutate(
-        "createBillingMeter",
-        "... on CreateBillingMeterSuccess { billingMeter { id } }",
-        workspaceId=workspace_id,
-        externalMeterId=name,
-        **values,
-    )
-    return str(answer["billingMeter"]["id"])
-
-
 async def attach(caller: Caller, name: str, customer_id: str | None, workspace_id: str = "w") -> str:
     """Give a meter to a customer and return what kind of answer came."""
     answer = await caller.mutate(
@@ -148,8 +129,8 @@ async def attach(caller: Caller, name: str, customer_id: str | None, workspace_i
 
 async def furnish(caller: Caller) -> Ids:
     """Make one object of each kind, under the names that the questions use."""
-    customer = await new_customer(caller, name="Ada", externalId="crm-1")
-    meter = await new_meter(caller, "w", "m", totalCredits="100", customerId=customer)
+    customer = await make_customer(caller, name="Ada", externalId="crm-1")
+    meter = await make_meter(caller, "m", totalCredits="100", customerId=customer)
     names = {"workspaceId": "w", "externalMeterId": "m"}
     refill = await caller.mutate(
         "refillBillingMeter",
@@ -192,13 +173,13 @@ async def test_every_field_that_takes_an_id_or_a_name_is_asked_about(gateway: Ga
 
 
 async def test_what_is_another_tenants_is_as_if_it_were_not_there(gateway: Gateway, outsider: Caller) -> None:
-    await new_meter(outsider, "own", "own")
+    await make_meter(outsider, "own", workspaceId="own")
     own = await outsider.data(EVERYTHING)
     before = await ask_all(outsider, MADE_UP)
     assert await outsider.data(EVERYTHING) == own
 
     ids = await furnish(gateway)
-    await new_meter(gateway, "own", "own")
+    await make_meter(gateway, "own", workspaceId="own")
     there = await gateway.data(EVERYTHING)
     assert await ask_all(outsider, ids) == before
     assert await outsider.data(EVERYTHING) == own
@@ -283,7 +264,7 @@ async def test_the_same_names_may_exist_in_two_tenants_and_stay_apart(gateway: G
 async def test_a_tenant_is_told_with_the_customer_and_the_viewer(gateway: Gateway, outsider: Caller) -> None:
     query = "{ viewer { orgId environment workspaceIds } customers { nodes { orgId environment } } }"
     for caller in (gateway, outsider):
-        await new_customer(caller)
+        await make_customer(caller)
         data = await caller.data(query)
         viewer = data["viewer"]
         assert viewer["workspaceIds"] is None
@@ -294,9 +275,9 @@ async def test_a_tenant_is_told_with_the_customer_and_the_viewer(gateway: Gatewa
 
 
 async def test_another_tenants_cursor_opens_nothing(gateway: Gateway, outsider: Caller) -> None:
-    older = await new_customer(outsider), await new_meter(outsider, "w", "older")
+    older = await make_customer(outsider), await make_meter(outsider, "older")
     await furnish(gateway)
-    newer = await new_customer(outsider), await new_meter(outsider, "w", "newer")
+    newer = await make_customer(outsider), await make_meter(outsider, "newer")
     query = """{
       customers { pageInfo { startCursor } }
       billingMeters { pageInfo { startCursor } nodes { ledger { pageInfo { startCursor } } } }
@@ -346,7 +327,7 @@ class House(NamedTuple):
 async def house(gateway: Gateway) -> House:
     """The organization of the test, furnished."""
     both, inside, outside, meterless = [
-        await new_customer(gateway, email=f"{name}@example.com", externalId=name)
+        await make_customer(gateway, email=f"{name}@example.com", externalId=name)
         for name in ("both", "inside", "outside", "meterless")
     ]
     meters = {}
@@ -358,8 +339,8 @@ async def house(gateway: Gateway) -> House:
         ("v", "3", None),
         ("w", "3", None),
     ):
-        meters[workspace_id, name] = await new_meter(
-            gateway, workspace_id, name, totalCredits="10", customerId=customer_id
+        meters[workspace_id, name] = await make_meter(
+            gateway, name, workspaceId=workspace_id, totalCredits="10", customerId=customer_id
         )
         names = {"workspaceId": workspace_id, "externalMeterId": name}
         await gateway.mutate("recordUsage", "", **names, eventId="e", amount="3")
@@ -543,10 +524,10 @@ async def test_a_customer_comes_and_goes_with_its_meters_in_the_workspace(gatewa
 
 
 async def test_a_meter_may_be_given_to_a_customer_that_the_key_sees_or_has_made(gateway: Gateway, house: House) -> None:
-    own = await new_customer(house.limited, email="own@example.com")
+    own = await make_customer(house.limited, email="own@example.com")
     for customer_id in (house.inside, house.both, own):
         assert await attach(house.limited, "3", customer_id) == "UpdateBillingMeterSuccess"
-        await new_meter(house.limited, "w", f"of {customer_id}", customerId=customer_id)
+        await make_meter(house.limited, f"of {customer_id}", customerId=customer_id)
     query = "query ($id: ID!) { customer(id: $id) { billingMeters { nodes { externalMeterId } } } }"
     data = await house.limited.data(query, {"id": own})
     names = [meter["externalMeterId"] for meter in data["customer"]["billingMeters"]["nodes"]]
@@ -558,11 +539,11 @@ async def test_a_meter_is_not_given_to_a_customer_that_is_not_visible(
     gateway: Gateway, house: House, subtests: pytest.Subtests
 ) -> None:
     # One that has lost its last meter, and one that another key of the same workspace has made.
-    bereft = await new_customer(gateway, email="bereft@example.com")
+    bereft = await make_customer(gateway, email="bereft@example.com")
     assert await attach(gateway, "3", bereft) == "UpdateBillingMeterSuccess"
     assert await attach(house.limited, "3", None) == "UpdateBillingMeterSuccess"
     sibling = await gateway.caller(workspaces=["w"])
-    of_sibling = await new_customer(sibling, email="sibling@example.com")
+    of_sibling = await make_customer(sibling, email="sibling@example.com")
     before = await gateway.data(EVERYTHING)
     create = {"workspaceId": "w", "externalMeterId": "new", "idempotencyKey": "k"}
     update = {"workspaceId": "w", "externalMeterId": "3", "spendCap": "7"}
@@ -596,7 +577,7 @@ async def test_a_customer_that_is_not_there_is_looked_up_as_one_that_is_not_visi
 
 
 async def test_a_key_gives_back_a_meter_that_it_took_from_a_customer_that_it_made(house: House) -> None:
-    own = await new_customer(house.limited, email="own@example.com")
+    own = await make_customer(house.limited, email="own@example.com")
     for customer_id in (own, None, own):
         assert await attach(house.limited, "3", customer_id) == "UpdateBillingMeterSuccess"
     assert await attach(house.limited, "2", None) == "UpdateBillingMeterSuccess"
@@ -606,7 +587,7 @@ async def test_a_key_gives_back_a_meter_that_it_took_from_a_customer_that_it_mad
 async def test_a_taken_external_id_names_a_customer_only_to_a_key_that_sees_or_has_made_it(
     gateway: Gateway, house: House
 ) -> None:
-    own = await new_customer(house.limited, email="own@example.com", externalId="own")
+    own = await make_customer(house.limited, email="own@example.com", externalId="own")
     before = await gateway.data(EVERYTHING)
     selection = "... on AlreadyExists { existingId }"
     create = {"email": "new@example.com"}
@@ -673,15 +654,15 @@ async def test_a_create_is_replayed_to_the_key_that_made_it_or_sees_the_customer
                 assert await caller.mutate("createCustomer", selection, **values) == replay
             assert await gateway.data(EVERYTHING) == before
             # From its first meter in the workspace on, the other key sees it.
-            await new_meter(gateway, "w", key, customerId=id_)
+            await make_meter(gateway, key, customerId=id_)
             assert await house.limited.mutate("createCustomer", selection, **values) == replay
 
 
 async def test_a_limited_key_makes_no_session_of_a_customer_that_it_made_and_does_not_see(house: House) -> None:
-    own = await new_customer(house.limited, email="own@example.com")
+    own = await make_customer(house.limited, email="own@example.com")
     refused = await house.limited.mutate("createCustomerSession", "", customerId=own)
     assert refused["__typename"] == "CustomerNotFound"
-    await new_meter(house.limited, "w", "own", customerId=own)
+    await make_meter(house.limited, "own", customerId=own)
     made = await house.limited.mutate("createCustomerSession", "", customerId=own)
     assert made["__typename"] == "CreateCustomerSessionSuccess"
 
@@ -715,12 +696,12 @@ async def test_a_limited_key_makes_a_customer_and_sees_it_from_its_first_meter_o
     assert await house.limited.mutate("createCustomer", selection, **values) == made | {"replayed": True}
     query = "query ($id: ID!) { customer(id: $id) { id } }"
     assert await house.limited.data(query, {"id": id_}) == {"customer": None}
-    await new_meter(house.limited, "w", "new", customerId=id_)
+    await make_meter(house.limited, "new", customerId=id_)
     assert await house.limited.data(query, {"id": id_}) == {"customer": {"id": id_}}
 
 
 async def test_a_conflict_does_not_show_an_entry_of_another_workspace(gateway: Gateway, house: House) -> None:
-    await new_meter(gateway, "v", "keyed", totalCredits="5", idempotencyKey="k")
+    await make_meter(gateway, "keyed", workspaceId="v", totalCredits="5", idempotencyKey="k")
     before = await gateway.data(EVERYTHING)
     names = {"workspaceId": "w", "externalMeterId": "keyed", "idempotencyKey": "k"}
     selection = "... on IdempotencyConflict { entry { kind amount } }"

@@ -25,9 +25,9 @@ from sqlalchemy import text
 from resolvers.maintenance.verify import Verified, verify
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from tests.conftest import Gateway, gateway_on, migrated, start_postgresql
-from tests.meters import make_meter, meter_of
 from tests.proxy import Cut, proxied, socket_of
 from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected, serving
+from tests.steps import disagreements, make_meter, meter_of
 
 CLIENTS = 8
 
@@ -287,7 +287,7 @@ async def test_what_was_acknowledged_survives_the_death_of_the_gateway_at_any_mo
                     await asyncio.sleep(load.random.random() / 50)
                     await server.kill()
             # Nothing is half applied, and nothing needs to be done before it serves again.
-            assert [found async for found in verify(gateway.database, Verified())] == []
+            assert await disagreements(gateway.database) == []
             await server.start()
             async with connected([server], gateway.key, clients=CLIENTS) as connections:
                 await load.settle(connections, load.writes[first:])
@@ -335,7 +335,7 @@ async def test_a_gateway_that_is_asked_to_stop_answers_what_it_accepted_and_ends
     assert recorded == acknowledged
     assert len(lost) == CLIENTS
     assert meter["usedCredits"] == str(len(acknowledged))
-    assert [found async for found in verify(gateway.database, Verified())] == []
+    assert await disagreements(gateway.database) == []
     # It did not have to give anything up.
     assert "Finished server process" in server.logged
     assert "timeout graceful shutdown exceeded" not in server.logged
@@ -400,7 +400,7 @@ async def test_connections_that_are_always_cut_are_told_with_the_outcome(network
             await load.send(connection, again)
             # Asserted by `send`, too: what is known not to be written is no replay.
             assert again.is_unknown is False
-        assert [found async for found in verify(gateway.database, Verified())] == []
+        assert await disagreements(gateway.database) == []
 
 
 async def test_what_was_acknowledged_survives_gateways_that_are_stopped_and_continued(
@@ -473,7 +473,7 @@ async def test_a_refill_without_a_key_that_was_not_written_is_not_and_that_was_a
         assert refilled == len(meter["ledger"]) - 1
         # What is not known may have been written or not; all else is known rightly.
         assert answers["ACKNOWLEDGED"] <= refilled <= answers["ACKNOWLEDGED"] + answers["UNKNOWN"]
-        assert [found async for found in verify(gateway.database, Verified())] == []
+        assert await disagreements(gateway.database) == []
 
 
 async def test_a_snapshot_whose_connection_is_lost_says_that_the_database_is_unavailable(network_url: str) -> None:
@@ -483,7 +483,7 @@ async def test_a_snapshot_whose_connection_is_lost_says_that_the_database_is_una
             await reader.fetch(text("SELECT pg_terminate_backend(pg_backend_pid())"))
     assert raised.value.outcome is Outcome.NOT_WRITTEN
     # The next one is served.
-    assert [found async for found in verify(database, Verified())] == []
+    assert await disagreements(database) == []
     await database.close()
 
 

@@ -18,9 +18,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from gateway.telemetry.requests import Request
 from gateway.telemetry.tracing import Tracing
 from tests.conftest import Caller, Gateway, gateway_on
-from tests.meters import make_meter
 from tests.operations import RECORD_USAGE, RECORD_USAGE_DIGEST
-from tests.test_logs import plant
+from tests.steps import make_meter, plant_secret
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -122,7 +121,7 @@ async def test_nothing_that_the_caller_sent_is_in_a_span(traced: Traced) -> None
 async def test_a_bug_is_an_error_of_the_span(traced: Traced) -> None:
     gateway = traced.gateway
     caller = await gateway.caller()
-    await plant(gateway.database, gateway.org_id, "hidden-scope")
+    await plant_secret(gateway.database, gateway.org_id, "hidden-scope")
     await send(caller, "{ __typename }")
     spans = traced.spans()
     assert spans.keys() == {"POST /graphql"}

@@ -7,7 +7,7 @@ import pytest
 from storage.engine import turns
 from storage.engine.turns import MAX_AT_ONCE, Turn, next_turn, turn_for
 from tests.conftest import Gateway
-from tests.meters import METER, make_meter
+from tests.steps import METER, make_meter
 
 SHORT = '{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }'
 

@@ -1,112 +1,25 @@
 """Usage: recording it by each policy, exactly once, on the right day; and reading its days."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from resolvers.actor import Scope
 from resolvers.customers import NewCustomer
 from resolvers.idempotency import digest, same_json
-from storage import billing_meters, ledger, usage
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage import usage
+from storage.ledger import LedgerEntryRow
 from storage.tenants import Environment
 from storage.usage import UsageRange
 from tests.conftest import NOW, Caller, Gateway
+from tests.steps import books_of, make_meter, must, unchanged
 
 MAX = 2**63 - 1
 
 #: When `gateway.clock` stands: 12:00 in UTC.
 NOON = NOW
-
-
-class Books(NamedTuple):
-    """All that is written of one meter: its row, its ledger from the oldest entry on, and its days."""
-
-    meter: BillingMeterRow
-    entries: list[LedgerEntryRow]
-    days: dict[tuple[str, str], int]
-
-    def check(self) -> None:
-        """Assert what holds of every meter at any time."""
-        assert [entry.seq for entry in self.entries] == list(range(1, self.meter.last_seq + 1))
-        total = used = 0
-        for entry in self.entries:
-            if entry.kind in {LedgerEntryKind.OPENING, LedgerEntryKind.REFILL}:
-                total += entry.amount
-            elif entry.kind is LedgerEntryKind.USAGE:
-                used += entry.amount
-            elif entry.kind is LedgerEntryKind.VOID:
-                used -= entry.amount
-            else:
-                assert entry.kind is LedgerEntryKind.SETTINGS
-                assert entry.amount == 0
-            assert (entry.total_credits_after, entry.used_credits_after) == (total, used)
-        assert (self.meter.total_credits, self.meter.used_credits) == (total, used)
-        assert sum(self.days.values()) == used
-        event_ids = [entry.key for entry in self.entries if entry.kind is LedgerEntryKind.USAGE]
-        assert len(event_ids) == len(set(event_ids))
-
-
-async def books_of(
-    gateway: Gateway,
-    external_meter_id: str = "m",
-    *,
-    workspace_id: str = "w",
-    org_id: str | None = None,
-    environment: Environment = Environment.SANDBOX,
-) -> Books:
-    """Read a meter's books as they are in the database, and check them."""
-    name = (workspace_id, external_meter_id)
-    async with gateway.database.read() as reader:
-        found = await billing_meters.by_names(reader, [name], org_id=org_id or gateway.org_id, environment=environment)
-        meter = found[name]
-        # Beyond the last number that the meter knows of, too.
-        (entries,) = await ledger.by_ranges(reader, [(meter.id, 0, meter.last_seq + 1_000)])
-        always = UsageRange(meter.id, date.min, date.max)
-        (days,) = await usage.by_ranges(reader, [always], usage_names=None)
-    books = Books(meter, entries[::-1], {(str(row.day), row.usage_name): row.total_usage for row in days})
-    books.check()
-    return books
-
-
-async def settle(gateway: Gateway, external_meter_id: str = "m", *, workspace_id: str = "w") -> None:
-    """Wait until a COMMIT of a meter is finished that a process, since dead, had under way."""
-    name = MeterName(gateway.org_id, Environment.SANDBOX, workspace_id, external_meter_id)
-    await gateway.database.write(lambda writer: billing_meters.lock_by_name(writer, name))
-
-
-@asynccontextmanager
-async def unchanged(gateway: Gateway, *external_meter_ids: str) -> AsyncIterator[None]:
-    """Assert that what is done inside writes nothing on the meters."""
-    names = external_meter_ids or ("m",)
-    before = [await books_of(gateway, name) for name in names]
-    yield
-    assert [await books_of(gateway, name) for name in names] == before
-
-
-async def make_meter(gateway: Gateway, **values: Any) -> str:
-    """Make a meter and return its id."""
-    made = await gateway.mutate(
-        "createBillingMeter",
-        "... on CreateBillingMeterSuccess { billingMeter { id } }",
-        **{"workspaceId": "w", "externalMeterId": "m"} | values,
-    )
-    return str(made["billingMeter"]["id"])
-
-
-async def refill(gateway: Gateway, amount: int) -> None:
-    answer = await gateway.mutate("refillBillingMeter", "", workspaceId="w", externalMeterId="m", refill=str(amount))
-    assert answer["__typename"] == "RefillBillingMeterSuccess"
-
-
-async def update(gateway: Gateway, **values: Any) -> None:
-    answer = await gateway.mutate("updateBillingMeter", "", workspaceId="w", externalMeterId="m", **values)
-    assert answer["__typename"] == "UpdateBillingMeterSuccess"
 
 
 ANSWER = """
@@ -336,12 +249,12 @@ async def test_the_spend_cap_is_told_apart_from_missing_credits(gateway: Gateway
         "billingMeter": {"totalCredits": "10", "usedCredits": "12", "overageCredits": "2", "availableCredits": "3"},
     }
     # Without overages the cap has no effect, and what was used beyond the credits is not given back.
-    await update(gateway, allowOverages=False)
+    await must(gateway, "updateBillingMeter", allowOverages=False)
     async with unchanged(gateway):
         answer = await record(gateway, eventId="too many", amount="1")
     assert (answer["__typename"], answer["available"]) == ("InsufficientCredits", "0")
     # Overages allowed again, the same three are there.
-    await update(gateway, allowOverages=True)
+    await must(gateway, "updateBillingMeter", allowOverages=True)
     answer = await record(gateway, eventId="all", amount="3")
     assert answer["billingMeter"]["usedCredits"] == "15"
 
@@ -349,18 +262,18 @@ async def test_the_spend_cap_is_told_apart_from_missing_credits(gateway: Gateway
 async def test_the_emergency_stop_holds_until_a_refill_covers_what_is_used(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10", allowOverages=True)
     await record(gateway, amount="100")
-    await update(gateway, spendCap="5")
+    await must(gateway, "updateBillingMeter", spendCap="5")
     async with unchanged(gateway):
         answer = await record(gateway, eventId="stopped", amount="1")
     assert (answer["__typename"], answer["available"]) == ("SpendCapExceeded", "0")
     async with unchanged(gateway):
         check = await record(gateway, eventId="check", amount="0")
     assert (check["accepted"], check["overLimit"]) == ("0", True)
-    await refill(gateway, 85)
+    await must(gateway, "refillBillingMeter", refill="85")
     async with unchanged(gateway):
         answer = await record(gateway, eventId="stopped", amount="1")
     assert (answer["__typename"], answer["available"]) == ("SpendCapExceeded", "0")
-    await refill(gateway, 1)
+    await must(gateway, "refillBillingMeter", refill="1")
     answer = await record(gateway, eventId="stopped", amount="1")
     assert (answer["accepted"], answer["overLimit"], answer["replayed"]) == ("1", False, False)
 
@@ -551,7 +464,7 @@ async def test_a_replay_answers_the_first_result_also_after_later_events_and_ref
     assert (partial["accepted"], partial["refused"], partial["overLimit"]) == ("5", "3", False)
     assert (forced["accepted"], forced["refused"], forced["overLimit"]) == ("2", "0", True)
     gateway.clock.forward(hours=1)
-    await refill(gateway, 100)
+    await must(gateway, "refillBillingMeter", refill="100")
     await record(gateway, eventId="later", amount="50")
     now = {"totalCredits": "105", "usedCredits": "57", "overageCredits": "0", "availableCredits": "48"}
     async with unchanged(gateway):
@@ -729,7 +642,7 @@ async def test_a_refusal_does_not_use_the_event_id_up(gateway: Gateway) -> None:
     async with unchanged(gateway):
         answer = await record(gateway, **FIRST)
     assert answer["__typename"] == "InsufficientCredits"
-    await refill(gateway, 1)
+    await must(gateway, "refillBillingMeter", refill="1")
     answer = await record(gateway, **FIRST)
     assert (answer["accepted"], answer["replayed"]) == ("4", False)
     assert (await books_of(gateway)).days == {("2026-03-16", "tokens"): 4}

@@ -16,20 +16,14 @@ from storage.engine.transactions import Writer
 from tests import commands
 from tests.commands import Done
 from tests.conftest import Gateway, empty_database, gateway_on, migrated
-from tests.meters import found_after, make_meter
+from tests.steps import disagreements, found_after, make_customer, make_meter, must
 
 #: What `keep_books` writes: entries, and the rows of days.
 ENTRIES = 6
 DAYS = 2
 
 
-async def must(gateway: Gateway, field: str, **values: Any) -> None:
-    """Run a mutation on a meter, which must succeed."""
-    answer = await gateway.mutate(field, "", **{"workspaceId": "w", "externalMeterId": "m"} | values)
-    assert answer["__typename"] == f"{field[0].upper()}{field[1:]}Success"
-
-
-async def keep_books(gateway: Gateway, name: str = "m") -> str:
+async def meter_of_each_kind(gateway: Gateway, name: str = "m") -> str:
     """Make a meter with an entry of each kind, and return its id.
 
     |     | kind     | key | amount | total | used | limit | day        | name    |
@@ -84,8 +78,8 @@ async def books(
     """The gateway on a database of this module, and a meter on it, which has a neighbour."""
     url = empty_database(dialect, request, tmp_path_factory.mktemp("spoilt"))
     async with gateway_on(await migrated(url)) as gateway:
-        meter_id = await keep_books(gateway)
-        await keep_books(gateway, "neighbour")
+        meter_id = await meter_of_each_kind(gateway)
+        await meter_of_each_kind(gateway, "neighbour")
         yield gateway, meter_id
 
 
@@ -100,7 +94,7 @@ async def test_an_empty_database_has_nothing_that_disagrees(own: Gateway) -> Non
 
 async def test_a_healthy_database_has_nothing_that_disagrees(own: Gateway) -> None:
     for name in ("one", "two"):
-        await keep_books(own, name)
+        await meter_of_each_kind(own, name)
     # A meter without a limit, one of no credits, one past its limit, and one whose only day has gone back to nothing.
     await make_meter(own, "unlimited", allowOverages=True)
     await must(own, "recordUsage", externalMeterId="unlimited", eventId="e", amount=str(2**63 - 1))
@@ -128,15 +122,15 @@ async def test_what_is_written_meanwhile_does_not_disagree(own: Gateway, monkeyp
     # One meter at a time, so that the second one has not been read when the first one's disagreement is told.
     monkeypatch.setattr("resolvers.maintenance.verify.METERS_AT_ONCE", 1)
     monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", 1)
-    first = await keep_books(own, "first")
-    await keep_books(own, "second")
+    first = await meter_of_each_kind(own, "first")
+    await meter_of_each_kind(own, "second")
     await spoil(own, "UPDATE usage_days SET total_usage = 7 WHERE meter_id = :id AND usage_name = 'default'", id=first)
     found = []
     verified = Verified()
     async for disagreement in verify(own.database, verified):
         found.append(disagreement)
         await must(own, "recordUsage", externalMeterId="second", eventId="c", amount="10")
-        await keep_books(own, "third")
+        await meter_of_each_kind(own, "third")
     assert found == [Disagreement(first, "day 2026-03-16, 'default': the usage is 7 and should be 6")]
     assert verified == Verified(meters=2, entries=2 * ENTRIES, days=2 * DAYS)
 
@@ -484,7 +478,7 @@ async def test_what_breaks_an_invariant_is_told(books: tuple[Gateway, str], spoi
 
 
 async def test_rows_of_no_meter_are_told(own: Gateway) -> None:
-    meter_id = await keep_books(own)
+    meter_id = await meter_of_each_kind(own)
     await spoil(own, "DELETE FROM billing_meters WHERE id = :id", id=meter_id)
     assert await found_in(own.database) == [
         (meter_id, "usage_days has rows of it, and there is no such meter"),
@@ -504,19 +498,19 @@ WITHOUT_UNIQUE_KEYS: Mapping[str, tuple[str, ...]] = {
 
 
 async def test_a_key_of_two_entries_is_told(own: Gateway) -> None:
-    first = await keep_books(own, "one")
-    second = await keep_books(own, "two")
+    first = await meter_of_each_kind(own, "one")
+    second = await meter_of_each_kind(own, "two")
     await spoil(own, *WITHOUT_UNIQUE_KEYS[own.database.dialect])
-    assert await found_in(own.database) == []
+    assert await disagreements(own.database) == []
     # The same key for entries of another kind or meter is none of it.
     await spoil(own, ENTRY.format("key = 'a'", 4), ENTRY.format("key = 'a'", 5), id=second)
-    assert await found_in(own.database) == []
+    assert await disagreements(own.database) == []
     await spoil(own, ENTRY.format("key = 'a'", 3), id=first)
     assert await found_in(own.database) == [(first, "the key 'a' names more than one usage entry")]
 
 
 async def test_all_that_disagrees_is_told_of_every_meter(own: Gateway) -> None:
-    meters = [await keep_books(own, f"m{number}") for number in range(3)]
+    meters = [await meter_of_each_kind(own, f"m{number}") for number in range(3)]
     await spoil(own, METER.format("used_credits = 25"), id=meters[0])
     await spoil(own, ENTRY.format("limit_credits = 9", 2), METER.format("last_seq = 5"), id=meters[2])
     assert sorted(await found_in(own.database)) == [
@@ -534,7 +528,7 @@ async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pie
     own: Gateway, monkeypatch: pytest.MonkeyPatch, at_once: int, pieces: int
 ) -> None:
     monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", at_once)
-    meter_id = await keep_books(own)
+    meter_id = await meter_of_each_kind(own)
     verified = Verified()
     with own.statements() as statements:
         assert [found async for found in verify(own.database, verified)] == []
@@ -558,7 +552,7 @@ async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_tells_of_it
     own: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", 3)
-    meter_id = await keep_books(own)
+    meter_id = await meter_of_each_kind(own)
     for last_seq in (0, ENTRIES, 2**40, 2**63 - 1):
         await spoil(own, METER.format(f"last_seq = {last_seq}"), id=meter_id)
         with own.statements() as statements:
@@ -573,7 +567,7 @@ async def test_many_meters_are_checked_in_portions(
 ) -> None:
     monkeypatch.setattr("resolvers.maintenance.verify.METERS_AT_ONCE", meters_at_once)
     monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", entries_at_once)
-    meters = [await keep_books(own, f"m{number}") for number in range(4)]
+    meters = [await meter_of_each_kind(own, f"m{number}") for number in range(4)]
     await make_meter(own, "last")
     verified = Verified()
     assert [found async for found in verify(own.database, verified)] == []
@@ -596,7 +590,7 @@ async def run_verify(url: str, folder: Path, *options: str) -> Done:
 async def test_the_command_says_that_all_agrees_and_ends_with_0(
     own: Gateway, migrated_url: str, tmp_path: Path
 ) -> None:
-    await keep_books(own)
+    await meter_of_each_kind(own)
     code, output, messages = await run_verify(migrated_url, tmp_path)
     assert (code, output) == (0, "")
     assert "1 meters, 6 entries and 2 usage days verified: 0 disagreements." in messages
@@ -606,18 +600,8 @@ async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_n
     own: Gateway, migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resolvers.maintenance.verify.CUSTOMERS_AT_ONCE", 2)
-    made = [
-        (
-            await own.mutate(
-                "createCustomer",
-                "... on CreateCustomerSuccess { customer { id } }",
-                email="Ada@example.com",
-                name="Ada" if number else None,
-            )
-        )["customer"]["id"]
-        for number in range(5)
-    ]
-    assert await found_in(own.database) == []
+    made = [await make_customer(own, "Ada@example.com", name="Ada" if number else None) for number in range(5)]
+    assert await disagreements(own.database) == []
     stale = "UPDATE customers SET email_folded = NULL, name_folded = '{}' WHERE id = :id"
     await spoil(own, stale.format("ada"), id=made[0])
     await spoil(own, stale.format("Ada"), id=made[4])
@@ -632,7 +616,7 @@ async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_n
     # Whatever changes a customer mends it.
     for customer_id in (made[0], made[4]):
         await own.mutate("updateCustomer", "", id=customer_id, externalId=customer_id)
-    assert await found_in(own.database) == []
+    assert await disagreements(own.database) == []
 
 
 async def test_a_debit_by_the_release_before_is_told_until_the_next_write_mends_it(own: Gateway) -> None:
@@ -648,7 +632,7 @@ async def test_a_debit_by_the_release_before_is_told_until_the_next_write_mends_
 async def test_the_command_tells_what_disagrees_and_ends_with_1(
     own: Gateway, migrated_url: str, tmp_path: Path
 ) -> None:
-    meter_id = await keep_books(own)
+    meter_id = await meter_of_each_kind(own)
     await spoil(own, METER.format("used_credits = 25, limit_credits = 9"), id=meter_id)
     code, output, messages = await run_verify(migrated_url, tmp_path)
     assert code == 1

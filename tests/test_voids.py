@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 
 from resolvers.actor import Scope
-from resolvers.api_keys import create_api_key
 from storage.tenants import Environment
 from tests.conftest import Caller, Gateway
-from tests.meters import disagreements, make_meter, meter_of, unchanged
+from tests.steps import disagreements, entry_id, make_meter, meter_of, must, new_key, unchanged
 
 ANSWER = """
   ... on VoidUsageSuccess {
@@ -28,23 +27,14 @@ INPUT = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "reason": "
 
 async def record(caller: Caller, event_id: str = "e", amount: int = 1, **values: Any) -> dict[str, Any]:
     """Record usage, which must be accepted, and return what is answered."""
-    answer = await caller.mutate(
-        "recordUsage",
-        "... on RecordUsageSuccess { accepted replayed entry { id } }",
-        **{"workspaceId": "w", "externalMeterId": "m", "eventId": event_id, "amount": str(amount)} | values,
-    )
-    assert answer["__typename"] == "RecordUsageSuccess"
-    return answer
+    event = {"eventId": event_id, "amount": str(amount)}
+    return await must(caller, "recordUsage", "accepted replayed entry { id }", **event | values)
 
 
 async def void(caller: Caller, key: str = "v", amount: int | None = None, **values: Any) -> dict[str, Any]:
     """Void the event `e` of the meter `m`, unless the values say otherwise, and return what is answered."""
     given = {} if amount is None else {"amount": str(amount)}
     return await caller.mutate("voidUsage", ANSWER, **INPUT | {"idempotencyKey": key} | given | values)
-
-
-def entry_id(meter_id: str, seq: int) -> str:
-    return f"ent_{meter_id.removeprefix('mtr_')}_{seq}"
 
 
 async def a_meter_with_one_event(gateway: Gateway, amount: int = 10, **values: Any) -> str:
@@ -61,14 +51,8 @@ async def test_a_void_gives_back_part_of_an_event(own: Gateway) -> None:
     meter_id = await make_meter(own, totalCredits="100")
     await record(own, "e", 10, usageName="tokens")
     own.clock.forward(minutes=1)
-    row, key = await create_api_key(
-        own.database,
-        org_id=own.org_id,
-        environment=Environment.SANDBOX,
-        scopes=tuple(Scope),
-        now=own.clock(),
-    )
-    answer = await void(Caller(own.client, key), "v", 4, reason="the model answered nothing")
+    key_id, backend = await new_key(own)
+    answer = await void(backend, "v", 4, reason="the model answered nothing")
     assert answer == {
         "__typename": "VoidUsageSuccess",
         "replayed": False,
@@ -108,7 +92,7 @@ async def test_a_void_gives_back_part_of_an_event(own: Gateway) -> None:
         "voids": {"id": entry_id(meter_id, 2)},
         "occurredAt": "2026-03-16T12:01:00Z",
         "recordedAt": "2026-03-16T12:01:00Z",
-        "recordedBy": row.id,
+        "recordedBy": key_id,
         "reason": "the model answered nothing",
         "metadata": {},
     }
