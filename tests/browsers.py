@@ -4,10 +4,9 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from playwright.async_api import BrowserContext, async_playwright
+from playwright.async_api import Browser, async_playwright
 
 #: Debian and Ubuntu name it so; others know it under its maker's names.
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -20,15 +19,14 @@ needs_chromium = pytest.mark.skipif(
 
 
 @asynccontextmanager
-async def chromium(**options: Any) -> AsyncIterator[BrowserContext]:
-    """Start Chromium with a profile of its own; the options are those of Playwright's `new_context`."""
+async def chromium() -> AsyncIterator[Browser]:
+    """Start Chromium, whose every context has a profile of its own."""
     if CHROMIUM is None:
         pytest.fail("There is no Chromium on this machine: apt-get install chromium.")
     async with async_playwright() as playwright:
         # Its own sandbox needs what containers and root do not have; it sees no page but ours.
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
-            context = await browser.new_context(**options)
-            yield context
+            yield browser
         finally:
             await browser.close()

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import BrowserContext, Page, Route, expect
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
 
 from gateway.app import create_app
 from gateway.pages.graphiql import ASSETS
@@ -47,6 +47,13 @@ async def demo(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server
     folder = tmp_path_factory.mktemp("demo")
     async with serving(f"sqlite+aiosqlite:///{folder}/tollgate.db", folder, TOLLGATE_DEMO="on") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """The browser of all tests here."""
+    async with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +185,9 @@ class Explorer:
 
 
 @asynccontextmanager
-async def explorer(server: Server, **options: Any) -> AsyncIterator[Explorer]:
+async def explorer(browser: Browser, server: Server, **options: Any) -> AsyncIterator[Explorer]:
     """Open GraphiQL; at the end nothing may have gone wrong, and no other origin may have been asked."""
-    async with chromium(viewport={"width": 1280, "height": 800}, **options) as context:
+    async with await browser.new_context(viewport={"width": 1280, "height": 800}, **options) as context:
         opened = Explorer(context, server)
         await opened.open()
         yield opened
@@ -189,8 +196,8 @@ async def explorer(server: Server, **options: Any) -> AsyncIterator[Explorer]:
 
 @needs_chromium
 class TestPage:
-    async def test_the_starters_run_as_they_stand_on_the_demos_data(self, demo: Server) -> None:
-        async with explorer(demo) as graphiql:
+    async def test_the_starters_run_as_they_stand_on_the_demos_data(self, browser: Browser, demo: Server) -> None:
+        async with explorer(browser, demo) as graphiql:
             await expect(graphiql.page.locator(".graphiql-tab-button")).to_have_text(
                 ["Customer", "Refill", "RecordUsage"]
             )
@@ -207,8 +214,8 @@ class TestPage:
             await graphiql.answers('"__typename": "InsufficientCredits"', '"code": "INSUFFICIENT_CREDITS"')
             assert set(graphiql.asked) >= {"", "graphiql/config.json", "graphql"}
 
-    async def test_it_completes_names_of_the_schema(self, demo: Server) -> None:
-        async with explorer(demo) as graphiql:
+    async def test_it_completes_names_of_the_schema(self, browser: Browser, demo: Server) -> None:
+        async with explorer(browser, demo) as graphiql:
             await graphiql.has_schema()
             await graphiql.select_all()
             await graphiql.page.keyboard.type("{ customerB")
@@ -217,29 +224,29 @@ class TestPage:
             await graphiql.page.keyboard.press("Enter")
             await expect(graphiql.page.locator(".graphiql-query-editor")).to_contain_text("{ customerByExternalId")
 
-    async def test_it_marks_and_shows_what_is_wrong(self, demo: Server) -> None:
-        async with explorer(demo) as graphiql:
+    async def test_it_marks_and_shows_what_is_wrong(self, browser: Browser, demo: Server) -> None:
+        async with explorer(browser, demo) as graphiql:
             await graphiql.has_schema()
             await graphiql.write("query Wrong { nonsense }")
             await expect(graphiql.page.locator(".graphiql-query-editor .squiggly-error").first).to_be_visible()
             await graphiql.run()
             await graphiql.answers('"code": "GRAPHQL_VALIDATION_FAILED"', "Cannot query field 'nonsense'")
 
-    async def test_it_brings_an_operation_into_shape(self, demo: Server) -> None:
-        async with explorer(demo) as graphiql:
+    async def test_it_brings_an_operation_into_shape(self, browser: Browser, demo: Server) -> None:
+        async with explorer(browser, demo) as graphiql:
             await graphiql.has_schema()
             await graphiql.write("query Who {viewer{orgId}}")
             await graphiql.page.get_by_label("Prettify query").click()
             lines = graphiql.page.locator(".graphiql-query-editor .view-line")
             await expect(lines).to_have_text(["query Who {", "  viewer {", "    orgId", "  }", "}", ""])
 
-    async def test_an_amount_is_decided_as_it_was_written_or_not_at_all(self, demo: Server) -> None:
+    async def test_an_amount_is_decided_as_it_was_written_or_not_at_all(self, browser: Browser, demo: Server) -> None:
         decide = """mutation Decide ($amount: BigInt!) {
           recordUsage(
             input: { workspaceId: "images", externalMeterId: "acme-robotics", eventId: "decide", amount: $amount }
           ) { __typename ... on UserError { message } }
         }"""
-        async with explorer(demo) as graphiql:
+        async with explorer(browser, demo) as graphiql:
             await graphiql.write(decide)
             await graphiql.page.get_by_role("button", name="Variables").click()
             # JavaScript reads the number as 9007199254740992.
@@ -250,8 +257,8 @@ class TestPage:
             await graphiql.run()
             await graphiql.answers('"__typename": "InsufficientCredits"', '"9007199254740993 credits are asked for')
 
-    async def test_its_explorer_and_its_history_open(self, demo: Server) -> None:
-        async with explorer(demo) as graphiql:
+    async def test_its_explorer_and_its_history_open(self, browser: Browser, demo: Server) -> None:
+        async with explorer(browser, demo) as graphiql:
             await graphiql.has_schema()
             await graphiql.page.get_by_label("Show GraphiQL Explorer").click()
             await expect(graphiql.page.locator(".graphiql-explorer-root")).to_contain_text("allowOverages")
@@ -260,9 +267,9 @@ class TestPage:
             await graphiql.page.get_by_label("Show History").click()
             await expect(graphiql.page.locator(".graphiql-history-item")).to_have_count(1)
 
-    async def test_its_colours_follow_the_system_and_can_be_chosen(self, demo: Server) -> None:
+    async def test_its_colours_follow_the_system_and_can_be_chosen(self, browser: Browser, demo: Server) -> None:
         white, dark_blue = "rgb(255, 255, 255)", "rgb(33, 42, 59)"
-        async with explorer(demo, color_scheme="light") as graphiql:
+        async with explorer(browser, demo, color_scheme="light") as graphiql:
             page = graphiql.page
             container, editor = page.locator(".graphiql-container").last, page.locator(".monaco-editor").first
             await expect(container).to_have_css("background-color", white)
@@ -280,8 +287,8 @@ class TestPage:
 
 @needs_chromium
 class TestKey:
-    async def test_the_demos_key_is_filled_in_and_not_stored(self, demo: Server) -> None:
-        async with explorer(demo) as graphiql:
+    async def test_the_demos_key_is_filled_in_and_not_stored(self, browser: Browser, demo: Server) -> None:
+        async with explorer(browser, demo) as graphiql:
             await expect(graphiql.page.locator("#key")).to_have_value(demo_key(demo))
             await expect(graphiql.page.locator(".key-environment")).to_have_text("sandbox")
             await expect(graphiql.page.get_by_label("Remember on this device")).not_to_be_checked()
@@ -291,17 +298,19 @@ class TestKey:
             assert "graphiql:tabState" in stored
             assert "sk_test_" not in str(stored)
 
-    async def test_without_a_key_it_says_so_and_asks_nothing(self, own: Server) -> None:
-        async with explorer(own) as graphiql:
+    async def test_without_a_key_it_says_so_and_asks_nothing(self, browser: Browser, own: Server) -> None:
+        async with explorer(browser, own) as graphiql:
             await expect(graphiql.page.locator("#key")).to_have_value("")
             await expect(graphiql.page.locator("#key-message")).to_contain_text("Enter a key to load the schema")
             await graphiql.run()
             await graphiql.answers('"Enter an API key in the field above')
             assert "graphql" not in graphiql.asked
 
-    async def test_a_key_that_is_entered_loads_the_schema_and_is_kept_in_memory_alone(self, own: Server) -> None:
+    async def test_a_key_that_is_entered_loads_the_schema_and_is_kept_in_memory_alone(
+        self, browser: Browser, own: Server
+    ) -> None:
         key = key_by_command(own)
-        async with explorer(own) as graphiql:
+        async with explorer(browser, own) as graphiql:
             await graphiql.enter_key(key)
             await graphiql.has_schema()
             await expect(graphiql.page.locator(".key-environment")).to_have_text("live")
@@ -312,9 +321,11 @@ class TestKey:
             await graphiql.reload()
             await expect(graphiql.page.locator("#key")).to_have_value("")
 
-    async def test_a_key_is_remembered_if_its_user_says_so_until_he_says_otherwise(self, own: Server) -> None:
+    async def test_a_key_is_remembered_if_its_user_says_so_until_he_says_otherwise(
+        self, browser: Browser, own: Server
+    ) -> None:
         key = key_by_command(own)
-        async with explorer(own) as graphiql:
+        async with explorer(browser, own) as graphiql:
             await graphiql.enter_key(key)
             remember = graphiql.page.get_by_label("Remember on this device")
             await remember.check()
@@ -329,9 +340,9 @@ class TestKey:
             await graphiql.reload()
             await expect(graphiql.page.locator("#key")).to_have_value("")
 
-    async def test_clearing_the_pages_data_forgets_the_key(self, own: Server) -> None:
+    async def test_clearing_the_pages_data_forgets_the_key(self, browser: Browser, own: Server) -> None:
         key = key_by_command(own)
-        async with explorer(own) as graphiql:
+        async with explorer(browser, own) as graphiql:
             await graphiql.enter_key(key)
             await graphiql.page.get_by_label("Remember on this device").check()
             assert key in str(await graphiql.stored())
@@ -340,9 +351,11 @@ class TestKey:
             await expect(graphiql.page.get_by_role("button", name="Cleared data")).to_be_visible()
             assert key not in str(await graphiql.stored())
 
-    async def test_a_key_that_is_refused_is_told_and_another_one_clears_what_was_shown(self, own: Server) -> None:
+    async def test_a_key_that_is_refused_is_told_and_another_one_clears_what_was_shown(
+        self, browser: Browser, own: Server
+    ) -> None:
         key = key_by_command(own)
-        async with explorer(own) as graphiql:
+        async with explorer(browser, own) as graphiql:
             await graphiql.enter_key("sk_live_nonsense")
             status = graphiql.page.locator("#key-message")
             await expect(status).to_have_text("The gateway refuses this key: it is unknown, expired or revoked.")

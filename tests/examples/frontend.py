@@ -133,8 +133,8 @@ async def shop_of(
             while not (line := (await backend.stdout.readline()).decode()).startswith("The page"):
                 assert line, "The backend has ended."
         assert line == PRINTED.replace("acme-robotics", customer).replace("8100", str(demo.page_port))
-        async with chromium(**options) as browser:
-            yield Shop(demo, customer, await browser.new_page())
+        async with chromium() as browser, await browser.new_context(**options) as context:
+            yield Shop(demo, customer, await context.new_page())
     finally:
         os.killpg(backend.pid, signal.SIGTERM)
         await backend.wait()
