@@ -405,7 +405,7 @@ async def test_meters_are_found_also_when_no_more_names_can_be_remembered(gatewa
     writer = gateway.services.meter_writer
     await writer.submit([usage_event(gateway, "a", 1)])
     # As after events of very many meters; `m` is among those that are remembered, `n` is not.
-    strangers = (MeterName("org", Environment.LIVE, "w", str(number)) for number in range(MAX_NAMES - 1))
+    strangers = (MeterName("org", Environment.LIVE, "w", str(number)) for number in range(MAX_NAMES - len(writer._ids)))
     writer._ids |= dict.fromkeys(strangers, "mtr_000000000000000000000000")
     assert len(writer._ids) == MAX_NAMES
     results = await together(
