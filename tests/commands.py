@@ -1,18 +1,20 @@
-"""Commands of `tollgate` that run to their end, without the second that each would take to import what it needs.
+"""Commands of `tollgate`, without the second that each would take to import what it needs.
 
 Each is a process of its own, with the environment, the folder and the streams that it is given, but it is forked from
 one that has imported everything: `tests.forking`. Tests of signals, and of the program's own start, start `TOLLGATE`.
 """
 
+import asyncio
 import atexit
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -44,21 +46,78 @@ def run(
     *arguments: str, folder: Path, environment: Mapping[str, str], stdin: bytes = b"", obeys_modes: bool = False
 ) -> Done:
     """Run `tollgate` to its end, which may also be a bug; modes of files may be said to hold for root as for others."""
-    (source, feed), (output, out), (outcome, status) = os.pipe(), os.pipe(), os.pipe()
-    order = json.dumps([arguments, dict(environment), str(folder), obeys_modes])
+    (source, feed), (output, out) = os.pipe(), os.pipe()
     feeding = Thread(target=_feed, args=(feed, stdin))
     # A file, so that whatever it writes there does not wait for what is read of the other.
     with tempfile.TemporaryFile() as err:
-        descriptors = [source, out, err.fileno(), status]
-        socket.send_fds(_orders(), [order.encode()], descriptors)
-        for descriptor in (source, out, status):
+        outcome = _fork(arguments, environment, folder, [source, out, err.fileno()], obeys_modes=obeys_modes)
+        for descriptor in (source, out):
             os.close(descriptor)
         feeding.start()
         with os.fdopen(output, "rb") as printed, os.fdopen(outcome, "rb") as ended:
-            text, code = printed.read().decode(), int(ended.read())
+            text, code = printed.read().decode(), int(ended.read().split()[1])
         feeding.join()
         err.seek(0)
         return Done(code, text, err.read().decode())
+
+
+class Running:
+    """A command that runs: its number, and its exit status once it has ended."""
+
+    def __init__(self, outcome: asyncio.StreamReader, pid: int) -> None:
+        self._outcome = outcome
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until it has ended, and return its exit status."""
+        if self.returncode is None:
+            self.returncode = int(await self._outcome.read())
+        return self.returncode
+
+
+async def start(*arguments: str, folder: Path, environment: Mapping[str, str]) -> tuple[Running, asyncio.StreamReader]:
+    """Start `tollgate`, and return it with what it writes to standard error."""
+    errors, err = os.pipe()
+    null = os.open(os.devnull, os.O_RDWR)
+    outcome = _fork(arguments, environment, folder, [null, null, err])
+    for descriptor in (null, err):
+        os.close(descriptor)
+    ended, written = await _reader(outcome), await _reader(errors)
+    return Running(ended, int(await ended.readline())), written
+
+
+async def _reader(pipe: int) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb")
+    )
+    return reader
+
+
+def _fork(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    streams: list[int],
+    *,
+    obeys_modes: bool = False,
+) -> int:
+    """Fork the command with these streams, and return the pipe in which stand its number and its exit status."""
+    outcome, status = os.pipe()
+    order = json.dumps([arguments, dict(environment), str(folder), obeys_modes])
+    socket.send_fds(_orders(), [order.encode()], [*streams, status])
+    os.close(status)
+    return outcome
 
 
 def _feed(pipe: int, contents: bytes) -> None:

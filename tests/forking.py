@@ -2,7 +2,7 @@
 
 Each message on its standard input, a socket, is a command: a JSON array of its arguments, its environment, its
 folder, and whether modes of files hold for it, with four descriptors: the command's standard input, output and error,
-and a pipe for its exit status.
+and a pipe for its number and, when it has ended, its exit status.
 """
 
 import ctypes
@@ -88,6 +88,7 @@ def main() -> None:
         app()
     for stream in streams:
         os.close(stream)
+    os.write(status, b"%d\n" % pid)
     os.write(status, b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     os._exit(0)
 

@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import commands
+
 #: The command, as it is installed beside the interpreter.
 TOLLGATE = Path(sys.executable).with_name("tollgate")
 
@@ -42,7 +44,7 @@ class Server:
         self.settings = {"TOLLGATE_DATABASE_URL": database_url} | settings
         #: What it has written to standard error, in all its lives.
         self.log: list[str] = []
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | commands.Running | None = None
         self._reading: asyncio.Task[None] | None = None
 
     @property
@@ -51,20 +53,25 @@ class Server:
 
     async def start(self) -> None:
         """Start it and wait until it is ready."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
-        self.process = await asyncio.create_subprocess_exec(
-            TOLLGATE,
-            "serve",
-            "--port",
-            str(self.port),
-            env=environment | self.settings,
-            cwd=self.folder,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        environment = commands.environment(**self.settings)
+        arguments = ("serve", "--port", str(self.port))
+        if "TOLLGATE_WORKERS" in self.settings:
+            # Its workers import the program that they were started by.
+            self.process = await asyncio.create_subprocess_exec(
+                TOLLGATE,
+                *arguments,
+                env=environment,
+                cwd=self.folder,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            written = self.process.stderr
+        else:
+            self.process, written = await commands.start(*arguments, folder=self.folder, environment=environment)
+        assert written is not None
         # From the first line on it must not be held up by a full pipe.
-        self._reading = asyncio.create_task(self._read(self.process))
+        self._reading = asyncio.create_task(self._read(written))
         await self.ready()
 
     async def ready(self) -> None:
@@ -130,9 +137,8 @@ class Server:
             print(self.logged)  # noqa: T201  # pytest shows it where the test fails.
         return status
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        while line := await process.stderr.readline():
+    async def _read(self, written: asyncio.StreamReader) -> None:
+        while line := await written.readline():
             self.log.append(line.decode())
 
 
