@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +334,7 @@ async def test_a_token_that_has_ended_is_renewed(demo: Demo) -> None:
 
 def end_sessions(demo: Demo) -> None:
     """Let all sessions have ended when they were made."""
-    with sqlite3.connect(demo.server.folder / "tollgate.db", timeout=30) as database:
+    with closing(sqlite3.connect(demo.server.folder / "tollgate.db", timeout=30)) as database, database:
         ended = database.execute("UPDATE api_keys SET expires_at = created_at WHERE customer_id IS NOT NULL")
     assert ended.rowcount >= 1
     database.close()
