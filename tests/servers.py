@@ -55,8 +55,8 @@ class Server:
         """Start it and wait until it is ready."""
         environment = commands.environment(**self.settings)
         arguments = ("serve", "--port", str(self.port))
-        if "TOLLGATE_WORKERS" in self.settings:
-            # Its workers import the program that they were started by.
+        if "TOLLGATE_WORKERS" in self.settings or not all(name.startswith("TOLLGATE_") for name in self.settings):
+            # Workers import the program that they were started by, and other settings may be for its start.
             self.process = await asyncio.create_subprocess_exec(
                 TOLLGATE,
                 *arguments,
