@@ -1,7 +1,7 @@
 """Commands of `tollgate`, without the second that each would take to import what it needs.
 
 Each is a process of its own, with the environment, the folder and the streams that it is given, but it is forked from
-one that has imported everything: `tests.forking`. Tests of signals, and of the program's own start, start `TOLLGATE`.
+one that has imported everything: `tests.forking`. Tests of the program's own start start `TOLLGATE`.
 """
 
 import asyncio
@@ -65,14 +65,19 @@ class Running:
     """A command that runs: its number, and its exit status once it has ended."""
 
     def __init__(self, outcome: asyncio.StreamReader, pid: int) -> None:
-        self._outcome = outcome
         self.pid = pid
-        self.returncode: int | None = None
+        self._ending = asyncio.create_task(outcome.read())
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status; None: it runs."""
+        return int(self._ending.result()) if self._ending.done() else None
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
         with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+            if self.returncode is None:
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it at once."""
@@ -80,9 +85,7 @@ class Running:
 
     async def wait(self) -> int:
         """Wait until it has ended, and return its exit status."""
-        if self.returncode is None:
-            self.returncode = int(await self._outcome.read())
-        return self.returncode
+        return int(await asyncio.shield(self._ending))
 
 
 async def start(*arguments: str, folder: Path, environment: Mapping[str, str]) -> tuple[Running, asyncio.StreamReader]:

@@ -236,9 +236,9 @@ class TestServerTiming:
         gateway = observed.gateway
         await make_meter(gateway, totalCredits="10")
         event = {"workspaceId": "w", "externalMeterId": "m", "amount": "1", "eventId": "e"}
-        told = timing_of(await send(gateway, RECORD_USAGE, TIMED, input=event))
-        assert {"queue", "group", "execute"} <= told.keys()
-        assert told["sql"] == "statements: 0"
+        timing = timing_of(await send(gateway, RECORD_USAGE, TIMED, input=event))
+        assert {"queue", "group", "execute"} <= timing.keys()
+        assert timing["sql"] == "statements: 0"
 
     async def test_rest_is_told_too(self, observed: Observed) -> None:
         headers = {"authorization": f"Bearer {observed.gateway.key}"} | TIMED
