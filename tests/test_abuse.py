@@ -417,7 +417,8 @@ async def test_however_many_hostile_requests_come_the_memory_stays(
                 writer.write(hostile_request(it, number))
                 answer = await it.read(reader)
                 it.answers.clear()
-                assert answer.status in {200, 400, 401}
+                # On a machine with much else to do some are refused for a while.
+                assert answer.status in {200, 400, 401, 503}
                 if "connection: close" in answer.headers:
                     writer.close()
                     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
