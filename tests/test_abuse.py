@@ -408,6 +408,7 @@ async def test_however_many_hostile_requests_come_the_memory_stays(
     """With `--torture` there are a million, which take half an hour."""
     count = 1_000_000 if request.config.getoption("--torture") else 1_000
     clients = 8
+    refused: list[int] = []
     async with serving(on_sqlite.services.settings.database_url, tmp_path, TOLLGATE_LOG_LEVEL="error") as server:
         it = Attack(server, on_sqlite.key)
 
@@ -417,14 +418,19 @@ async def test_however_many_hostile_requests_come_the_memory_stays(
                 writer.write(hostile_request(it, number))
                 answer = await it.read(reader)
                 it.answers.clear()
-                # On a machine with much else to do some are refused for a while.
-                assert answer.status in {200, 400, 401, 503}
+                if answer.status == 503:
+                    assert answer.json["errors"][0]["extensions"] == {"code": "UNAVAILABLE", "outcome": "NOT_WRITTEN"}
+                    refused.append(number)
+                else:
+                    assert answer.status in {200, 400, 401}
                 if "connection: close" in answer.headers:
                     writer.close()
                     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.close()
 
         await asyncio.gather(*map(send_some, range(clients)))
+        # In half an hour on a machine with much else to do some may find the database busy; of a thousand none does.
+        assert len(refused) <= count // 10_000
         print(f"{memory_bytes(server) / 1e6:.0f} MB after {count} requests")  # noqa: T201  # pytest shows it on failure.
         assert memory_bytes(server) < MAX_MEMORY_BYTES
         assert "Traceback" not in server.logged
