@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +23,15 @@ import pytest
 from rich.console import Console
 
 from gateway.cli.usage_import.lines import MAX_LINE_BYTES, NotLines, open_lines
-from gateway.cli.usage_import.recording import Import
-from gateway.cli.usage_import.rejects import rejects_at
+from gateway.cli.usage_import.recording import GROUP, Counts, Import
+from gateway.cli.usage_import.rejects import Rejects, rejects_at
+from gateway.services import Services
+from gateway.settings import Settings
 from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import InvalidInput
 from resolvers.values import check_org
-from storage import billing_meters
+from storage import billing_meters, migrations
 from storage.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests import commands
@@ -941,6 +943,41 @@ async def test_one_ctrl_c_ends_an_import_which_says_what_it_recorded(
     )
     # What was being recorded may be there as well.
     assert (await books_of(gateway)).meter.used_credits >= counts["accepted"]
+
+
+@pytest.mark.parametrize("soon", [False, True], ids=["at once", "as soon as the event loop runs"])
+def test_ctrl_c_between_two_groups_ends_the_import_and_not_the_event_loop(tmp_path: Path, *, soon: bool) -> None:
+    """Raised in the event loop's own code it would end the command, which then says nothing of what is recorded."""
+
+    class Pressing(Rejects):
+        def write(self, lines: Iterable[bytes]) -> None:
+            super().write(lines)
+            if soon:
+                asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            else:
+                signal.raise_signal(signal.SIGINT)
+
+    async def import_lines() -> Import:
+        services = Services(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/tollgate.db"))
+        await migrations.upgrade(services.database)
+        file = file_of(tmp_path, [line(f"e{number}") for number in range(3 * GROUP)])
+        path = tmp_path / "rejects"
+        with Pressing(path, path.open("xb"), is_own=True) as rejects, open_lines(str(file)) as lines:
+            usage_import = Import(
+                org_id="org",
+                environment=Environment.SANDBOX,
+                policy=OverLimitPolicy.REJECT,
+                backfill=False,
+                create_meters=False,
+                rejects=rejects,
+            )
+            await usage_import.run(services, lines, Console(file=io.StringIO()))
+        await services.close()
+        return usage_import
+
+    usage_import = asyncio.run(import_lines())
+    assert usage_import.failure == "The import was interrupted. Run it again to resume it."
+    assert usage_import.counts == Counts(read=GROUP, refused=GROUP)
 
 
 async def test_each_import_in_a_folder_has_rejects_of_its_own(on_sqlite: Gateway, tmp_path: Path) -> None:

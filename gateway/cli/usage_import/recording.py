@@ -226,13 +226,17 @@ async def _next(groups: Iterator[_Group]) -> _Group | None:
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler):  # The signal is ignored, as in the background.
         return next(groups, None)
+    importing = asyncio.current_task()
     # Reading may wait for ever, and the event loop with it, whose own handler ends only what awaits.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        await asyncio.sleep(0)  # Ctrl+C that was pressed just before is raised here.
-        return next(groups, None)
+        # Nothing is awaited here: the signal would be raised in the event loop, and end that instead of the import.
+        if importing is None or not importing.cancelling():
+            return next(groups, None)
     finally:
         signal.signal(signal.SIGINT, handler)
+    await asyncio.sleep(0)  # Ctrl+C that was pressed just before is raised here.
+    return None
 
 
 class _RejectsLost(Exception):
