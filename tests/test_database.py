@@ -3,6 +3,8 @@
 import asyncio
 import importlib
 import re
+import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, date, datetime
@@ -424,6 +426,36 @@ class TestWrite:
         assert [type(result) for result in results] == [asyncio.CancelledError, asyncio.CancelledError, int]
         async with AsyncExitStack() as held:
             await hold_all(held)
+
+    async def test_a_connection_that_is_opened_for_a_caller_who_is_cancelled_meanwhile_is_closed(
+        self, opened: Callable[..., Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        database = opened(f"sqlite+aiosqlite:///{tmp_path}/tollgate.db")
+        connect = sqlite3.connect
+        connections: list[sqlite3.Connection] = []
+        is_opening, may_go_on = threading.Event(), threading.Event()
+
+        def slow(*arguments: Any, **options: Any) -> sqlite3.Connection:
+            is_opening.set()
+            assert may_go_on.wait(timeout=10)
+            connections.append(connect(*arguments, **options))
+            return connections[-1]
+
+        async def read() -> None:
+            async with database.read() as reader:
+                await reader.fetch_one(select(literal(7)))
+
+        monkeypatch.setattr(sqlite3, "connect", slow)
+        caller = asyncio.create_task(read())
+        assert await asyncio.to_thread(is_opening.wait, timeout=10)
+        caller.cancel()
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        (connection,) = connections
+        with pytest.raises(sqlite3.ProgrammingError, match="closed database"):
+            _ = connection.total_changes
+        await read()
 
     async def test_closing_finishes_what_was_begun(
         self, opened: Callable[..., Database], new_database_url: str

@@ -1,5 +1,6 @@
 """SQLite: how its file is opened, and how each connection to it is set."""
 
+import asyncio
 import errno
 import os
 import sqlite3
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import aiosqlite
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -39,7 +41,12 @@ def sqlite_engine(url: str, *, pool_size: int, wait_seconds: float, pragmas: Seq
         hide_parameters=True,
         # The driver's own transactions begin late and deferred: with them, concurrent debits overwrite each other or
         # fail.
-        connect_args={"isolation_level": None, "timeout": wait_seconds, "uri": True},
+        connect_args={
+            "async_creator_fn": _connect,
+            "isolation_level": None,
+            "timeout": wait_seconds,
+            "uri": True,
+        },
         isolation_level="AUTOCOMMIT",
         pool_size=pool_size,
         max_overflow=0,
@@ -69,6 +76,23 @@ def sqlite_engine(url: str, *, pool_size: int, wait_seconds: float, pragmas: Seq
             _write_through(f"{path}-wal")
 
     return engine
+
+
+async def _connect(address: str, **options: Any) -> aiosqlite.Connection:
+    """Open a connection; where the caller is cancelled meanwhile, close it.
+
+    The driver itself would forget such a connection, and the file would stay open until the garbage is collected.
+    """
+    connection = aiosqlite.connect(address, **options)
+    # As SQLAlchemy has it: the thread does not hold up the end of the process.
+    connection._thread.daemon = True  # noqa: SLF001
+    opening = asyncio.ensure_future(connection)
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with suppress(sqlite3.Error):
+            await (await opening).close()
+        raise
 
 
 def file_uri(path: str, *, writes: bool) -> str:
