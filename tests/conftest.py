@@ -237,6 +237,13 @@ class Gateway(Caller):
     def database(self) -> Database:
         return self.services.database
 
+    async def for_new_organization(self) -> "Gateway":
+        """Return the gateway as another organization sees it, at the time at which tests begin."""
+        self.clock.now = NOW
+        other = Gateway(self.client, self.services, self.clock, f"org-{secrets.token_hex(6)}")
+        other.key = (await other.caller()).key
+        return other
+
     async def caller(
         self,
         *scopes: Scope,
@@ -293,16 +300,20 @@ async def gateway_on(
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://tollgate.test") as client:
-            gateway = Gateway(client, app.state.services, clock, f"org-{secrets.token_hex(6)}")
-            gateway.key = (await gateway.caller()).key
-            yield gateway
+            yield await Gateway(client, app.state.services, clock, "").for_new_organization()
+
+
+@pytest.fixture(scope="session")
+async def shared_gateway(database_url: str) -> AsyncIterator[Gateway]:
+    """The gateway of all tests that need none of their own: to open one takes longer than most tests."""
+    async with gateway_on(database_url) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-async def gateway(database_url: str) -> AsyncIterator[Gateway]:
+async def gateway(shared_gateway: Gateway) -> Gateway:
     """The gateway, for an organization of the test's own."""
-    async with gateway_on(database_url) as gateway:
-        yield gateway
+    return await shared_gateway.for_new_organization()
 
 
 @pytest.fixture

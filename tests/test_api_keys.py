@@ -258,17 +258,18 @@ class TestSecrecy:
             "parent_id": None,
         }
 
-    async def test_the_key_is_nowhere_in_the_database(self, gateway: Gateway) -> None:
-        secret = gateway.key.removeprefix("sk_test_")
+    async def test_the_key_is_nowhere_in_the_database(self, own: Gateway) -> None:
+        secret = own.key.removeprefix("sk_test_")
         # Everything that a request can leave behind is left behind.
-        await make_meter(gateway, totalCredits="9")
-        await must(gateway, "recordUsage", eventId="e", amount="1")
-        async with gateway.database.read() as reader:
+        await make_meter(own, totalCredits="9")
+        await must(own, "recordUsage", eventId="e", amount="1")
+        async with own.database.read() as reader:
             for table in metadata.sorted_tables:
                 for row in await reader.fetch(text(f"SELECT * FROM {table.name}")):  # noqa: S608  # Our own names.
                     assert secret not in repr(row)
-        if gateway.database.dialect == "sqlite":
-            file = make_url(str(gateway.database.url)).database
+        # To open a file and close it ends the locks that SQLite has on it, so the database is the test's own.
+        if own.database.dialect == "sqlite":
+            file = make_url(str(own.database.url)).database
             assert file is not None
             for path in Path(file).parent.glob(f"{Path(file).name}*"):
                 assert secret.encode() not in path.read_bytes()

@@ -67,15 +67,15 @@ class TestMaking:
         assert browser.key.startswith(f"cst_{prefix}_")
         assert (await browser.data(VIEWER))["viewer"]["environment"] == environment.name
 
-    async def test_only_a_digest_is_stored(self, gateway: Gateway) -> None:
-        key_id, backend = await new_key(gateway, workspace_ids=["w", "v"])
-        customer_id = await make_customer(gateway)
-        await make_meter(gateway, customerId=customer_id)
+    async def test_only_a_digest_is_stored(self, own: Gateway) -> None:
+        key_id, backend = await new_key(own, workspace_ids=["w", "v"])
+        customer_id = await make_customer(own)
+        await make_meter(own, customerId=customer_id)
         browser = await session_of(backend, customer_id, expiresInSeconds=60)
-        (stored,) = await sessions(gateway)
+        (stored,) = await sessions(own)
         assert re.fullmatch("key_[0-9a-f]{24}", stored.pop("id"))
         assert stored == {
-            "org_id": gateway.org_id,
+            "org_id": own.org_id,
             "environment": Environment.SANDBOX,
             "name": None,
             "scopes": ["billing:read"],
@@ -88,12 +88,13 @@ class TestMaking:
             "parent_id": key_id,
         }
         secret = browser.key.removeprefix("cst_test_")
-        async with gateway.database.read() as reader:
+        async with own.database.read() as reader:
             for table in metadata.sorted_tables:
                 for row in await reader.fetch(text(f"SELECT * FROM {table.name}")):  # noqa: S608  # Our own names.
                     assert secret not in repr(row)
-        if gateway.database.dialect == "sqlite":
-            file = make_url(str(gateway.database.url)).database
+        # To open a file and close it ends the locks that SQLite has on it, so the database is the test's own.
+        if own.database.dialect == "sqlite":
+            file = make_url(str(own.database.url)).database
             assert file is not None
             for path in Path(file).parent.glob(f"{Path(file).name}*"):
                 assert secret.encode() not in path.read_bytes()
