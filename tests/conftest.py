@@ -64,14 +64,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--once", action="store_true", help="Run --in-process, and what is about PostgreSQL alone.")
 
 
+def pytest_configure() -> None:
+    # As a server does. What is imported and collected is much, and Python would search all of it again and again.
+    collect_less_often()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     chosen: Iterable[pytest.Item] = items
     if config.getoption("once"):
         chosen = quick.once(items)
     elif config.getoption("quick"):
         chosen = quick.quick(items)
-        # Of what is collected and imported, which is much, nothing becomes garbage.
-        collect_less_often()
     elif config.getoption("in_process"):
         chosen = quick.in_process(items)
     kept = set(chosen)
@@ -79,6 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item in kept]
     if config.getoption("quick") or config.getoption("in_process"):
         quick.refuse_processes()
+    collect_less_often()
 
 
 @pytest.fixture(scope="session")
