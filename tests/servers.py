@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -21,6 +22,10 @@ TOLLGATE = Path(sys.executable).with_name("tollgate")
 
 #: The most that is waited for a server to be ready, or to end; far more than it takes on a slow machine.
 PATIENCE_SECONDS = 120
+
+
+#: What a client has for TLS, which no server here speaks: to read the authorities' certificates takes 70 ms.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class ConnectionLost(Exception):
@@ -51,6 +56,10 @@ class Server:
     def logged(self) -> str:
         return "".join(self.log)
 
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        """Return a client of it, which is to be closed."""
+        return httpx.AsyncClient(base_url=self.url, trust_env=False, verify=NO_TLS, **options)
+
     async def start(self) -> None:
         """Start it and wait until it is ready."""
         environment = commands.environment(**self.settings)
@@ -78,7 +87,7 @@ class Server:
         """Wait until it says that it is ready."""
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                async with httpx.AsyncClient(base_url=self.url, trust_env=False) as client:
+                async with self.client() as client:
                     while not await self._is_ready(client):  # noqa: ASYNC110  # It is another process.
                         await asyncio.sleep(0.05)
         except TimeoutError:

@@ -149,7 +149,7 @@ async def test_a_process_that_starts_with_a_wrong_clock_reads_and_is_not_ready(
     server = Server(on_postgresql.services.settings.database_url, tmp_path, PYTHONPATH=str(tmp_path))
     starting = asyncio.create_task(server.start())
     try:
-        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+        async with server.client() as client:
             answer = await answered(client)
             assert answer.json()["reason"] == "The gateway's clock is 60 seconds behind the database's."
             caller = Caller(client, on_postgresql.key)

@@ -1,9 +1,7 @@
 """What holds when many callers use one meter at once, over HTTP and through several server processes."""
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,82 +11,8 @@ import httpx
 import pytest
 
 from tests.conftest import Caller, Gateway
-from tests.servers import free_port
+from tests.servers import Server, serving
 from tests.steps import books_of, make_meter, settle
-
-#: The command, as it is installed beside the interpreter.
-TOLLGATE = Path(sys.executable).with_name("tollgate")
-
-#: How long a server may take to start, on a busy machine, and to stop, in seconds.
-TIME_TO_START = 60
-TIME_TO_STOP = 10
-
-
-class Server:
-    """A running `tollgate serve`."""
-
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
-        self.process = process
-        self.url = url
-        #: What it has written to standard error so far.
-        self.log: list[str] = []
-        self._reading: asyncio.Task[None] | None = None
-
-    async def started(self) -> None:
-        """Wait until it serves."""
-        assert self.process.stderr is not None
-        async with asyncio.timeout(TIME_TO_START):
-            while line := (await self.process.stderr.readline()).decode():
-                self.log.append(line)
-                if "startup complete" in line:
-                    # From here on it must not be held up by a full pipe.
-                    self._reading = asyncio.create_task(self._read())
-                    return
-        pytest.fail(f"The server did not start:\n{''.join(self.log)}")
-
-    async def stop(self) -> int:
-        """Ask it to stop, and return its exit status; it must end by itself, soon."""
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(TIME_TO_STOP):
-                return await self.process.wait()
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-            pytest.fail(f"The server did not stop within {TIME_TO_STOP} seconds:\n{''.join(self.log)}")
-        finally:
-            if self._reading is not None:
-                await self._reading
-
-    async def _read(self) -> None:
-        assert self.process.stderr is not None
-        while line := (await self.process.stderr.readline()).decode():
-            self.log.append(line)
-
-
-@asynccontextmanager
-async def serving(database_url: str, folder: Path) -> AsyncIterator[Server]:
-    """Run `tollgate serve` on the database, as a process of its own."""
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
-    process = await asyncio.create_subprocess_exec(
-        TOLLGATE,
-        "serve",
-        "--port",
-        str(port),
-        env=environment | {"TOLLGATE_DATABASE_URL": database_url},
-        cwd=folder,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    server = Server(process, f"http://127.0.0.1:{port}")
-    try:
-        await server.started()
-        yield server
-    finally:
-        await server.stop()
 
 
 @asynccontextmanager
@@ -96,14 +20,7 @@ async def callers(servers: Sequence[Server], key: str, *, connections: int) -> A
     """Return as many callers, of each server in turn, who use this number of connections to each server."""
     async with AsyncExitStack() as stack:
         clients = [
-            await stack.enter_async_context(
-                httpx.AsyncClient(
-                    base_url=server.url,
-                    limits=httpx.Limits(max_connections=connections),
-                    timeout=60,
-                    trust_env=False,
-                )
-            )
+            await stack.enter_async_context(server.client(limits=httpx.Limits(max_connections=connections), timeout=60))
             for server in servers
         ]
         yield [Caller(clients[number % len(clients)], key) for number in range(connections)]
@@ -209,9 +126,9 @@ async def test_a_server_that_is_asked_to_stop_ends_by_itself(
     # Having finished, it ends by the signal that it was sent, as uvicorn does.
     assert status in {0, -signal.SIGTERM}
     assert (await books_of(gateway)).meter.used_credits == 10
-    assert "Finished server process" in "".join(server.log)
-    assert '"level":"error"' not in "".join(server.log)
-    assert "Traceback" not in "".join(server.log)
+    assert "Finished server process" in server.logged
+    assert '"level":"error"' not in server.logged
+    assert "Traceback" not in server.logged
 
 
 async def test_what_was_acknowledged_survives_the_death_of_the_server(
@@ -240,8 +157,8 @@ async def test_what_was_acknowledged_survives_the_death_of_the_server(
         ]
         # One that ends earlier tells why below.
         await asyncio.wait([asyncio.create_task(enough.wait()), *recording], return_when=asyncio.FIRST_COMPLETED)
-        server.process.kill()
-        await asyncio.gather(*recording, server.process.wait())
+        await server.kill()
+        await asyncio.gather(*recording)
     await settle(gateway)
 
     books = await books_of(gateway)

@@ -347,7 +347,7 @@ async def send_secrets(server: Server, key: str, spoilt: str, made_up: str) -> d
         "metrics' token": {"method": "GET", "url": "/metrics", "headers": bearer},
         "readyz": {"method": "GET", "url": "/readyz", "headers": bearer},
     }
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+    async with server.client() as client:
         return {
             what: await client.request(**({"method": "POST", "url": "/graphql"} | request))
             for what, request in requests.items()

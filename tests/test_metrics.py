@@ -16,13 +16,12 @@ import pytest
 from gateway.telemetry.figures import FIGURES
 from gateway.telemetry.metrics import MAX_OPERATIONS
 from gateway.telemetry.processes import start_time
-from storage.engine.database import Database
 from tests.comparisons import recorded_comparisons
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.operations import READ_METER, RECORD_USAGE
 from tests.scraping import BEARER, TOKEN, Samples, samples
 from tests.servers import Server, serving
-from tests.steps import execute, key_in, make_meter
+from tests.steps import execute, make_meter
 
 
 @pytest.fixture
@@ -244,7 +243,7 @@ async def scraped(server: Server, *, counting: str, after: Samples | None = None
     """
     while True:
         # A connection each, so that any process may have it.
-        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+        async with server.client() as client:
             try:
                 await Caller(client, counting).data("query Counted { viewer { orgId } }")
                 found = await samples(client)
@@ -303,6 +302,7 @@ class TestSeveralProcesses:
             told = await scraped(server, counting=key)
             async with asyncio.timeout(60):
                 while len(pids_in(told)) < 2:
+                    await asyncio.sleep(0.25)
                     told = await scraped(server, counting=key, after=told)
             # One, whichever it is, and then whoever is there.
             for killed in ({min(pids_in(told))}, None):
@@ -317,6 +317,7 @@ class TestSeveralProcesses:
                     os.kill(pid, signal.SIGKILL)
                 async with asyncio.timeout(40):
                     while len(pids_in(told) - killed) < 2:
+                        await asyncio.sleep(0.25)
                         told = await scraped(server, counting=key, after=told)
                         assert not pids_in(told) & killed
                         assert told["tollgate_database_connections_max", "reading"] == 4 * len(pids_in(told))
@@ -324,24 +325,22 @@ class TestSeveralProcesses:
             # None of which was told is lost, however many lives the processes had.
             assert counts >= [told["asked",]]
 
-    async def test_their_figures_are_added_up(self, migrated_url: str, tmp_path: Path) -> None:
-        database = Database(migrated_url)
-        key = await key_in(database, "acme")
-        await database.close()
+    async def test_their_figures_are_added_up(self, on_sqlite: Gateway, tmp_path: Path) -> None:
+        url, key = on_sqlite.services.settings.database_url, on_sqlite.key
         async with serving(
-            migrated_url, tmp_path, TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_WORKERS="2", TMPDIR=str(tmp_path)
+            url, tmp_path, TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_WORKERS="2", TMPDIR=str(tmp_path)
         ) as server:
             folders = list(tmp_path.glob("tollgate-metrics-*"))  # noqa: ASYNC240  # It is a folder of the test's own.
             for _ in range(40):
                 # A connection each, so that both processes have some.
-                async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+                async with server.client() as client:
                     caller = Caller(client, key)
                     await caller.data("query Counted { viewer { orgId } }")
             found: Samples = {}
             async with asyncio.timeout(60):
                 while found.get(("tollgate_requests_total", "Counted", "OK")) != 40:
                     await asyncio.sleep(0.2)  # The other process leaves its figures once a second.
-                    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+                    async with server.client() as client:
                         found = await samples(client)
             pids = {key[1] for key in found if key[0] == "process_resident_memory_bytes"}
             assert len(pids) == 2

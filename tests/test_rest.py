@@ -575,7 +575,7 @@ class TestDescription:
         names = {name: bodies["createCustomerBilling"][name] for name in NAMES}
         async with (
             serving(gateway.services.settings.database_url, tmp_path) as server,
-            httpx.AsyncClient(base_url=server.url, trust_env=False) as client,
+            server.client() as client,
         ):
             client.headers["authorization"] = f"Bearer {gateway.key}"
             customer = (await client.post(CUSTOMERS, json=bodies["createCustomer"])).json()

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -795,7 +794,7 @@ class TestTold:
                 connection.settimeout(0)
                 with suppress(BlockingIOError):
                     connection.sendall(raws[0] * 30_000)
-            async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+            async with server.client() as client:
                 assert (await client.get("/healthz")).json() == {"status": "ok"}
                 for connection in connections:
                     connection.close()
@@ -850,7 +849,7 @@ async def refusal_in(server: Server, reason: str) -> dict[str, Any]:
 
 
 async def figures(server: Server) -> Samples:
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False) as client:
+    async with server.client() as client:
         return await samples(client)
 
 

