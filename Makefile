@@ -71,7 +71,7 @@ conformance: $(AUDITS_READY) $(CORE_READY) ## Run others' programs: audits, the 
 	@$(BIN)/pytest --capture=no $(AUDITS)/conformance.py $(PYTEST_ARGS)
 
 fuzz: $(DEV_READY) ## Draw thousands of operations and requests, where `test` draws some hundred.
-	@$(BIN)/pytest --fuzz tests/test_fuzz.py tests/test_executor.py tests/test_rest.py::TestDescription \
+	@$(BIN)/pytest --fuzz tests/test_fuzz.py tests/test_executor.py tests/test_rest.py::TestDescription tests/test_costliest_http.py \
 		tests/test_abuse.py::test_every_bad_value_of_every_argument_is_refused_or_harmless $(PYTEST_ARGS)
 
 torture: $(DEV_READY) ## Kill, cut and restart under load, a million hostile requests, the model for many more rounds.

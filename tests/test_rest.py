@@ -625,7 +625,7 @@ class TestDescription:
         if pytestconfig.getoption("fuzz"):
             max_examples, least = ("350", 2_000) if is_sqlite else ("45", 600)
         else:
-            max_examples, least = ("45", 600) if is_sqlite else ("10", 100)
+            max_examples, least = ("20", 250) if is_sqlite else ("10", 100)
         meter_id = await make_meter(own, "seeded", workspaceId="seeded", totalCredits="10", allowOverages=True)
         event = {"workspaceId": "seeded", "externalMeterId": "seeded", "eventId": "e", "amount": "7"}
         await own.mutate("recordUsage", "... on RecordUsageSuccess { accepted }", **event)
