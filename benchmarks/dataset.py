@@ -16,7 +16,7 @@ from benchmarks.scenario import METERS_A_CUSTOMER, ORG, TODAY, WORKSPACE
 from resolvers.actor import IMPORT, Scope
 from resolvers.api_keys import create_api_key
 from resolvers.meters.balances import available_bits
-from resolvers.meters.settings import settings_of
+from resolvers.meters.settings import opened_with
 from storage import migrations
 from storage.billing_meters import BillingMeterRow, billing_meters
 from storage.customers import customers, folded
@@ -122,9 +122,9 @@ def _add_meter(
     names = (ORG, Environment.LIVE, WORKSPACE, f"meter-{number}", customer_id, "UTC")
     used, seq = 0, 1
     opened = BillingMeterRow(
-        *(id_, *names, CREDITS, used, False, None, CREDITS, available_bits(CREDITS, used), seq, made_at, made_at)
+        *(id_, *names, CREDITS, used, False, None, CREDITS, available_bits(CREDITS, used, 0), seq, made_at, made_at)
     )
-    settings = {setting: [None, value] for setting, value in settings_of(opened).items()}
+    settings = opened_with(opened)
     rows.ledger_entries.append(
         (
             *(id_, seq, LedgerEntryKind.OPENING, None, CREDITS, CREDITS, used, CREDITS),
@@ -146,7 +146,7 @@ def _add_meter(
     rows.billing_meters.append(
         (
             *(id_, *names, CREDITS, used, False, None, CREDITS, seq),
-            *(made_at, _DAYS[-1][1], available_bits(CREDITS, used)),
+            *(made_at, _DAYS[-1][1], available_bits(CREDITS, used, 0)),
         )
     )
 

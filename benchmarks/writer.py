@@ -75,7 +75,7 @@ def _result(result: Decision | Refusal) -> dict[str, Any]:
     if isinstance(result, Refusal):
         return {"code": result.code}
     meter = result.billing_meter
-    available = available_credits(meter.limit_credits, meter.used_credits)
+    available = available_credits(meter.limit_credits, meter.used_credits, meter.held_credits)
     return {
         "accepted": str(result.accepted),
         "replayed": result.replayed,

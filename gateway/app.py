@@ -29,6 +29,7 @@ from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, redacted_path, words_of
+from gateway.workers.sweeper import sweeping
 from resolvers.context import Clock, utc_now
 from resolvers.errors import BillingError, Forbidden, Unavailable
 from resolvers.observation import current
@@ -61,10 +62,12 @@ def create_app(
     clock: Clock = utc_now,
     request_log: Callable[[Request], None] | None = None,
     tracing: "Tracing | None" = None,
+    sweeps: bool = True,
 ) -> Starlette:
     """Return the application. Its database is opened when it starts and closed when it stops. Raises `BadManifest`.
 
     `request_log` takes every request that was answered. `tracing` is what the settings make, unless it is given.
+    `sweeps` says whether what is due of meters is written although no command touches them.
     """
     documents = TrustedDocuments(settings)
     graphql = GraphQL(documents)
@@ -86,6 +89,8 @@ def create_app(
                 )
             # Ended first, so that what it does last is reported, too.
             stack.push_async_callback(services.close)
+            if sweeps:
+                await stack.enter_async_context(sweeping(services))
             # The server has it for each of its connections.
             yield {REFUSED: observed.refused}
 

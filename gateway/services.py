@@ -8,7 +8,7 @@ from resolvers.actor import Actor
 from resolvers.api_keys import ApiKeys
 from resolvers.bounds import Bounds
 from resolvers.context import Clock, Context, utc_now
-from resolvers.meters.writer import MeterObserver, MeterWriter
+from resolvers.meters.writing.writer import MeterObserver, MeterWriter
 from storage.engine.database import Database
 
 

@@ -264,6 +264,8 @@ class Settings:
     max_usage_days: int = _setting(10_000, _whole_number(366, 10_000))
     max_request_usage_days: int = _setting(200_000, _whole_number(10_000, 1_000_000))
     max_request_entries: int = _setting(20_000, _whole_number(101, 1_000_000))
+    max_live_grants: int = _setting(1_000, _whole_number(1, 1_000))
+    max_open_holds: int = _setting(1_000, _whole_number(1, 100_000))
     max_waiting_events: int = _setting(20_000, _whole_number(1_000, 1_000_000))
     introspection: str = _setting("all", _one_of("all", "keys", "sandbox", "none"))
     max_in_flight: int = _setting(256, _whole_number(1, 100_000))

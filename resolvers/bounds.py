@@ -25,6 +25,10 @@ class Bounds:
     """The usage days of all meters that one request answers by one statement."""
     request_entries: int = 20_000
     """The ledger entries of all meters that one request answers by one statement."""
+    live_grants: int = 1_000
+    """The live credit grants that a meter may have when another one is made."""
+    open_holds: int = 1_000
+    """The open holds that a meter may have; a meter's own `max_open_holds` may be lower."""
     waiting_events: int = 20_000
     """The usage events of the process that wait for their transaction; beyond them a caller is asked to come again."""
 

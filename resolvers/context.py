@@ -17,7 +17,7 @@ from storage.engine.database import Database, DatabaseUnavailable, Failed
 if TYPE_CHECKING:
     # The commands import this file, for which they are types alone.
     from resolvers.meters.commands import Command, Decision
-    from resolvers.meters.writer import MeterWriter
+    from resolvers.meters.writing.writer import MeterWriter
 
 Clock = Callable[[], datetime]
 
@@ -48,7 +48,7 @@ class Context:
         """The loaders, for a query or a field of a returned object. Raises `Forbidden` without `billing:read`."""
         self.actor.require(Scope.BILLING_READ)
         if self._loaders is None:
-            self._loaders = Loaders(self.database, self.actor, self.bounds, gathers=not self.has_one_reader)
+            self._loaders = Loaders(self.database, self.actor, self.bounds, self.clock, gathers=not self.has_one_reader)
         return self._loaders
 
     @cached_property

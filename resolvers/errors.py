@@ -11,7 +11,13 @@ BillingError
 │   ├── InsufficientCredits
 │   ├── SpendCapExceeded
 │   ├── AmountOutOfRange
-│   └── ExceedsVoidable
+│   ├── ExceedsVoidable
+│   ├── CreditGrantNotFound
+│   ├── CreditGrantNotLive
+│   ├── TooManyCreditGrants
+│   ├── HoldNotFound
+│   ├── HoldNotOpen
+│   └── TooManyHolds
 └── Fault: the request itself is at fault, or cannot be served now; a top-level error
     ├── Unauthenticated
     ├── Forbidden
@@ -26,7 +32,9 @@ limit. How each is shown to a client is decided elsewhere: in `schema/errors.py`
 from typing import ClassVar
 
 from storage.billing_meters import BillingMeterRow
+from storage.credit_grants import CreditGrantRow
 from storage.engine.database import Outcome
+from storage.holds import HoldRow
 from storage.ledger import LedgerEntryRow
 
 
@@ -102,11 +110,16 @@ class IdempotencyConflict(Refusal):
 
 
 class LimitRefusal(Refusal):
-    """The credits do not cover the debit. `available` is what they would have covered, at the decision."""
+    """The credits do not cover the debit.
+
+    At the decision `available` is what they would have covered, and `held` what `open_holds` reserved.
+    """
 
     def __init__(self, amount: int, *, available: int, billing_meter: BillingMeterRow) -> None:
         super().__init__(f"{amount} credits are asked for and {available} are available.")
         self.available = available
+        self.held = billing_meter.held_credits
+        self.open_holds = billing_meter.open_holds
         self.billing_meter = billing_meter
 
 
@@ -139,6 +152,64 @@ class ExceedsVoidable(Refusal):
     def __init__(self, event_id: str, *, voidable: int) -> None:
         super().__init__(f"Of the usage event {event_id!r} {voidable} credits are left to void.")
         self.voidable = voidable
+
+
+class CreditGrantNotFound(Refusal):
+    """No credit grant of this id that the caller may see."""
+
+    code = "CREDIT_GRANT_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("There is no credit grant of this id.")
+
+
+class CreditGrantNotLive(Refusal):
+    """The credit grant has ended, or was revoked."""
+
+    code = "CREDIT_GRANT_NOT_LIVE"
+
+    def __init__(self, credit_grant: CreditGrantRow) -> None:
+        super().__init__("The credit grant was revoked." if credit_grant.is_closed else "The credit grant has expired.")
+        self.credit_grant = credit_grant
+
+
+class TooManyCreditGrants(Refusal):
+    """The meter has as many live credit grants as it may have."""
+
+    code = "TOO_MANY_CREDIT_GRANTS"
+
+    def __init__(self, max_: int) -> None:
+        super().__init__(f"The billing meter may have at most {max_} live credit grants.")
+        self.max = max_
+
+
+class HoldNotFound(Refusal):
+    """The meter has no hold of this id."""
+
+    code = "HOLD_NOT_FOUND"
+
+    def __init__(self, hold_id: str) -> None:
+        super().__init__(f"The billing meter has no hold {hold_id!r}.")
+
+
+class HoldNotOpen(Refusal):
+    """The hold is already committed, released or expired."""
+
+    code = "HOLD_NOT_OPEN"
+
+    def __init__(self, hold: HoldRow) -> None:
+        super().__init__(f"The hold {hold.hold_id!r} is {hold.state.value} since {hold.closed_at}.")
+        self.hold = hold
+
+
+class TooManyHolds(Refusal):
+    """The meter has as many open holds as it may have."""
+
+    code = "TOO_MANY_HOLDS"
+
+    def __init__(self, max_: int) -> None:
+        super().__init__(f"The billing meter may have at most {max_} open holds.")
+        self.max = max_
 
 
 class Fault(BillingError):

@@ -3,112 +3,32 @@
 A loader belongs to one request, so it sees one actor's rows: another tenant's are missing like rows that do not exist.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from datetime import date
+from datetime import date, datetime
 from functools import cached_property
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from resolvers.actor import Actor
 from resolvers.bounds import Bounds
 from resolvers.errors import LimitExceeded
-from storage import billing_meters, customers, ids, ledger, usage
+from resolvers.loading import Loader
+from resolvers.meters.credits import Credits
+from resolvers.meters.reading import Due, due_of
+from storage import billing_meters, credit_grants, customers, holds, ids, ledger, usage
 from storage.billing_meters import BillingMeterRow
+from storage.credit_grants import CreditGrantRow, GrantFilter
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
 from storage.engine.database import Database
 from storage.engine.pages import Page
+from storage.engine.transactions import Reader
+from storage.holds import HoldRow, HoldState
 from storage.ledger import LedgerEntryRow
 from storage.usage import UsageDayRow, UsageRange
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 G = TypeVar("G", bound=Hashable)
-
-
-class Loader(Generic[K, V]):
-    """Loads the values of keys by a function that takes many of them.
-
-    The function returns a value or an exception for each key, in their order. It differs from the usual data loader in
-    a caller may have many keys, and waits once for all of them. Where one caller at a time is all there is, it need not
-    gather: then a caller's keys are fetched at once.
-    """
-
-    def __init__(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]], *, gathers: bool = True) -> None:
-        self._fetch = fetch
-        self._gathers = gathers
-        self._groups: dict[K, _Group[K, V]] = {}
-        self._gathering: _Group[K, V] | None = None
-
-    async def load(self, key: K) -> V:
-        """Return the key's value, or raise its exception."""
-        (value,) = await self.load_many((key,))
-        return value
-
-    async def load_many(self, keys: Sequence[K]) -> list[V]:
-        """Return the values of the keys, in their order, or raise the first exception among them."""
-        missing = [key for key in dict.fromkeys(keys) if key not in self._groups]
-        if missing:
-            if self._gathering is None or self._gathering.is_sent:
-                self._gathering = _Group()
-            self._gathering.keys += missing
-            self._groups.update(dict.fromkeys(missing, self._gathering))
-        asked = [self._groups[key] for key in keys]
-        for group in dict.fromkeys(asked):
-            await group.load(self._fetch, gathers=self._gathers)
-        values = [group.values[key] for group, key in zip(asked, keys, strict=True)]
-        for value in values:
-            if isinstance(value, Exception):
-                raise value
-        return values  # type: ignore[return-value]  # No exception is among them.
-
-    def clear(self) -> None:
-        """Forget what was loaded."""
-        self._groups = {}
-        self._gathering = None
-
-
-class _Group(Generic[K, V]):
-    """Keys whose values are fetched together: by the first caller who waits for them, while the others wait for it."""
-
-    def __init__(self) -> None:
-        self.keys: list[K] = []
-        self.is_sent = False
-        self.values: dict[K, V | Exception] = {}
-        self._is_loaded = False
-        self._is_loading = False
-        self._waiters: list[asyncio.Future[None]] = []
-
-    async def load(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]], *, gathers: bool) -> None:
-        """Return when the values are there, whichever caller fetches them."""
-        while not self._is_loaded:
-            if self._is_loading:
-                waiter = asyncio.get_running_loop().create_future()
-                self._waiters.append(waiter)
-                await waiter
-                continue
-            self._is_loading = True
-            try:
-                if gathers:
-                    # Whatever else of the request is ready to run may add keys: what runs now, and what that starts.
-                    await asyncio.sleep(0)
-                    await asyncio.sleep(0)
-                await self._load(fetch)
-            finally:
-                # Where this caller was cancelled, the next one fetches.
-                self._is_loading = False
-                for waiter in self._waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
-                self._waiters.clear()
-
-    async def _load(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]]) -> None:
-        self.is_sent = True
-        try:
-            self.values = dict(zip(self.keys, await fetch(self.keys), strict=True))
-        except Exception as error:  # noqa: BLE001  # It is raised where it was asked for.
-            self.values = dict.fromkeys(self.keys, error)
-        self._is_loaded = True
 
 
 class MetersOfCustomer(NamedTuple):
@@ -135,11 +55,35 @@ class EntriesOfMeter(NamedTuple):
     last_seq: int
 
 
+class GrantsOfMeter(NamedTuple):
+    """The key of a page of a meter's grants."""
+
+    meter_id: str
+    page: Page
+    wanted: GrantFilter
+
+
+class HoldsOfMeter(NamedTuple):
+    """The key of a page of a meter's holds; of all states where none is given."""
+
+    meter_id: str
+    page: Page
+    state: HoldState | None
+
+
 class Loaders:
     """The loaders of one request, each made when it is first used."""
 
-    def __init__(self, database: Database, actor: Actor, bounds: Bounds, *, gathers: bool = True) -> None:
-        self._fetches = _Fetches(database, actor, bounds)
+    def __init__(
+        self,
+        database: Database,
+        actor: Actor,
+        bounds: Bounds,
+        clock: Callable[[], datetime],
+        *,
+        gathers: bool = True,
+    ) -> None:
+        self._fetches = _Fetches(database, actor, bounds, clock)
         self._gathers = gathers
 
     @cached_property
@@ -182,6 +126,31 @@ class Loaders:
         """A stretch of a meter's ledger. Raises `LimitExceeded`."""
         return self._loader(self._fetches.entries_of_meters)
 
+    @cached_property
+    def credit_grant_by_id(self) -> Loader[tuple[str, int], CreditGrantRow | None]:
+        """The grant of a meter's id and a `seq`."""
+        return self._loader(self._fetches.grants_by_ids)
+
+    @cached_property
+    def grants_of_meter(self) -> Loader[GrantsOfMeter, list[CreditGrantRow]]:
+        """A page of a meter's grants."""
+        return self._loader(self._fetches.grants_of_meters)
+
+    @cached_property
+    def usable_grants_of_meter(self) -> Loader[str, list[CreditGrantRow]]:
+        """What is open of a meter's base and grants, in the order of use."""
+        return self._loader(self._fetches.usable_grants_of_meters)
+
+    @cached_property
+    def hold_by_id(self) -> Loader[tuple[str, int], HoldRow | None]:
+        """The hold of a meter's id and a `seq`."""
+        return self._loader(self._fetches.holds_by_ids)
+
+    @cached_property
+    def holds_of_meter(self) -> Loader[HoldsOfMeter, list[HoldRow]]:
+        """A page of a meter's holds."""
+        return self._loader(self._fetches.holds_of_meters)
+
     def _loader(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]]) -> Loader[K, V]:
         return Loader(fetch, gathers=self._gathers)
 
@@ -198,10 +167,11 @@ class _Fetches:
     It knows none of them: what leads back to itself stays, with all that was read, until Python searches for cycles.
     """
 
-    def __init__(self, database: Database, actor: Actor, bounds: Bounds) -> None:
+    def __init__(self, database: Database, actor: Actor, bounds: Bounds, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._actor = actor
         self._bounds = bounds
+        self._clock = clock
 
     async def customers_by_ids(self, keys: list[str]) -> list[CustomerRow | None]:
         wanted = [key for key in keys if ids.is_id(key, ids.CUSTOMER) and self._actor.may_see_customer(key)]
@@ -241,18 +211,78 @@ class _Fetches:
                 environment=self._actor.environment,
                 workspace_ids=self._actor.workspace_ids,
             )
-        return [self._seen(found.get(key)) for key in keys]
+            due = await due_of(reader, [*found.values()], self._clock())
+        return [self._seen(found.get(key), due) for key in keys]
 
     async def billing_meters_by_names(self, keys: list[tuple[str, str]]) -> list[BillingMeterRow | None]:
         async with self._database.read() as reader:
             found = await billing_meters.by_names(
                 reader, keys, org_id=self._actor.org_id, environment=self._actor.environment
             )
-        return [self._seen(found.get(key)) for key in keys]
+            due = await due_of(reader, [*found.values()], self._clock())
+        return [self._seen(found.get(key), due) for key in keys]
 
-    def _seen(self, meter: BillingMeterRow | None) -> BillingMeterRow | None:
+    def _seen(self, meter: BillingMeterRow | None, due: Due) -> BillingMeterRow | None:
         """Return the meter, unless it is billed to a customer that the actor may not see."""
-        return meter if meter is not None and self._actor.may_see_customer(meter.customer_id) else None
+        is_seen = meter is not None and self._actor.may_see_customer(meter.customer_id)
+        return due.meter(meter) if meter is not None and is_seen else None
+
+    async def grants_by_ids(self, keys: list[tuple[str, int]]) -> list[CreditGrantRow | None]:
+        async with self._database.read() as reader:
+            due = await self._visible(reader, [meter_id for meter_id, _ in keys])
+            found = await credit_grants.by_seqs(reader, [key for key in keys if key[0] in due.visible])
+        return [due.grant(row) if (row := found.get(key)) is not None else None for key in keys]
+
+    async def holds_by_ids(self, keys: list[tuple[str, int]]) -> list[HoldRow | None]:
+        async with self._database.read() as reader:
+            due = await self._visible(reader, [meter_id for meter_id, _ in keys])
+            found = await holds.by_seqs(reader, [key for key in keys if key[0] in due.visible])
+        return [due.hold(row) if (row := found.get(key)) is not None else None for key in keys]
+
+    async def grants_of_meters(self, keys: list[GrantsOfMeter]) -> list[list[CreditGrantRow]]:
+        async def load(of: tuple[Page, GrantFilter], some: Sequence[GrantsOfMeter]) -> list[list[CreditGrantRow]]:
+            meter_ids = [key.meter_id for key in some]
+            async with self._database.read() as reader:
+                due = await self._visible(reader, meter_ids)
+                found = await credit_grants.pages_by_meters(reader, meter_ids, *of, now=self._clock())
+            return [[*map(due.grant, found[meter_id])] for meter_id in meter_ids]
+
+        return await _by_group(keys, lambda key: (key.page, key.wanted), load)
+
+    async def holds_of_meters(self, keys: list[HoldsOfMeter]) -> list[list[HoldRow]]:
+        async def load(of: tuple[Page, HoldState | None], some: Sequence[HoldsOfMeter]) -> list[list[HoldRow]]:
+            meter_ids = [key.meter_id for key in some]
+            async with self._database.read() as reader:
+                due = await self._visible(reader, meter_ids)
+                found = await holds.pages_by_meters(reader, meter_ids, *of, now=self._clock())
+            return [[*map(due.hold, found[meter_id])] for meter_id in meter_ids]
+
+        return await _by_group(keys, lambda key: (key.page, key.state), load)
+
+    async def usable_grants_of_meters(self, keys: list[str]) -> list[list[CreditGrantRow]]:
+        now = self._clock()
+        async with self._database.read() as reader:
+            due = await self._visible(reader, keys)
+            grants = await credit_grants.usable(reader, keys)
+        found: list[list[CreditGrantRow]] = []
+        for meter_id in keys:
+            meter, known = due.visible[meter_id], due.known.get(meter_id)
+            of_meter = Credits.of(meter, [grant for grant in grants if grant.meter_id == meter_id])
+            credits_ = known.credits if known is not None and known.credits is not None else of_meter
+            found.append(credits_.in_order(max(now, meter.updated_at)))
+        return found
+
+    async def _visible(self, reader: Reader, meter_ids: Sequence[str]) -> Due:
+        """Read the meters of these ids that the actor may see, and what is due of them."""
+        found = await billing_meters.by_ids(
+            reader,
+            [*dict.fromkeys(meter_ids)],
+            org_id=self._actor.org_id,
+            environment=self._actor.environment,
+            workspace_ids=self._actor.workspace_ids,
+        )
+        seen = [meter for meter in found.values() if self._actor.may_see_customer(meter.customer_id)]
+        return await due_of(reader, seen, self._clock())
 
     async def billing_meters_of_customers(self, keys: list[MetersOfCustomer]) -> list[list[BillingMeterRow]]:
         async def load(page: Page, some: Sequence[MetersOfCustomer]) -> Sequence[list[BillingMeterRow]]:

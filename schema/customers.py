@@ -11,12 +11,12 @@ from resolvers import customers
 from resolvers.context import Context
 from resolvers.loaders import MetersOfCustomer
 from resolvers.values import NAME_LENGTH, ORG_LENGTH, check_text
-from schema.billing_meters import BillingMeter, meters_connection
 from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import text
 from schema.enums import Environment
 from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
 from schema.info import Filter, Info, changes_of, given, values_of
+from schema.meters.billing_meters import BillingMeter, meters_connection
 from schema.relay import PAGE, After, Before, Connection, First, Last, Node, connection_of, page_arguments
 from storage import ids
 from storage.customers import CustomerFilter as FilterValues

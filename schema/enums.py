@@ -6,7 +6,7 @@ import strawberry
 from strawberry import enum_value
 
 from resolvers import actor
-from storage import ledger, tenants
+from storage import credit_grants, holds, ledger, tenants
 
 
 @strawberry.enum(description="Which of an organization's two separate worlds something belongs to. Nothing crosses it.")
@@ -66,8 +66,68 @@ class LedgerEntryKind(Enum):
     VOID = enum_value(ledger.LedgerEntryKind.VOID, description="Credits of an earlier usage were given back.")
     SETTINGS = enum_value(
         ledger.LedgerEntryKind.SETTINGS,
-        description="The spend cap, the overage switch or the customer changed; the metadata tells old and new.",
+        description=(
+            "The spend cap, the overage switch, the customer or the most open holds changed; the metadata has old and"
+            " new."
+        ),
     )
+    GRANT = enum_value(ledger.LedgerEntryKind.GRANT, description="Credits were granted, and added to the total.")
+    GRANT_CHANGED = enum_value(
+        ledger.LedgerEntryKind.GRANT_CHANGED,
+        description="The priority or the end of a grant changed; the metadata has old and new.",
+    )
+    REVOCATION = enum_value(
+        ledger.LedgerEntryKind.REVOCATION,
+        description="Open credits of a grant were taken back, or came back to a revoked one; the total has less.",
+    )
+    EXPIRY = enum_value(
+        ledger.LedgerEntryKind.EXPIRY,
+        description="Open credits of a grant ended, or came back to an ended one; the total has less.",
+    )
+    HOLD = enum_value(ledger.LedgerEntryKind.HOLD, description="Credits were reserved.")
+    RELEASE = enum_value(ledger.LedgerEntryKind.RELEASE, description="A hold was released.")
+    HOLD_EXPIRY = enum_value(ledger.LedgerEntryKind.HOLD_EXPIRY, description="A hold expired.")
+
+
+@strawberry.enum(description="Whether a credit grant was paid for.")
+class CreditGrantCategory(Enum):
+    """See `credit_grants.CreditGrantCategory`."""
+
+    PAID = enum_value(credit_grants.CreditGrantCategory.PAID, description="It was paid for.")
+    PROMOTIONAL = enum_value(
+        credit_grants.CreditGrantCategory.PROMOTIONAL,
+        description="It was given; of two grants that are otherwise alike it is used first.",
+    )
+
+
+@strawberry.enum(description="What can be had of a credit grant.")
+class CreditGrantState(Enum):
+    """See `credit_grants.CreditGrantState`."""
+
+    LIVE = enum_value(credit_grants.CreditGrantState.LIVE, description="Some of it is open, or reserved by a hold.")
+    DEPLETED = enum_value(
+        credit_grants.CreditGrantState.DEPLETED, description="All of it is used; a void can make it live again."
+    )
+    EXPIRED = enum_value(credit_grants.CreditGrantState.EXPIRED, description="It has ended.")
+    REVOKED = enum_value(credit_grants.CreditGrantState.REVOKED, description="It was revoked as a whole.")
+
+
+@strawberry.enum(description="What has become of a hold.")
+class HoldState(Enum):
+    """See `holds.HoldState`."""
+
+    OPEN = enum_value(holds.HoldState.OPEN, description="It reserves its amount.")
+    COMMITTED = enum_value(holds.HoldState.COMMITTED, description="Its usage is recorded.")
+    RELEASED = enum_value(holds.HoldState.RELEASED, description="It was released, and nothing was used.")
+    EXPIRED = enum_value(holds.HoldState.EXPIRED, description="It ended without having been closed.")
+
+
+@strawberry.enum(description="What is wanted of a commit whose hold is released or expired.")
+class IfHoldClosed(Enum):
+    """See `resolvers.meters.holds.CommitHold`."""
+
+    REFUSE = enum_value("refuse", description="Refuse it.")
+    RECORD = enum_value("record", description="Record it as usage that no hold was made for.")
 
 
 @strawberry.enum(description="Which rule refused a mutation.")
@@ -92,3 +152,13 @@ class ErrorCode(Enum):
     EXCEEDS_VOIDABLE = enum_value(
         "EXCEEDS_VOIDABLE", description="More is to be given back than is left of the usage event."
     )
+    CREDIT_GRANT_NOT_FOUND = enum_value("CREDIT_GRANT_NOT_FOUND", description="There is no credit grant of this id.")
+    CREDIT_GRANT_NOT_LIVE = enum_value(
+        "CREDIT_GRANT_NOT_LIVE", description="The credit grant has ended, or was revoked."
+    )
+    TOO_MANY_CREDIT_GRANTS = enum_value(
+        "TOO_MANY_CREDIT_GRANTS", description="The meter has as many live credit grants as it may have."
+    )
+    HOLD_NOT_FOUND = enum_value("HOLD_NOT_FOUND", description="The meter has no hold of this id.")
+    HOLD_NOT_OPEN = enum_value("HOLD_NOT_OPEN", description="The hold is already committed, released or expired.")
+    TOO_MANY_HOLDS = enum_value("TOO_MANY_HOLDS", description="The meter has as many open holds as it may have.")

@@ -17,11 +17,15 @@ from schema.info import Info
 from schema.scalars import BigInt
 
 if TYPE_CHECKING:
-    from schema.billing_meters import BillingMeter
-    from schema.ledger import LedgerEntry
+    from schema.meters.billing_meters import BillingMeter
+    from schema.meters.credit_grants import CreditGrant
+    from schema.meters.holds import Hold
+    from schema.meters.ledger import LedgerEntry
 
-_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
-_EntryType = Annotated["LedgerEntry", strawberry.lazy("schema.ledger")]
+_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.meters.billing_meters")]
+_GrantType = Annotated["CreditGrant", strawberry.lazy("schema.meters.credit_grants")]
+_HoldType = Annotated["Hold", strawberry.lazy("schema.meters.holds")]
+_EntryType = Annotated["LedgerEntry", strawberry.lazy("schema.meters.ledger")]
 
 
 @strawberry.interface(
@@ -75,7 +79,7 @@ class AlreadyExists(UserError):
 class IdempotencyConflict(UserError):
     """See `resolvers.errors.IdempotencyConflict`."""
 
-    entry: _EntryType | None = strawberry.field(
+    first_entry: _EntryType | None = strawberry.field(
         description=(
             "The ledger entry that the first use made; null: it made none, or one that the key may not see, which "
             "needs `billing:read`."
@@ -88,6 +92,8 @@ class InsufficientCredits(UserError):
     """See `resolvers.errors.InsufficientCredits`."""
 
     available: BigInt = strawberry.field(description="The credits that were available at the decision.")
+    held: BigInt = strawberry.field(description="The credits that open holds reserved at the decision.")
+    open_holds: int = strawberry.field(description="How many holds were open at the decision.")
     billing_meter: _MeterType = strawberry.field(description="The meter, as it is now.")
 
 
@@ -98,6 +104,8 @@ class SpendCapExceeded(UserError):
     available: BigInt = strawberry.field(
         description="The credits that were available at the decision, overage included."
     )
+    held: BigInt = strawberry.field(description="The credits that open holds reserved at the decision.")
+    open_holds: int = strawberry.field(description="How many holds were open at the decision.")
     billing_meter: _MeterType = strawberry.field(description="The meter, as it is now.")
 
 
@@ -113,6 +121,44 @@ class ExceedsVoidable(UserError):
     voidable: BigInt = strawberry.field(description="The credits of the event that are not yet given back.")
 
 
+@strawberry.type(description="There is no credit grant of this id.")
+class CreditGrantNotFound(UserError):
+    """See `resolvers.errors.CreditGrantNotFound`."""
+
+
+@strawberry.type(description="The credit grant has ended, or was revoked.")
+class CreditGrantNotLive(UserError):
+    """See `resolvers.errors.CreditGrantNotLive`."""
+
+    credit_grant: _GrantType = strawberry.field(description="The grant.")
+
+
+@strawberry.type(description="The meter has as many live credit grants as it may have.")
+class TooManyCreditGrants(UserError):
+    """See `resolvers.errors.TooManyCreditGrants`."""
+
+    max: int = strawberry.field(description="How many it may have.")
+
+
+@strawberry.type(description="The meter has no hold of this id.")
+class HoldNotFound(UserError):
+    """See `resolvers.errors.HoldNotFound`."""
+
+
+@strawberry.type(description="The hold is already committed, released or expired.")
+class HoldNotOpen(UserError):
+    """See `resolvers.errors.HoldNotOpen`."""
+
+    hold: _HoldType = strawberry.field(description="The hold, with its state and since when.")
+
+
+@strawberry.type(description="The meter has as many open holds as it may have.")
+class TooManyHolds(UserError):
+    """See `resolvers.errors.TooManyHolds`."""
+
+    max: int = strawberry.field(description="How many it may have.")
+
+
 def _facts(refusal: domain.Refusal, _actor: Actor) -> dict[str, Any]:
     return {"code": ErrorCode(refusal.code), "message": refusal.message}
 
@@ -120,12 +166,14 @@ def _facts(refusal: domain.Refusal, _actor: Actor) -> dict[str, Any]:
 def _conflict_facts(refusal: domain.IdempotencyConflict, actor: Actor) -> dict[str, Any]:
     # It is not what this request did, so it is not shown to a key that may write alone, not even one of its own.
     entry = refusal.entry if Scope.BILLING_READ in actor.scopes else None
-    return _facts(refusal, actor) | {"entry": entry}
+    return _facts(refusal, actor) | {"first_entry": entry}
 
 
 def _limit_facts(refusal: domain.LimitRefusal, actor: Actor) -> dict[str, Any]:
     return _facts(refusal, actor) | {
         "available": BigInt(refusal.available),
+        "held": BigInt(refusal.held),
+        "open_holds": refusal.open_holds,
         "billing_meter": refusal.billing_meter,
     }
 
@@ -151,6 +199,18 @@ _TABLE: dict[type[domain.Refusal], tuple[type[UserError], Callable[[Any, Actor],
         ExceedsVoidable,
         lambda refusal, actor: _facts(refusal, actor) | {"voidable": BigInt(refusal.voidable)},
     ),
+    domain.CreditGrantNotFound: (CreditGrantNotFound, _facts),
+    domain.CreditGrantNotLive: (
+        CreditGrantNotLive,
+        lambda refusal, actor: _facts(refusal, actor) | {"credit_grant": refusal.credit_grant},
+    ),
+    domain.TooManyCreditGrants: (
+        TooManyCreditGrants,
+        lambda refusal, actor: _facts(refusal, actor) | {"max": refusal.max},
+    ),
+    domain.HoldNotFound: (HoldNotFound, _facts),
+    domain.HoldNotOpen: (HoldNotOpen, lambda refusal, actor: _facts(refusal, actor) | {"hold": refusal.hold}),
+    domain.TooManyHolds: (TooManyHolds, lambda refusal, actor: _facts(refusal, actor) | {"max": refusal.max}),
 }
 
 

@@ -208,7 +208,22 @@ def _id_of(name: str, cursor: str | None, prefix: str) -> str | None:
         id_ = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError):
         id_ = ""
-    is_of_list = ids.parse_entry_id(id_) is not None if prefix == ids.LEDGER_ENTRY else ids.is_id(id_, prefix)
+    is_numbered = prefix in ids.NUMBERED
+    is_of_list = ids.parse_numbered_id(id_, prefix) is not None if is_numbered else ids.is_id(id_, prefix)
     if not is_of_list:
         raise BadUserInput(f"{name} is not a cursor of this list.")
     return id_
+
+
+#: The lists of a meter, by the prefixes of their ids.
+_LISTS = {ids.LEDGER_ENTRY: "ledger", ids.CREDIT_GRANT: "credit grants", ids.HOLD: "holds"}
+
+
+def seq_of(cursor_id: str | None, prefix: str, meter_id: str) -> int | None:
+    """Return the number that a cursor of a meter's list stands for. Raises `BadUserInput` for another meter's."""
+    if cursor_id is None:
+        return None
+    of_meter, seq = ids.parse_numbered_id(cursor_id, prefix) or ("", 0)
+    if of_meter != meter_id:
+        raise BadUserInput(f"after and before must be cursors of this meter's {_LISTS[prefix]}.")
+    return seq

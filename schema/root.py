@@ -1,8 +1,8 @@
 """The schema: every feature's queries and mutations in one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import strawberry
 from strawberry.schema.config import StrawberryConfig
@@ -11,7 +11,7 @@ from strawberry.utils.str_converters import to_camel_case
 
 from resolvers.errors import LimitExceeded
 from resolvers.loaders import Loaders
-from schema.billing_meters import BillingMeter, BillingMeterMutation, BillingMeterQuery
+from resolvers.loading import Loader
 from schema.customer_sessions import CustomerSessionMutation
 from schema.customers import Customer, CustomerMutation, CustomerQuery
 from schema.engine.engine import Engine
@@ -19,10 +19,14 @@ from schema.engine.execution.resolving import DIRECT
 from schema.engine.limits.sizes import given_length, records
 from schema.errors import EXCEPTION_HANDLERS, UserError
 from schema.info import Info
-from schema.ledger import LedgerEntry
+from schema.meters.billing_meter_mutations import BillingMeterMutation
+from schema.meters.billing_meters import BillingMeter, BillingMeterQuery
+from schema.meters.credit_grants import CreditGrant, CreditGrantMutation
+from schema.meters.holds import Hold, HoldMutation
+from schema.meters.ledger import LedgerEntry
+from schema.meters.usage import UsageMutation, UsageQuery
 from schema.relay import Node
 from schema.scalars import SCALAR_BYTES, SCALARS
-from schema.usage import UsageMutation, UsageQuery
 from schema.viewer import ViewerQuery
 from storage import ids
 
@@ -32,7 +36,8 @@ class NodeQuery:
     """The queries of objects by their ids alone."""
 
     @strawberry.field(
-        description="The customer, billing meter or ledger entry of this id; null: there is none.", metadata=DIRECT
+        description="The customer, billing meter, ledger entry, credit grant or hold of this id; null: there is none.",
+        metadata=DIRECT,
     )
     async def node(
         self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The object's id.")]
@@ -63,17 +68,24 @@ class NodeQuery:
 
 async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
     """Return the object of each id, with one statement for all of a kind."""
-    entries = {id_: place for id_ in wanted if (place := ids.parse_entry_id(id_)) is not None}
-    customers = [id_ for id_ in wanted if id_.startswith(ids.CUSTOMER)]
-    meters = [id_ for id_ in wanted if id_.startswith(ids.BILLING_METER)]
     found: dict[str, Node] = {}
-    if customers:
-        found |= {row.id: Customer.of(row) for row in await loaders.customer_by_id.load_many(customers) if row}
-    if meters:
-        found |= {row.id: BillingMeter.of(row) for row in await loaders.billing_meter_by_id.load_many(meters) if row}
-    if entries:
-        rows = await loaders.ledger_entry_by_id.load_many([*entries.values()])
-        found |= {id_: LedgerEntry.of(row) for id_, row in zip(entries, rows, strict=True) if row}
+    of_ids: tuple[tuple[str, Callable[[], Loader[str, Any]], type[Node]], ...] = (
+        (ids.CUSTOMER, lambda: loaders.customer_by_id, Customer),
+        (ids.BILLING_METER, lambda: loaders.billing_meter_by_id, BillingMeter),
+    )
+    for prefix, loader, type_ in of_ids:
+        if some := [id_ for id_ in wanted if id_.startswith(prefix)]:
+            found |= {row.id: type_.of(row) for row in await loader().load_many(some) if row}
+    of_numbers: tuple[tuple[str, Callable[[], Loader[tuple[str, int], Any]], type[Node]], ...] = (
+        (ids.LEDGER_ENTRY, lambda: loaders.ledger_entry_by_id, LedgerEntry),
+        (ids.CREDIT_GRANT, lambda: loaders.credit_grant_by_id, CreditGrant),
+        (ids.HOLD, lambda: loaders.hold_by_id, Hold),
+    )
+    for prefix, numbered, type_ in of_numbers:
+        places = {id_: place for id_ in wanted if (place := ids.parse_numbered_id(id_, prefix)) is not None}
+        if places:
+            rows = await numbered().load_many([*places.values()])
+            found |= {id_: type_.of(row) for id_, row in zip(places, rows, strict=True) if row}
     return [found.get(id_) for id_ in wanted]
 
 
@@ -89,7 +101,9 @@ class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery
         "a top-level error, so that one field's fault never hides what another has committed."
     )
 )
-class Mutation(CustomerMutation, CustomerSessionMutation, BillingMeterMutation, UsageMutation):
+class Mutation(
+    CustomerMutation, CustomerSessionMutation, BillingMeterMutation, CreditGrantMutation, UsageMutation, HoldMutation
+):
     """The root of mutations."""
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKey,
     FromClause,
     Index,
+    Integer,
     Select,
     SmallInteger,
     Table,
@@ -21,8 +22,10 @@ from sqlalchemy import (
     UniqueConstraint,
     and_,
     bindparam,
+    false,
     insert,
     select,
+    text,
     true,
     update,
 )
@@ -32,6 +35,8 @@ from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Instant, Name, enum_type, metadata
 from storage.tenants import Environment
+
+_HAS_DUE = text("next_due_at IS NOT NULL")
 
 billing_meters = Table(
     "billing_meters",
@@ -59,6 +64,17 @@ billing_meters = Table(
     # then no longer leave all indexes alone (HOT). Null or too great in rows that a release before 2026_11_21_filters
     # has written since.
     Column("available_bits", SmallInteger),
+    # What open holds reserve, and how much of it is credits: the rest is overage.
+    Column("held_credits", BigInteger, nullable=False, server_default="0"),
+    Column("pinned_credits", BigInteger, nullable=False, server_default="0"),
+    Column("open_holds", Integer, nullable=False, server_default="0"),
+    # The most open holds at once; null: as many as the operator allows.
+    Column("max_open_holds", Integer),
+    # Whether it has ever had a grant or a hold: else neither is looked for.
+    Column("has_grants", Boolean, nullable=False, server_default=false()),
+    Column("has_holds", Boolean, nullable=False, server_default=false()),
+    # When a grant or a hold ends at the earliest, or before that; null: none does.
+    Column("next_due_at", Instant),
     # Serves the lookup by the caller's names.
     UniqueConstraint("org_id", "environment", "workspace_id", "external_meter_id", name="billing_meters_names_key"),
     # Serves the list of meters, newest first.
@@ -69,6 +85,8 @@ billing_meters = Table(
     Index(None, "org_id", "environment", "workspace_id", "id"),
     # Serves the meters of which few credits are available.
     Index(None, "org_id", "environment", "available_bits", "id"),
+    # Serves the search for what is due.
+    Index(None, "next_due_at", sqlite_where=_HAS_DUE, postgresql_where=_HAS_DUE),
 )
 
 
@@ -91,6 +109,13 @@ class BillingMeterRow(NamedTuple):
     last_seq: int
     created_at: datetime
     updated_at: datetime
+    held_credits: int = 0
+    pinned_credits: int = 0
+    open_holds: int = 0
+    max_open_holds: int | None = None
+    has_grants: bool = False
+    has_holds: bool = False
+    next_due_at: datetime | None = None
 
 
 class MeterName(NamedTuple):
@@ -190,6 +215,21 @@ async def ids_by_names(reader: Reader, names: Sequence[MeterName]) -> dict[Meter
     return {MeterName(org_id, Environment(environment), *name): id_ for org_id, environment, *name, id_ in rows}
 
 
+@cache
+def _due(dialect: str) -> Prepared:
+    names = [billing_meters.c[name] for name in MeterName._fields]
+    due = billing_meters.c.next_due_at
+    statement = select(*names).where(due <= bindparam("now", type_=due.type)).order_by(due)
+    return Prepared(dialect, statement.limit(bindparam("limit", type_=Integer())))
+
+
+async def due(reader: Reader, now: datetime, *, limit: int) -> list[MeterName]:
+    """Return the names of so many meters of which something is due, of whatever tenants, the longest overdue first."""
+    moment = now.isoformat() if reader.dialect == "sqlite" else now
+    rows = await reader.run(_due(reader.dialect), {"now": moment, "limit": limit})
+    return [MeterName(org_id, Environment(environment), *name) for org_id, environment, *name in rows]
+
+
 async def page(
     reader: Reader,
     page: Page,
@@ -227,7 +267,8 @@ async def page(
         bits = billing_meters.c.available_bits
         statement = statement.where(
             (unindexed(bits, dialect) if is_sorted else bits) <= (available_below - 1).bit_length(),
-            billing_meters.c.limit_credits - billing_meters.c.used_credits < available_below,
+            billing_meters.c.limit_credits - billing_meters.c.used_credits - billing_meters.c.held_credits
+            < available_below,
         )
     by_id = billing_meters.c.id if is_sorted else unindexed(billing_meters.c.id, dialect)
     rows = await reader.fetch(page_statement(statement, by_id, page), page.parameters)

@@ -8,9 +8,14 @@ CUSTOMER = "cus_"
 BILLING_METER = "mtr_"
 API_KEY = "key_"
 LEDGER_ENTRY = "ent_"
+CREDIT_GRANT = "grt_"
+HOLD = "hld_"
+
+#: What lies in the ledger of a meter: their ids name the meter and a number, so that a lookup reads one partition.
+NUMBERED = (LEDGER_ENTRY, CREDIT_GRANT, HOLD)
 
 _ID = re.compile(r"(cus_|mtr_|key_)[0-9a-f]{24}", re.ASCII)
-_ENTRY_ID = re.compile(r"ent_([0-9a-f]{24})_([1-9][0-9]{0,17})", re.ASCII)
+_NUMBERED_ID = re.compile(r"([0-9a-f]{24})_([1-9][0-9]{0,17})", re.ASCII)
 
 _last = 0
 
@@ -30,12 +35,12 @@ def is_id(value: str, prefix: str) -> bool:
     return value.startswith(prefix) and _ID.fullmatch(value) is not None
 
 
-def entry_id(meter_id: str, seq: int) -> str:
-    """Return the id of a ledger entry, which names its meter, so that a lookup reads one partition."""
-    return f"{LEDGER_ENTRY}{meter_id.removeprefix(BILLING_METER)}_{seq}"
+def numbered_id(prefix: str, meter_id: str, seq: int) -> str:
+    """Return the id of what has this number in the ledger of a meter."""
+    return f"{prefix}{meter_id.removeprefix(BILLING_METER)}_{seq}"
 
 
-def parse_entry_id(value: str) -> tuple[str, int] | None:
-    """Return the meter's id and the entry's `seq` that the id of a ledger entry names, or None."""
-    match = _ENTRY_ID.fullmatch(value)
+def parse_numbered_id(value: str, prefix: str) -> tuple[str, int] | None:
+    """Return the meter's id and the `seq` that the id of a ledger entry, a grant or a hold names, or None."""
+    match = _NUMBERED_ID.fullmatch(value, len(prefix)) if value.startswith(prefix) else None
     return (BILLING_METER + match[1], int(match[2])) if match else None

@@ -27,13 +27,24 @@ from storage.tenants import Environment
 
 
 class LedgerEntryKind(Word):
-    """What a ledger entry did: `OPENING` and `REFILL` add to total, `USAGE` to used, `VOID` takes from used."""
+    """What a ledger entry did.
+
+    `OPENING`, `REFILL` and `GRANT` add to total, `EXPIRY` and `REVOCATION` take from it; `USAGE` adds to used, `VOID`
+    takes from it; `HOLD` adds to held, `RELEASE`, `HOLD_EXPIRY` and the `USAGE` that commits a hold take from it.
+    """
 
     OPENING = "opening"
     REFILL = "refill"
     USAGE = "usage"
     VOID = "void"
     SETTINGS = "settings"
+    GRANT = "grant"
+    GRANT_CHANGED = "grant_changed"
+    REVOCATION = "revocation"
+    EXPIRY = "expiry"
+    HOLD = "hold"
+    RELEASE = "release"
+    HOLD_EXPIRY = "hold_expiry"
 
 
 class OverLimitPolicy(Word):
@@ -74,6 +85,13 @@ ledger_entries = Table(
     Column("reason", Text),
     # Of a USAGE: what the caller attached. Of an OPENING and SETTINGS: each setting, with its old and its new value.
     Column("metadata", JsonText, nullable=False),
+    Column("held_credits_after", BigInteger, nullable=False, server_default="0"),
+    # The grant that it made, changed, ended or took from; and the hold that it made or closed.
+    Column("grant_seq", BigInteger),
+    Column("hold_seq", BigInteger),
+    # What a USAGE drew, a HOLD pinned and a VOID gave back of each grant and of the base, in order: [[seq, credits],
+    # ...]; the rest of the amount is uncovered. Null: the meter had neither grants nor holds.
+    Column("draws", JsonText),
     # Serves a meter's ledger, and an entry by its id.
     PrimaryKeyConstraint("meter_id", "seq"),
     # What makes an event count once. Serves the search for what a key has already done.
@@ -111,11 +129,18 @@ class LedgerEntryRow(NamedTuple):
     recorded_by: str
     reason: str | None
     metadata: dict[str, Any]
+    held_credits_after: int = 0
+    grant_seq: int | None = None
+    hold_seq: int | None = None
+    draws: list[list[int]] | None = None
 
     @property
     def occurred_at(self) -> datetime:
         """When it happened: as the caller said, else when it was recorded."""
         return self.sent_at or self.recorded_at
+
+
+_METADATA = LedgerEntryRow._fields.index("metadata")
 
 
 class LedgerKey(NamedTuple):
@@ -245,4 +270,11 @@ async def voided_credits(reader: Reader, wanted: Sequence[tuple[str, int]]) -> d
 
 async def insert_entries(writer: Writer, rows: Sequence[LedgerEntryRow]) -> None:
     """Add entries to the ledgers of meters that the transaction has locked."""
-    await writer.insert_rows(ledger_entries, [(*row[:-1], json_text(row.metadata)) for row in rows])
+    at = _METADATA
+    await writer.insert_rows(
+        ledger_entries,
+        [
+            (*row[:at], json_text(row.metadata), *row[at + 1 : -1], None if row.draws is None else json_text(row.draws))
+            for row in rows
+        ],
+    )

@@ -2,8 +2,10 @@
 
 from storage.api_keys import api_keys
 from storage.billing_meters import billing_meters
+from storage.credit_grants import credit_grants
 from storage.customers import customers
 from storage.engine.types import metadata
+from storage.holds import holds
 from storage.idempotency_keys import idempotency_keys
 from storage.ledger import ledger_entries
 from storage.usage import usage_days
@@ -11,4 +13,4 @@ from storage.usage import usage_days
 __all__ = ["TABLES", "metadata"]
 
 #: Each table after those that it refers to.
-TABLES = (customers, billing_meters, api_keys, idempotency_keys, usage_days, ledger_entries)
+TABLES = (customers, billing_meters, api_keys, idempotency_keys, usage_days, credit_grants, holds, ledger_entries)

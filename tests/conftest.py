@@ -296,11 +296,14 @@ async def gateway_on(
     *,
     request_log: Callable[[Request], None] | None = None,
     tracing: "Tracing | None" = None,
+    sweeps: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Open the gateway on a database that has the newest schema."""
     clock = Clock()
-    app = create_app(Settings(database_url=url, **settings), clock=clock, request_log=request_log, tracing=tracing)
+    app = create_app(
+        Settings(database_url=url, **settings), clock=clock, request_log=request_log, tracing=tracing, sweeps=sweeps
+    )
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://tollgate.test") as client:

@@ -593,7 +593,9 @@ class TestUsageWriteAlone:
         name, type_ = ("recordUsageBatch", "[RecordUsageInput!]!") if batch else ("recordUsage", "RecordUsageInput!")
         query = f"""mutation ($input: {type_}) {{ {name}(input: $input) {{
           __typename ... on UserError {{ code message }}
-          ... on IdempotencyConflict {{ entry {{ amount metadata recordedBy totalCreditsAfter usedCreditsAfter }} }}
+          ... on IdempotencyConflict {{
+            entry: firstEntry {{ amount metadata recordedBy totalCreditsAfter usedCreditsAfter }}
+          }}
         }} }}"""
         caller = await gateway.caller(Scope.USAGE_WRITE)
         # Also of what the key itself has recorded: whoever has got hold of it learns nothing by it.
@@ -677,7 +679,7 @@ class TestWritingAlone:
         self, gateway: Gateway, subtests: pytest.Subtests
     ) -> None:
         caller = await gateway.caller(Scope.BILLING_WRITE)
-        selection = "... on IdempotencyConflict { entry { amount recordedBy totalCreditsAfter } }"
+        selection = "... on IdempotencyConflict { entry: firstEntry { amount recordedBy totalCreditsAfter } }"
         new = {"workspaceId": "w", "externalMeterId": "new"}
         for field, first, second in (
             ("refillBillingMeter", {"externalMeterId": "m", "refill": "7"}, {"refill": "8"}),
@@ -694,7 +696,7 @@ class TestWritingAlone:
 
     async def test_a_conflict_of_a_void_does_not_show_what_was_voided(self, gateway: Gateway) -> None:
         caller = await gateway.caller(Scope.USAGE_CORRECT)
-        selection = "... on IdempotencyConflict { entry { amount reason recordedBy } }"
+        selection = "... on IdempotencyConflict { entry: firstEntry { amount reason recordedBy } }"
         values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "first", "idempotencyKey": "k"}
         await gateway.mutate("voidUsage", "", **values, amount="7", reason="secret")
         before = await gateway.data(STATE)

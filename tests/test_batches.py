@@ -18,7 +18,7 @@ ANSWER = f"""__typename {REFUSALS}
   }}
   ... on InsufficientCredits {{ available billingMeter {{ usedCredits }} }}
   ... on SpendCapExceeded {{ available billingMeter {{ usedCredits }} }}
-  ... on IdempotencyConflict {{ entry {{ id key amount }} }}"""
+  ... on IdempotencyConflict {{ entry: firstEntry {{ id key amount }} }}"""
 BATCH = f"mutation ($input: [RecordUsageInput!]!) {{ recordUsageBatch(input: $input) {{ {ANSWER} }} }}"
 SHORT_BATCH = """mutation ($input: [RecordUsageInput!]!) {
   recordUsageBatch(input: $input) { ... on RecordUsageSuccess { accepted replayed entry { usedCreditsAfter } } }

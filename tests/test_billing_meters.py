@@ -19,7 +19,7 @@ CREATED = f"... on CreateBillingMeterSuccess {{ billingMeter {{ {METER} }} repla
 UPDATED = f"... on UpdateBillingMeterSuccess {{ billingMeter {{ {METER} }} }}"
 REFILLED = f"... on RefillBillingMeterSuccess {{ billingMeter {{ {METER} }} entry {{ {ENTRY} }} replayed }}"
 EXISTS = "... on AlreadyExists { existingId }"
-CONFLICT = f"... on IdempotencyConflict {{ entry {{ {ENTRY} }} }}"
+CONFLICT = f"... on IdempotencyConflict {{ entry: firstEntry {{ {ENTRY} }} }}"
 
 #: All that is kept of a meter: its row, its ledger from the newest entry on, and its days.
 STATE = f"""query ($w: String!, $m: String!) {{

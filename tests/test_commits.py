@@ -23,9 +23,9 @@ from gateway.cli.usage_import.rejects import new_rejects
 from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import Unavailable
 from resolvers.meters.commands import Decision, gateway_key
-from resolvers.meters.lanes import Result
 from resolvers.meters.refill import Refill
-from resolvers.meters.writer import MeterWriter
+from resolvers.meters.writing.lanes import Result
+from resolvers.meters.writing.writer import MeterWriter
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.ledger import OverLimitPolicy
@@ -321,7 +321,7 @@ async def test_a_commit_that_still_holds_its_locks_when_it_is_lost_is_resolved_w
 async def test_a_commit_that_still_holds_its_locks_when_it_is_lost_is_unknown_when_it_is_given_up(
     books: Books, url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resolvers.meters.writer.CLOSE_SECONDS", 0)
+    monkeypatch.setattr("resolvers.meters.writing.writer.CLOSE_SECONDS", 0)
     before = await books.state()
     async with lost_in_commit(books.gateway, url, proxy) as (writer, answer):
         await writer.close()

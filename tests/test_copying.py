@@ -18,10 +18,11 @@ from gateway.settings import Settings
 from resolvers.maintenance.copying import CopyDiffers, copy
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified
-from storage import copying, migrations
+from storage import migrations
 from storage.customers import customers
 from storage.engine.database import DatabaseUnavailable, Outcome
 from storage.engine.transactions import Writer
+from storage.maintenance import copying
 from storage.tables import TABLES
 from tests import commands
 from tests.commands import Done
@@ -127,7 +128,7 @@ TEXTS = ("!", "0", "Z", "a", "~", "\x7f", "\u00a0", "ß", "é", "ž", "\ud7ff", 
 async def test_extreme_values_arrive_as_they_are(
     own: Gateway, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storage.copying.PORTION", 4)
+    monkeypatch.setattr("storage.maintenance.copying.PORTION", 4)
     created = {
         "created_at": datetime(2026, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
         # The driver takes the end of that day for infinity.

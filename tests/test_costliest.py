@@ -91,7 +91,7 @@ def unknown(count: int) -> str:
 def batch(_: int) -> str:
     return f"""mutation M{secrets.token_hex(4)} ($events: [RecordUsageInput!]!) {{ recordUsageBatch(input: $events) {{
       ... on RecordUsageSuccess {{ accepted replayed entry {{ {ENTRY} }} billingMeter {{ {METER} }} }}
-      ... on IdempotencyConflict {{ code message entry {{ {ENTRY} }} }}
+      ... on IdempotencyConflict {{ code message entry: firstEntry {{ {ENTRY} }} }}
     }} }}"""
 
 

@@ -449,7 +449,7 @@ async def test_a_key_used_for_another_customer_is_a_conflict(gateway: Gateway) -
     for other in others:
         answer = await gateway.mutate(
             "createCustomer",
-            "... on IdempotencyConflict { entry { id } }",
+            "... on IdempotencyConflict { entry: firstEntry { id } }",
             **(values | other),
             idempotencyKey="k",
         )

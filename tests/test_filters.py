@@ -383,8 +383,8 @@ def test_fewer_credits_never_have_more_bits() -> None:
         (2**63 - 1, 0, 63),
         (0, 2**63 - 1, 0),
     ):
-        assert available_bits(limit, used) == bits
-    bits_of = [available_bits(available, 0) or 0 for available in range(5_000)]
+        assert available_bits(limit, used, 0) == bits
+    bits_of = [available_bits(available, 0, 0) or 0 for available in range(5_000)]
     assert bits_of == sorted(bits_of)
     # So whatever is below `x` passes the condition of the index.
     assert all(bits_of[x - 1] <= (x - 1).bit_length() for x in range(1, 5_000))

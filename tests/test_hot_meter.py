@@ -24,7 +24,7 @@ RECORD = """mutation ($input: RecordUsageInput!) {
     __typename
     ... on RecordUsageSuccess { accepted refused overLimit replayed entry { id usedCreditsAfter } }
     ... on InsufficientCredits { available }
-    ... on IdempotencyConflict { first: entry { id } }
+    ... on IdempotencyConflict { first: firstEntry { id } }
   }
 }"""
 

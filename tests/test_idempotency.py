@@ -8,8 +8,8 @@ import pytest
 from resolvers import idempotency
 from resolvers.customers import NewCustomer
 from resolvers.meters.create import NewBillingMeter
-from schema.billing_meters import CreateBillingMeterInput
 from schema.customers import CreateCustomerInput
+from schema.meters.billing_meter_mutations import CreateBillingMeterInput
 
 #: What databases hold: a digest that changes makes every earlier request under a key a conflict.
 GOLDEN = [

@@ -44,7 +44,7 @@ def meter_row(*, total: int, used: int, overages: bool, cap: int | None) -> Bill
         allow_overages=overages,
         spend_cap=cap,
         limit_credits=limit,
-        available_bits=available_bits(limit, used),
+        available_bits=available_bits(limit, used, 0),
         last_seq=1,
         created_at=now,
         updated_at=now,
@@ -164,7 +164,7 @@ def test_the_limit_and_what_each_policy_accepts(
 ) -> None:
     meter = meter_row(total=total, used=used, overages=overages, cap=cap)
     assert meter.limit_credits == limit
-    assert available_credits(meter.limit_credits, used) == available
+    assert available_credits(meter.limit_credits, used, 0) == available
     found = decision(meter, amount, policy)
     if isinstance(found, int):
         assert found == outcome
@@ -201,7 +201,7 @@ def test_a_debit_is_refused_exactly_where_it_is_not_covered(
 ) -> None:
     meter = meter_row(total=total, used=used, overages=overages, cap=cap)
     limit = meter.limit_credits
-    available = available_credits(limit, used)
+    available = available_credits(limit, used, 0)
 
     # A limit is missing only where overages are on without a cap, and it never takes granted credits away.
     assert (limit is None) == (overages and cap is None)

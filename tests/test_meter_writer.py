@@ -23,12 +23,12 @@ from resolvers.errors import (
     UsageEventNotFound,
 )
 from resolvers.meters.commands import Command, Decision
-from resolvers.meters.lanes import Submission
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.meters.refill import Refill
 from resolvers.meters.settings import ChangeSettings
 from resolvers.meters.void_usage import VoidUsage
-from resolvers.meters.writer import MAX_NAMES, MeterWriter
+from resolvers.meters.writing.lanes import Submission
+from resolvers.meters.writing.writer import MAX_NAMES, MeterWriter
 from resolvers.observation import Observation
 from storage import billing_meters, customers
 from storage.billing_meters import MeterName
@@ -575,7 +575,7 @@ async def test_the_first_of_those_that_wait_gets_its_lock_although_others_need_n
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that it is certainly waiting for the lock when that is given up.
-    monkeypatch.setattr("resolvers.meters.writer.LOCK_SECONDS", 60)
+    monkeypatch.setattr("resolvers.meters.writing.writer.LOCK_SECONDS", 60)
     for name in ("m", "n"):
         await make_meter(gateway, externalMeterId=name, totalCredits="100")
     writer = gateway.services.meter_writer
@@ -648,7 +648,7 @@ async def test_a_customer_that_is_being_changed_holds_up_no_meter_that_is_given_
 @on_postgresql
 async def test_closing_gives_up_what_waits_for_a_lock(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     await make_meter(gateway, totalCredits="100")
-    monkeypatch.setattr("resolvers.meters.writer.CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr("resolvers.meters.writing.writer.CLOSE_SECONDS", 0.1)
     async with another_writer(gateway) as writer, unchanged(gateway), locked(gateway, "m"):
         stuck = asyncio.create_task(writer.submit([usage_event(gateway, "stuck", 1)]))
         await until(lambda: writer._second.running is not None)
@@ -909,7 +909,7 @@ async def test_a_group_looks_for_its_events_when_it_has_the_lock(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that it is certainly waiting for the lock when the other one commits.
-    monkeypatch.setattr("resolvers.meters.writer.LOCK_SECONDS", 60)
+    monkeypatch.setattr("resolvers.meters.writing.writer.LOCK_SECONDS", 60)
     await make_meter(gateway, totalCredits="1000")
     writer = gateway.services.meter_writer
     await writer.submit([usage_event(gateway, "known", 1)])

@@ -355,7 +355,7 @@ SHOWS_METER = {
 
 # What is asked of the gateway.
 
-CONFLICT = f"... on IdempotencyConflict {{ first: entry {{ {ENTRY} }} }}"
+CONFLICT = f"... on IdempotencyConflict {{ first: firstEntry {{ {ENTRY} }} }}"
 INVALID = "... on InvalidInput { field }"
 RECORD = f"""__typename {INVALID} {CONFLICT}
   ... on RecordUsageSuccess {{

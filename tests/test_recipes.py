@@ -37,21 +37,21 @@ FORGOTTEN = {
         "'label'",
     ),
     "a field of a type without a column": Forgotten(
-        "schema/billing_meters.py",
+        "schema/meters/billing_meters.py",
         "    customer_id: strawberry.Private[str | None]\n",
         FIELD.format("metadata=text(5), "),
         ["pytest", "tests/test_schema.py", "-k", "attribute_of_the_record"],
         "'label'",
     ),
     "a field of a type that does not say how long it is": Forgotten(
-        "schema/billing_meters.py",
+        "schema/meters/billing_meters.py",
         "    customer_id: strawberry.Private[str | None]\n",
         FIELD.format(""),
         ["pytest", "tests/test_schema.py"],
         "BillingMeter.label does not say how long its values are.",
     ),
     "a field of an input that goes nowhere": Forgotten(
-        "schema/billing_meters.py",
+        "schema/meters/billing_meter_mutations.py",
         "    idempotency_key: str | None = strawberry.field(\n        default=strawberry.UNSET,\n"
         "        description=\"The caller's name of this request,",
         FIELD.format("default=strawberry.UNSET, "),

@@ -36,11 +36,11 @@ from strawberry.types import get_object_definition
 
 from resolvers import errors as domain
 from schema import errors as refusals
-from schema.billing_meters import BillingMeter
 from schema.customers import Customer
 from schema.engine.compatibility import Change, changes_between
 from schema.enums import ErrorCode
-from schema.ledger import LedgerEntry
+from schema.meters.billing_meters import BillingMeter
+from schema.meters.ledger import LedgerEntry
 from schema.root import schema
 from storage.billing_meters import BillingMeterRow
 from storage.customers import CustomerRow

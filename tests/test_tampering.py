@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 
-from resolvers.maintenance.meter_check import OPTIONAL_FIELDS, RULES
+from resolvers.maintenance.entry_rules import OPTIONAL_FIELDS, RULES
 from storage.ledger import LedgerEntryKind, ledger_entries
 from tests.conftest import Gateway, empty_database, gateway_on, migrated
 from tests.ledgers import keep_books

@@ -64,7 +64,7 @@ QUESTIONS = {
     "refillBillingMeter": [
         f"""mutation {{
           refillBillingMeter(input: {{workspaceId: "w", externalMeterId: "m", refill: "1", idempotencyKey: "k"}}) {{
-            __typename {REFUSALS} ... on IdempotencyConflict {{ entry {{ id }} }}
+            __typename {REFUSALS} ... on IdempotencyConflict {{ entry: firstEntry {{ id }} }}
           }}
         }}""",
         f"""mutation {{
@@ -74,7 +74,7 @@ QUESTIONS = {
     "recordUsage": [
         f"""mutation {{
           recordUsage(input: {{workspaceId: "w", externalMeterId: "m", eventId: "e", amount: "1"}}) {{
-            __typename {REFUSALS} ... on IdempotencyConflict {{ entry {{ id }} }}
+            __typename {REFUSALS} ... on IdempotencyConflict {{ entry: firstEntry {{ id }} }}
           }}
         }}""",
         f"""mutation {{
@@ -86,7 +86,7 @@ QUESTIONS = {
     "recordUsageBatch": [
         f"""mutation {{
           recordUsageBatch(input: [{{workspaceId: "w", externalMeterId: "m", eventId: "e", amount: "1"}}]) {{
-            __typename {REFUSALS} ... on IdempotencyConflict {{ entry {{ id }} }}
+            __typename {REFUSALS} ... on IdempotencyConflict {{ entry: firstEntry {{ id }} }}
           }}
         }}""",
     ],
@@ -623,7 +623,7 @@ async def test_a_create_is_replayed_to_the_key_that_made_it_or_sees_the_customer
     gateway: Gateway, house: House, subtests: pytest.Subtests
 ) -> None:
     selection = """... on CreateCustomerSuccess { customer { id email metadata } replayed }
-      ... on IdempotencyConflict { entry { id } }"""
+      ... on IdempotencyConflict { entry: firstEntry { id } }"""
     sibling = await gateway.caller(workspaces=["w"])
     for key, maker in (("unlimited", gateway), ("limited", sibling)):
         with subtests.test(maker=key):
@@ -704,7 +704,7 @@ async def test_a_conflict_does_not_show_an_entry_of_another_workspace(gateway: G
     await make_meter(gateway, "keyed", workspaceId="v", totalCredits="5", idempotencyKey="k")
     before = await gateway.data(EVERYTHING)
     names = {"workspaceId": "w", "externalMeterId": "keyed", "idempotencyKey": "k"}
-    selection = "... on IdempotencyConflict { entry { kind amount } }"
+    selection = "... on IdempotencyConflict { entry: firstEntry { kind amount } }"
     answer = await house.limited.mutate("createBillingMeter", selection, **names)
     assert (answer["__typename"], answer["entry"]) == ("IdempotencyConflict", None)
     answer = await gateway.mutate("createBillingMeter", selection, **names)

@@ -30,7 +30,7 @@ ANSWER = """
   }
   ... on InsufficientCredits { available billingMeter { totalCredits usedCredits overageCredits availableCredits } }
   ... on SpendCapExceeded { available billingMeter { totalCredits usedCredits overageCredits availableCredits } }
-  ... on IdempotencyConflict { entry { id amount requestedAmount usedCreditsAfter } }
+  ... on IdempotencyConflict { entry: firstEntry { id amount requestedAmount usedCreditsAfter } }
 """
 
 

@@ -17,7 +17,7 @@ ANSWER = """
       id kind amount totalCreditsAfter usedCreditsAfter key usageName day requestedAmount reason voids { id key }
     }
   }
-  ... on IdempotencyConflict { first: entry { id kind key amount } }
+  ... on IdempotencyConflict { first: firstEntry { id kind key amount } }
   ... on ExceedsVoidable { voidable }
 """
 

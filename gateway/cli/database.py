@@ -107,8 +107,8 @@ def copy(
     from gateway.cli.unavailable import words_of
     from resolvers.maintenance.copying import Copied, CopyDiffers
     from resolvers.maintenance.copying import copy as copy_to
-    from storage.copying import CannotHold
     from storage.engine.database import Database
+    from storage.maintenance.copying import CannotHold
 
     settings = read_settings()
     try:

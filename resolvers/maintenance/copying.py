@@ -12,10 +12,11 @@ import orjson
 
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify_snapshot
-from storage import copying, migrations
-from storage.copying import Values
+from storage import migrations
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
+from storage.maintenance import copying
+from storage.maintenance.copying import Values
 from storage.tables import TABLES
 
 

@@ -11,25 +11,26 @@ from datetime import date, datetime
 from typing import Any, NamedTuple
 
 from resolvers import idempotency
-from resolvers.actor import OPERATORS, Scope
+from resolvers.actor import Scope
+from resolvers.maintenance.credit_check import CreditCheck
+from resolvers.maintenance.entry_rules import RECORDED_WITHOUT_KEY, RULES, fields_of
 from resolvers.meters.balances import available_bits, available_credits, limit_credits
 from resolvers.meters.create import NewBillingMeter
 from resolvers.meters.record_usage import EPOCH, NEWEST, OLDEST
-from resolvers.meters.settings import FIXED_SETTINGS, SETTINGS, settings_of
-from resolvers.values import MAX_AMOUNT, day_of, parse_amount
+from resolvers.meters.settings import FIXED_SETTINGS, LATER_SETTINGS, SETTINGS, settings_of
+from resolvers.values import day_of, parse_amount
 from storage import ids
-from storage.audit import KeyHolder
 from storage.billing_meters import BillingMeterRow
+from storage.credit_grants import CreditGrantRow
+from storage.holds import HoldRow
 from storage.idempotency_keys import IdempotencyKeyRow
 from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.maintenance.audit import KeyHolder
 from storage.tenants import Environment
 from storage.usage import UsageDayRow
 
 #: What reading raises for a value that the column's type does not have, and checking for one of another type.
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
-
-#: What operators record at the command line.
-BY_OPERATORS = frozenset((LedgerEntryKind.OPENING, LedgerEntryKind.USAGE))
 
 #: How far the clocks of gateways may lie apart: an entry may be recorded by so much before the one that it follows.
 CLOCKS_APART = NEWEST
@@ -49,49 +50,6 @@ def unreadable(error: BaseException) -> str:
     return f"it cannot be read: {error}"
 
 
-class KindRule(NamedTuple):
-    """What an entry of one kind does to the totals, and which of the fields that may be empty it has."""
-
-    adds_to_total: int
-    adds_to_used: int
-    amounts: tuple[int, int]
-    scope: Scope
-    has: frozenset[str] = frozenset()
-    may_have: frozenset[str] = frozenset()
-
-
-#: The fields of an entry that are empty for some kind.
-OPTIONAL_FIELDS = (
-    *("key", "usage_name", "day", "requested_amount", "policy", "voids_seq", "sent_at", "reason", "metadata"),
-)
-
-_ANY_AMOUNT, _POSITIVE, _ZERO = (0, MAX_AMOUNT), (1, MAX_AMOUNT), (0, 0)
-
-RULES: Mapping[LedgerEntryKind, KindRule] = {
-    LedgerEntryKind.OPENING: KindRule(
-        1, 0, _ANY_AMOUNT, Scope.BILLING_WRITE, has=frozenset({"metadata"}), may_have=frozenset({"key"})
-    ),
-    LedgerEntryKind.REFILL: KindRule(1, 0, _POSITIVE, Scope.BILLING_WRITE, has=frozenset({"key"})),
-    LedgerEntryKind.USAGE: KindRule(
-        0,
-        1,
-        _POSITIVE,
-        Scope.USAGE_WRITE,
-        has=frozenset({"key", "usage_name", "day", "requested_amount", "policy"}),
-        may_have=frozenset({"sent_at", "metadata"}),
-    ),
-    LedgerEntryKind.VOID: KindRule(
-        0,
-        -1,
-        _POSITIVE,
-        Scope.USAGE_CORRECT,
-        has=frozenset({"key", "usage_name", "day", "voids_seq", "reason"}),
-        may_have=frozenset({"requested_amount"}),
-    ),
-    LedgerEntryKind.SETTINGS: KindRule(0, 0, _ZERO, Scope.BILLING_WRITE, has=frozenset({"key", "metadata"})),
-}
-
-
 @dataclass(slots=True)
 class MeterCheck:
     """Follows one meter's entries in their order, and reports what does not follow."""
@@ -100,26 +58,60 @@ class MeterCheck:
     seq: int = 0
     total_credits: int = 0
     used_credits: int = 0
+    held_credits: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     opening: LedgerEntryRow | None = None
     recorded_at: datetime | None = None
     days: dict[tuple[date | None, str | None], int] = field(default_factory=dict)
+    voided: dict[int, int] = field(default_factory=dict)
+    """Of a meter that has had grants or holds, what is given back of each usage entry, by its `seq`."""
+    credits_: CreditCheck = field(init=False)
 
-    def follow(self, entries: Iterable[LedgerEntryRow], key_holders: Mapping[str, KeyHolder]) -> Iterator[Disagreement]:
-        """Take the next entries. `key_holders` has those of the keys that recorded them which exist."""
+    def __post_init__(self) -> None:
+        """Begin without grants and holds."""
+        self.credits_ = CreditCheck(self.meter)
+
+    @property
+    def has_credits(self) -> bool:
+        """Whether the meter has had grants or holds."""
+        return self.meter.has_grants or self.meter.has_holds
+
+    def follow(
+        self,
+        entries: Iterable[LedgerEntryRow],
+        key_holders: Mapping[str, KeyHolder],
+        events: Mapping[tuple[str, int], LedgerEntryRow],
+    ) -> Iterator[Disagreement]:
+        """Take the next entries. `key_holders` has those of the keys that recorded them which exist.
+
+        `events` has the usage entries that the voids among them give back, where the meter has had grants or holds.
+        """
         for entry in entries:
             try:
+                before = (self.total_credits, self.used_credits)
                 messages = [*self._entry(entry), *self._recorder(entry, key_holders)]
+                messages += self.credits_.follow(entry, before, self._voided(entry, events))
             except UNREADABLE as error:
                 messages = [unreadable(error)]
             for message in messages:
                 yield Disagreement(self.meter.id, f"entry {entry.seq}: {message}")
 
+    def _voided(
+        self, entry: LedgerEntryRow, events: Mapping[tuple[str, int], LedgerEntryRow]
+    ) -> tuple[LedgerEntryRow, int] | None:
+        """Return the usage that a void gives back, and what was given back of it before."""
+        event = events.get((entry.meter_id, entry.voids_seq)) if entry.voids_seq is not None else None
+        if event is None:
+            return None
+        before = self.voided.get(event.seq, 0)
+        self.voided[event.seq] = before + entry.amount
+        return event, before
+
     def _entry(self, entry: LedgerEntryRow) -> Iterator[str]:
         rule = RULES[entry.kind]
         if entry.seq != self.seq + 1:
             yield f"it follows entry {self.seq}"
-        yield from _fields(entry, rule)
+        yield from fields_of(entry, rule)
         total_credits = self.total_credits + entry.amount * rule.adds_to_total
         used_credits = self.used_credits + entry.amount * rule.adds_to_used
         if entry.total_credits_after != total_credits:
@@ -134,11 +126,9 @@ class MeterCheck:
             day = (entry.day, entry.usage_name)
             self.days[day] = self.days.get(day, 0) + entry.amount * rule.adds_to_used
         # What follows is held against what is written, so that one slip is not reported of every later entry.
-        self.seq, self.total_credits, self.used_credits = (
-            entry.seq,
-            entry.total_credits_after,
-            entry.used_credits_after,
-        )
+        self.seq = entry.seq
+        self.total_credits, self.used_credits = entry.total_credits_after, entry.used_credits_after
+        self.held_credits = entry.held_credits_after
 
     def _settings(self, entry: LedgerEntryRow) -> Iterator[str]:
         """Take the settings that an entry records; each begins with what it was before."""
@@ -147,13 +137,16 @@ class MeterCheck:
         is_opening = entry.kind is LedgerEntryKind.OPENING
         allowed = set(SETTINGS) if is_opening else set(SETTINGS) - set(FIXED_SETTINGS)
         recorded = set(entry.metadata)
-        if not recorded <= allowed or (is_opening and recorded != allowed):
+        # Openings of earlier releases have no settings that were not known then.
+        if not recorded <= allowed or (is_opening and not allowed - recorded <= LATER_SETTINGS):
             yield f"it records {', '.join(sorted(recorded))}, and should record {', '.join(sorted(allowed))}"
             return
         if is_opening:
             self.opening = entry
         elif not self.settings:
             return
+        if is_opening:
+            self.settings |= dict.fromkeys(LATER_SETTINGS)
         for setting, (old, new) in sorted(entry.metadata.items()):
             if (was := self.settings.get(setting)) != old:
                 yield f"its {setting} was {old!r} before it and should be {was!r}"
@@ -174,14 +167,18 @@ class MeterCheck:
         limits = [self._limit(total) for total in (total_credits, entry.total_credits_after)]
         if entry.limit_credits not in limits:
             yield f"its limit is {entry.limit_credits} and should be {limits[0]}"
-        if entry.kind is not LedgerEntryKind.USAGE:
+        if entry.kind not in {LedgerEntryKind.USAGE, LedgerEntryKind.HOLD}:
             return
         requested = entry.requested_amount
         if requested is not None and entry.policy is not None:
-            available = available_credits(limits[0], self.used_credits)
-            expected = _accepted(requested, available, entry.policy)
+            available = available_credits(limits[0], self.used_credits, self.held_credits)
+            hold = self.credits_.holds.get(entry.hold_seq or 0) if entry.kind is LedgerEntryKind.USAGE else None
+            within = 0 if hold is None else min(requested, hold.amount)
+            expected = within + _accepted(requested - within, available, entry.policy)
             if entry.amount != expected:
                 yield f"by {entry.policy.name} it took {entry.amount} of {requested} and should have taken {expected}"
+        if entry.kind is LedgerEntryKind.HOLD:
+            return
         day = day_of(entry.occurred_at, self.settings["timezone"])
         if entry.day is not None and entry.day != day:
             yield f"its day is {entry.day} and should be {day}"
@@ -195,8 +192,8 @@ class MeterCheck:
 
     def _recorder(self, entry: LedgerEntryRow, key_holders: Mapping[str, KeyHolder]) -> Iterator[str]:
         """Hold who recorded an entry against what it takes to do so."""
-        if entry.recorded_by in OPERATORS:
-            if entry.kind not in BY_OPERATORS:
+        if entry.recorded_by in RECORDED_WITHOUT_KEY:
+            if entry.kind not in RECORDED_WITHOUT_KEY[entry.recorded_by]:
                 yield f"it was recorded by {entry.recorded_by}, which records no {entry.kind.name}"
             return
         holder = key_holders.get(entry.recorded_by)
@@ -225,13 +222,21 @@ class MeterCheck:
             return None
         return (self.meter.org_id, self.meter.environment, self.opening.key)
 
-    def finish(self, days: Iterable[UsageDayRow], key: IdempotencyKeyRow | None) -> Iterator[Disagreement]:
-        """Hold the meter and its usage days against the entries, which have all been taken.
+    def finish(
+        self,
+        days: Iterable[UsageDayRow],
+        key: IdempotencyKeyRow | None,
+        grants: Iterable[CreditGrantRow],
+        holds: Iterable[HoldRow],
+        now: datetime | None,
+    ) -> Iterator[Disagreement]:
+        """Hold the meter, its usage days, grants and holds against the entries, which have all been taken.
 
-        `key` is what is remembered of the request that made the meter.
+        `key` is what is remembered of the request that made the meter. Where the time is given, nothing may be overdue.
         """
         try:
             messages = [*self._row(), *self._creation(key), *self._days(days)]
+            messages += self.credits_.finish(self.meter, grants, holds, now)
         except UNREADABLE as error:
             messages = [unreadable(error)]
         for message in messages:
@@ -250,7 +255,7 @@ class MeterCheck:
             found = settings_of(meter)
             expected += [(setting, found[setting], self.settings[setting]) for setting in SETTINGS]
             expected += [("limit", meter.limit_credits, self._limit(self.total_credits))]
-        bits = available_bits(meter.limit_credits, meter.used_credits)
+        bits = available_bits(meter.limit_credits, meter.used_credits, meter.held_credits)
         expected += [("number of available bits", meter.available_bits, bits)]
         if self.opening is not None:
             expected += [("created_at", meter.created_at, self.opening.recorded_at)]
@@ -269,7 +274,11 @@ class MeterCheck:
             yield f"it was made under the idempotency key {opening.key!r}, which does not lead to it"
             return
         first = {SETTINGS[setting]: new for setting, (_none, new) in opening.metadata.items()}
-        first |= {"total_credits": opening.amount, "spend_cap": _amount(first["spend_cap"])}
+        first |= {
+            "total_credits": opening.amount,
+            "spend_cap": _amount(first["spend_cap"]),
+            "max_open_holds": _amount(first.get("max_open_holds")),
+        }
         request = NewBillingMeter(**{field: first[field] for field in NewBillingMeter._fields})
         if key.request_digest != idempotency.digest(request):
             yield f"the idempotency key {key.key!r} has the digest of another request"
@@ -293,28 +302,6 @@ class MeterCheck:
 def _amount(recorded: str | None) -> int | None:
     """Return the amount that a setting records."""
     return None if recorded is None else parse_amount(recorded)
-
-
-def _fields(entry: LedgerEntryRow, rule: KindRule) -> Iterator[str]:
-    """Hold what an entry has against what its kind has."""
-    if (entry.kind is LedgerEntryKind.OPENING) != (entry.seq == 1):
-        yield f"it is {entry.kind.name}, and just the first one is OPENING"
-    if not rule.amounts[0] <= entry.amount <= rule.amounts[1]:
-        yield f"its amount is {entry.amount}"
-    for name, amount in (("total", entry.total_credits_after), ("used", entry.used_credits_after)):
-        if not 0 <= amount <= MAX_AMOUNT:
-            yield f"the {name} credits after it are {amount}"
-    for name in OPTIONAL_FIELDS:
-        value = getattr(entry, name)
-        has = bool(value) if name == "metadata" else value is not None
-        if has and name not in rule.has | rule.may_have:
-            yield f"it has a {name}, which no {entry.kind.name} has"
-        elif not has and name in rule.has:
-            yield f"it has no {name}, and each {entry.kind.name} has one"
-    if type(entry.metadata) is not dict:
-        yield "its metadata is no object"
-    if entry.kind is LedgerEntryKind.VOID and entry.requested_amount not in {None, entry.amount}:
-        yield f"it gave back {entry.amount} of {entry.requested_amount}"
 
 
 def _accepted(requested: int, available: int | None, policy: OverLimitPolicy) -> int:

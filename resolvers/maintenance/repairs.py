@@ -8,10 +8,11 @@ from functools import partial
 from typing import NamedTuple
 
 from resolvers.meters.balances import available_bits
-from storage import audit, billing_meters, customers
+from storage import billing_meters, customers
 from storage.billing_meters import BillingMeterRow
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
+from storage.maintenance import audit
 
 #: How many rows are read, and at most written, at once.
 PORTION = 1_000
@@ -66,4 +67,4 @@ async def _repair_bits(writer: Writer, ids: list[str]) -> int:
 
 
 def _right(meter: BillingMeterRow) -> BillingMeterRow:
-    return meter._replace(available_bits=available_bits(meter.limit_credits, meter.used_credits))
+    return meter._replace(available_bits=available_bits(meter.limit_credits, meter.used_credits, meter.held_credits))

@@ -9,7 +9,7 @@ meter the size of its available credits, of a customer the email and name withou
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from sqlalchemy import Table
@@ -19,14 +19,15 @@ from resolvers.customer_sessions import LONGEST_SECONDS
 from resolvers.maintenance.meter_check import UNREADABLE, Disagreement, MeterCheck, unreadable
 from resolvers.meters.create import CREATE
 from resolvers.values import MAX_AMOUNT
-from storage import audit, ids, ledger, usage
+from storage import ids, ledger, usage
 from storage.api_keys import api_keys
-from storage.audit import CustomerNames, KeyHolder, KeyWithOrigin
 from storage.billing_meters import BillingMeterRow, billing_meters
 from storage.customers import customers, found_by
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
 from storage.ledger import LedgerEntryRow
+from storage.maintenance import audit
+from storage.maintenance.audit import CustomerNames, KeyHolder, KeyWithOrigin
 from storage.usage import UsageDayRow, UsageRange
 
 #: How many entries are held at once; a meter with more of them is read in as many pieces.
@@ -52,26 +53,35 @@ class Verified:
 
 
 async def verify(
-    database: Database, verified: Verified, *, on_progress: Callable[[int], None] = lambda _meters: None
+    database: Database,
+    verified: Verified,
+    *,
+    on_progress: Callable[[int], None] = lambda _meters: None,
+    now: datetime | None = None,
 ) -> AsyncIterator[Disagreement]:
     """Return every disagreement of the database as it stands at the start, and count in `verified` what was read.
 
-    `on_progress` is called, again and again, with how many meters there are. Raises `DatabaseUnavailable`.
+    `on_progress` is called, again and again, with how many meters there are. Where the time is given, nothing may be
+    overdue. Raises `DatabaseUnavailable`.
     """
     async with database.snapshot() as reader:
-        async for disagreement in verify_snapshot(reader, verified, on_progress=on_progress):
+        async for disagreement in verify_snapshot(reader, verified, on_progress=on_progress, now=now):
             yield disagreement
 
 
 async def verify_snapshot(
-    reader: Reader, verified: Verified, *, on_progress: Callable[[int], None] = lambda _meters: None
+    reader: Reader,
+    verified: Verified,
+    *,
+    on_progress: Callable[[int], None] = lambda _meters: None,
+    now: datetime | None = None,
 ) -> AsyncIterator[Disagreement]:
     """Do what `verify` does, on a snapshot that is open."""
     total = await audit.count_meters(reader)
     failures: list[Disagreement] = []
     async for meters in _in_portions(reader, failures):
         on_progress(total)
-        async for disagreement in _portion(reader, meters, verified):
+        async for disagreement in _portion(reader, meters, verified, now):
             yield disagreement
     for disagreement in failures:
         yield disagreement
@@ -222,7 +232,7 @@ async def _in_portions(reader: Reader, failures: list[Disagreement]) -> AsyncIte
 
 
 async def _portion(
-    reader: Reader, meters: Sequence[BillingMeterRow], verified: Verified
+    reader: Reader, meters: Sequence[BillingMeterRow], verified: Verified, now: datetime | None
 ) -> AsyncIterator[Disagreement]:
     """Check meters whose entries fit into memory together, or one meter piece by piece."""
     checks = {meter.id: MeterCheck(meter) for meter in meters}
@@ -238,9 +248,17 @@ async def _portion(
             incomplete.add(disagreement.id)
             yield disagreement
         holders = await audit.key_holders(reader, {entry.recorded_by for entries in found for entry in entries})
+        with_credits = {meter_id for meter_id in meter_ids if checks[meter_id].has_credits}
+        voided = {
+            (entry.meter_id, entry.voids_seq)
+            for entries in found
+            for entry in entries
+            if entry.voids_seq is not None and entry.meter_id in with_credits
+        }
+        events = await audit.entries(reader, sorted(voided))
         for meter_id, entries in zip(meter_ids, found, strict=True):
             verified.entries += len(entries)
-            for disagreement in checks[meter_id].follow(reversed(entries), holders):
+            for disagreement in checks[meter_id].follow(reversed(entries), holders, events):
                 yield disagreement
         # What the ledger holds leads on: a meter's own word for its newest entry may be wrong, and so may a number.
         first = await audit.next_seq(reader, meter_ids, after=last)
@@ -250,13 +268,14 @@ async def _portion(
     for disagreement in failures:
         incomplete.add(disagreement.id)
         yield disagreement
+    grants, holds = await audit.grants_of(reader, meter_ids), await audit.holds_of(reader, meter_ids)
     for meter_id, rows in zip(meter_ids, days, strict=True):
         verified.meters += 1
         verified.days += len(rows)
         # What could not be read has been reported, and so would be all that is missing without it.
         if meter_id not in incomplete:
             created = creations.get(made_by[meter_id]) if meter_id in made_by else None
-            for disagreement in checks[meter_id].finish(rows, created):
+            for disagreement in checks[meter_id].finish(rows, created, grants[meter_id], holds[meter_id], now):
                 yield disagreement
 
 

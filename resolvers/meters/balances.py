@@ -16,20 +16,20 @@ def limit_credits(total_credits: int, *, allow_overages: bool, spend_cap: int | 
     return min(total_credits + spend_cap, MAX_AMOUNT)
 
 
-def available_credits(limit: int | None, used_credits: int) -> int | None:
+def available_credits(limit: int | None, used_credits: int, held_credits: int) -> int | None:
     """Return what a debit may still take, or None where there is no limit.
 
-    It is 0 where more is used than the limit, as after the cap was lowered or overages were turned off.
+    It is 0 where more is used and held than the limit, as after the cap was lowered or overages were turned off.
     """
-    return None if limit is None else max(0, limit - used_credits)
+    return None if limit is None else max(0, limit - used_credits - held_credits)
 
 
-def available_bits(limit: int | None, used_credits: int) -> int | None:
+def available_bits(limit: int | None, used_credits: int, held_credits: int) -> int | None:
     """Return how many binary digits the available credits have, or None where there is no limit.
 
     Fewer than `x` credits never have more of them than `x - 1`, so an index of them finds the meters that run low.
     """
-    return None if limit is None else max(0, limit - used_credits).bit_length()
+    return None if limit is None else max(0, limit - used_credits - held_credits).bit_length()
 
 
 def overage_credits(total_credits: int, used_credits: int) -> int:

@@ -10,15 +10,23 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from resolvers.meters.balances import available_bits, limit_credits
+from resolvers.meters.credits import Credits
 from storage import ids
 from storage.billing_meters import BillingMeterRow, MeterName
+from storage.credit_grants import CreditGrantRow
+from storage.holds import HoldRow
 from storage.ledger import LedgerEntryKind, LedgerEntryRow
 
 #: How the keys begin that the gateway gives to commands whose callers sent none. No caller's key may begin so.
 GATEWAY_KEY = "tollgate/"
 
 #: The kinds of entries whose commands may come without a key of the caller's.
-_KEYED_BY_GATEWAY = frozenset((LedgerEntryKind.REFILL, LedgerEntryKind.SETTINGS))
+_KEYED_BY_GATEWAY = frozenset(
+    (
+        *(LedgerEntryKind.REFILL, LedgerEntryKind.SETTINGS),
+        *(LedgerEntryKind.GRANT, LedgerEntryKind.GRANT_CHANGED, LedgerEntryKind.REVOCATION),
+    )
+)
 
 
 @dataclass(slots=True)
@@ -27,10 +35,28 @@ class Known:
 
     `entries` are by kind and key, and have those of the commands that were decided before in the same transaction.
     `voided_credits` are what is given back already of usage entries, by their `seq`; 0 may be left out.
+
+    `credits` are the meter's base and grants: those with something open or pinned, and those whose `GRANT` entries are
+    known. None: it has had neither a grant nor a hold, and all it has is its base. `holds` are those whose `HOLD`
+    entries are known, and where something is due all that are open, by their callers' names.
     """
 
     entries: dict[tuple[LedgerEntryKind, str], LedgerEntryRow] = field(default_factory=dict)
     voided_credits: dict[int, int] = field(default_factory=dict)
+    credits: Credits | None = None
+    holds: dict[str, HoldRow] = field(default_factory=dict)
+    changed_holds: set[str] = field(default_factory=set)
+
+    def credits_of(self, meter: BillingMeterRow) -> Credits:
+        """Return the credits of the meter, from now on also of one that has had neither a grant nor a hold."""
+        if self.credits is None:
+            self.credits = Credits.of(meter, ())
+        return self.credits
+
+    def change_hold(self, hold: HoldRow) -> None:
+        """Know a hold that has just been made or changed."""
+        self.holds[hold.hold_id] = hold
+        self.changed_holds.add(hold.hold_id)
 
     def add(self, entry: LedgerEntryRow) -> None:
         """Know an entry that has just been decided."""
@@ -51,7 +77,11 @@ class Decision(NamedTuple):
     entry: LedgerEntryRow | None
     replayed: bool = False
     was_over_limit: bool = False
-    """Of a debit that has no entry: whether more was used than the limit when it was decided."""
+    """Of a debit that has no entry: whether more was used and held than the limit when it was decided."""
+    credit_grant: CreditGrantRow | None = None
+    """The grant that the command is about, as the command leaves it, and after the commit as it then is."""
+    hold: HoldRow | None = None
+    """The hold that the command is about, likewise."""
 
     @property
     def accepted(self) -> int:
@@ -65,11 +95,12 @@ class Decision(NamedTuple):
 
     @property
     def is_over_limit(self) -> bool:
-        """Whether more is used than the limit, right after the debit."""
-        if self.entry is None:
+        """Whether more is used and held than the limit, right after the debit."""
+        entry = self.entry
+        if entry is None:
             return self.was_over_limit
-        limit, used = self.entry.limit_credits, self.entry.used_credits_after
-        return limit is not None and used > limit
+        limit = entry.limit_credits
+        return limit is not None and entry.used_credits_after + entry.held_credits_after > limit
 
 
 class Command(Protocol):
@@ -81,7 +112,10 @@ class Command(Protocol):
 
     @property
     def keys(self) -> Sequence[tuple[LedgerEntryKind, str]]:
-        """The kinds and keys of the entries that the decision depends on, the command's own among them."""
+        """The kinds and keys of the entries that the decision depends on, the command's own among them.
+
+        With a `GRANT` its grant is known, and with a `HOLD` its hold.
+        """
 
     def decide(self, meter: BillingMeterRow, known: Known, now: datetime) -> Decision:
         """Decide the command on its meter as it now is. `now` is not before the meter's newest entry.
@@ -104,7 +138,8 @@ def after(meter: BillingMeterRow, now: datetime, **changes: Any) -> BillingMeter
     """Return the meter as its next entry leaves it: with these changes, and with what follows from them."""
     changed = meter._replace(**changes, last_seq=meter.last_seq + 1, updated_at=now)
     limit = limit_credits(changed.total_credits, allow_overages=changed.allow_overages, spend_cap=changed.spend_cap)
-    return changed._replace(limit_credits=limit, available_bits=available_bits(limit, changed.used_credits))
+    bits = available_bits(limit, changed.used_credits, changed.held_credits)
+    return changed._replace(limit_credits=limit, available_bits=bits)
 
 
 def newest_entry(
@@ -118,6 +153,7 @@ def newest_entry(
         amount=amount,
         total_credits_after=meter.total_credits,
         used_credits_after=meter.used_credits,
+        held_credits_after=meter.held_credits,
         limit_credits=meter.limit_credits,
         recorded_at=meter.updated_at,
         recorded_by=recorded_by,
@@ -132,7 +168,10 @@ _UNSET: dict[str, Any] = {
     "requested_amount": None,
     "policy": None,
     "voids_seq": None,
+    "grant_seq": None,
+    "hold_seq": None,
     "sent_at": None,
     "reason": None,
+    "draws": None,
     "metadata": {},
 }

@@ -9,8 +9,8 @@ from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflic
 from resolvers.meters.balances import available_bits, limit_credits
 from resolvers.meters.commands import Decision, newest_entry
 from resolvers.meters.names import meter_name
-from resolvers.meters.settings import settings_of
-from resolvers.meters.writer import write_entries
+from resolvers.meters.settings import check_max_open_holds, opened_with
+from resolvers.meters.writing.group import write_entries
 from resolvers.values import KEY_LENGTH, check_text, check_timezone
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow
@@ -30,6 +30,7 @@ class NewBillingMeter(NamedTuple):
     allow_overages: bool = False
     spend_cap: int | None = None
     customer_id: str | None = None
+    max_open_holds: int | None = None
     timezone: str = "UTC"
 
 
@@ -44,6 +45,7 @@ async def create_billing_meter(
     actor = context.actor
     name = meter_name(actor, request.workspace_id, request.external_meter_id)
     check_timezone("timezone", request.timezone)
+    check_max_open_holds(request.max_open_holds)
     if idempotency_key is not None:
         check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
     actor.require(Scope.BILLING_WRITE)
@@ -83,7 +85,7 @@ async def create_billing_meter(
             **request._asdict(),
             used_credits=0,
             limit_credits=limit,
-            available_bits=available_bits(limit, 0),
+            available_bits=available_bits(limit, 0, 0),
             last_seq=1,
             created_at=now,
             updated_at=now,
@@ -94,7 +96,7 @@ async def create_billing_meter(
             amount=meter.total_credits,
             recorded_by=actor.key_id,
             key=idempotency_key,
-            metadata={setting: [None, value] for setting, value in settings_of(meter).items()},
+            metadata=opened_with(meter),
         )
         await billing_meters.insert_meter(writer, meter)
         await write_entries(writer, [entry])

@@ -35,7 +35,7 @@ DEFAULT_USAGE_NAME = "default"
 
 # An enumeration's member costs more to look up than what is done with it here, for each event.
 _REJECT, _PARTIAL, _FORCE = OverLimitPolicy.REJECT, OverLimitPolicy.PARTIAL, OverLimitPolicy.FORCE
-_USAGE = LedgerEntryKind.USAGE
+_USAGE, _HOLD = LedgerEntryKind.USAGE, LedgerEntryKind.HOLD
 _USAGE_WRITE, _USAGE_CORRECT = Scope.USAGE_WRITE, Scope.USAGE_CORRECT
 
 
@@ -93,25 +93,33 @@ class RecordUsage(NamedTuple):
     def decide(self, meter: BillingMeterRow, known: Known, now: datetime) -> Decision:
         """Take what the policy accepts.
 
-        Raises `IdempotencyConflict`; `InvalidInput` for a time outside the window; what `accepted_amount` raises.
+        Raises `IdempotencyConflict`, also where a hold has the event's id; `InvalidInput` for a time outside the
+        window; what `accepted_amount` raises.
         """
         if self.amount == 0:
-            self._check_time_window(now)
+            self.check_time_window(now)
             limit = meter.limit_credits
-            return Decision(meter, None, was_over_limit=limit is not None and meter.used_credits > limit)
+            was_over_limit = limit is not None and meter.used_credits + meter.held_credits > limit
+            return Decision(meter, None, was_over_limit=was_over_limit)
+        if meter.has_holds and (hold := known.entries.get((_HOLD, self.event_id))) is not None:
+            raise IdempotencyConflict(self.event_id, entry=hold)
         earlier = known.entries.get((_USAGE, self.event_id))
         if earlier is not None:
-            if not self._is_same(earlier):
+            if not self.is_same(earlier):
                 raise IdempotencyConflict(self.event_id, entry=earlier)
             return Decision(meter, earlier, replayed=True)
-        self._check_time_window(now)
+        return self.record(meter, known, now)
+
+    def record(self, meter: BillingMeterRow, known: Known, now: datetime) -> Decision:
+        """Take what the policy accepts of an event that has not been recorded. Raises as `decide` does."""
+        self.check_time_window(now)
         accepted = accepted_amount(meter, self.amount, self.policy)
         used_credits = meter.used_credits + accepted
         # What `after` and `newest_entry` return, without the cost of their keywords: a debit changes little, and there
         # are many.
         meter = meter._replace(
             used_credits=used_credits,
-            available_bits=available_bits(meter.limit_credits, used_credits),
+            available_bits=available_bits(meter.limit_credits, used_credits, meter.held_credits),
             last_seq=meter.last_seq + 1,
             updated_at=now,
         )
@@ -134,10 +142,15 @@ class RecordUsage(NamedTuple):
             self.recorded_by,
             None,  # reason
             self.metadata,
+            meter.held_credits,
+            None,  # grant_seq
+            None,  # hold_seq
+            known.credits.draw(accepted, now) if known.credits is not None else None,
         )
         return Decision(meter, entry)
 
-    def _is_same(self, earlier: LedgerEntryRow) -> bool:
+    def is_same(self, earlier: LedgerEntryRow) -> bool:
+        """Whether the entry is what this event has recorded."""
         return (
             self.usage_name == earlier.usage_name
             and self.amount == earlier.requested_amount
@@ -146,7 +159,8 @@ class RecordUsage(NamedTuple):
             and same_json(self.metadata, earlier.metadata)
         )
 
-    def _check_time_window(self, now: datetime) -> None:
+    def check_time_window(self, now: datetime) -> None:
+        """Raise `InvalidInput` for a time that is too far ahead, or further back than the caller may record."""
         occurred_at = self.occurred_at
         if occurred_at is None:
             return
@@ -166,17 +180,17 @@ def accepted_amount(meter: BillingMeterRow, amount: int, policy: OverLimitPolicy
     `REJECT`: all of it, if it is available. `PARTIAL`: what is available, if that is anything. `FORCE`: all of it.
 
     Raises `InsufficientCredits`, or `SpendCapExceeded` where overages are allowed; `AmountOutOfRange` when what is
-    accepted would carry the used credits past 2**63 - 1.
+    accepted would carry the used and held credits past 2**63 - 1.
     """
     accepted = amount
-    available = available_credits(meter.limit_credits, meter.used_credits)
+    available = available_credits(meter.limit_credits, meter.used_credits, meter.held_credits)
     if available is not None and policy is not _FORCE:
         if policy is _PARTIAL and available > 0:
             accepted = min(amount, available)
         elif amount > available:
             refusal = SpendCapExceeded if meter.allow_overages else InsufficientCredits
             raise refusal(amount, available=available, billing_meter=meter)
-    if meter.used_credits + accepted > MAX_AMOUNT:
+    if meter.used_credits + meter.held_credits + accepted > MAX_AMOUNT:
         raise AmountOutOfRange("used")
     return accepted
 

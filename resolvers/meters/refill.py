@@ -41,6 +41,8 @@ class Refill(NamedTuple):
         if meter.total_credits + self.amount > MAX_AMOUNT:
             raise AmountOutOfRange("total")
         meter = after(meter, now, total_credits=meter.total_credits + self.amount)
+        if known.credits is not None:
+            known.credits.refill(self.amount)
         entry = newest_entry(meter, _REFILL, amount=self.amount, recorded_by=self.recorded_by, key=self.key)
         return Decision(meter, entry)
 

@@ -23,16 +23,37 @@ FIXED_SETTINGS = {
     "externalMeterId": "external_meter_id",
     "timezone": "timezone",
 }
-SETTINGS = FIXED_SETTINGS | {"allowOverages": "allow_overages", "spendCap": "spend_cap", "customerId": "customer_id"}
+SETTINGS = FIXED_SETTINGS | {
+    "allowOverages": "allow_overages",
+    "spendCap": "spend_cap",
+    "customerId": "customer_id",
+    "maxOpenHolds": "max_open_holds",
+}
+
+
+#: The settings that openings of earlier releases have none of.
+LATER_SETTINGS = frozenset({"maxOpenHolds"})
 
 
 def settings_of(meter: BillingMeterRow) -> dict[str, bool | str | None]:
-    """Return the meter's settings as the ledger records them: an amount as a decimal string, as everywhere.
+    """Return the meter's settings as the ledger records them: a number as a decimal string, as amounts are everywhere.
 
     `OPENING` records each with its first value, and `SETTINGS` those that change.
     """
     values = {setting: getattr(meter, field) for setting, field in SETTINGS.items()}
     return {setting: str(value) if type(value) is int else value for setting, value in values.items()}
+
+
+def opened_with(meter: BillingMeterRow) -> dict[str, list[bool | str | None]]:
+    """Return what the opening of a meter records: each setting, one of `LATER_SETTINGS` where it has a value."""
+    values = settings_of(meter).items()
+    return {setting: [None, value] for setting, value in values if setting not in LATER_SETTINGS or value is not None}
+
+
+def check_max_open_holds(value: int | None) -> None:
+    """Raise `InvalidInput` for fewer open holds than one."""
+    if value is not None and value < 1:
+        raise InvalidInput("maxOpenHolds", "must be 1 or more.")
 
 
 class ChangeSettings(NamedTuple):
@@ -80,6 +101,7 @@ async def update_billing_meter(
     external_meter_id: str,
     changes: Mapping[str, Any],
     remove_spend_cap: bool = False,
+    remove_max_open_holds: bool = False,
 ) -> Decision:
     """Change a meter's `allow_overages`, `spend_cap` or `customer_id`; what `changes` leaves out stays.
 
@@ -96,9 +118,15 @@ async def update_billing_meter(
         raise InvalidInput("spendCap", "must not be null; removeSpendCap removes it.")
     if remove_spend_cap and "spend_cap" in changes:
         raise InvalidInput("removeSpendCap", "must not be true beside a spendCap.")
+    if changes.get("max_open_holds", 1) is None:
+        raise InvalidInput("maxOpenHolds", "must not be null; removeMaxOpenHolds removes it.")
+    if remove_max_open_holds and "max_open_holds" in changes:
+        raise InvalidInput("removeMaxOpenHolds", "must not be true beside maxOpenHolds.")
+    check_max_open_holds(changes.get("max_open_holds"))
     actor.require(Scope.BILLING_WRITE)
     actor.require_workspace(workspace_id)
     settings = dict(changes) | ({"spend_cap": None} if remove_spend_cap else {})
+    settings |= {"max_open_holds": None} if remove_max_open_holds else {}
     customer_id = settings.get("customer_id")
     is_attachable = customer_id is None
     if customer_id is not None:

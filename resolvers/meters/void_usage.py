@@ -48,6 +48,9 @@ class VoidUsage(NamedTuple):
         given_back = voidable if self.amount is None else self.amount
         if not 0 < given_back <= voidable:
             raise ExceedsVoidable(self.event_id, voidable=voidable)
+        draws = None
+        if known.credits is not None:
+            draws = known.credits.give_back(event, given_back, voided=event.amount - voidable, meter=meter)
         meter = after(meter, now, used_credits=meter.used_credits - given_back)
         entry = newest_entry(
             meter,
@@ -60,6 +63,7 @@ class VoidUsage(NamedTuple):
             requested_amount=self.amount,
             voids_seq=event.seq,
             reason=self.reason,
+            draws=draws,
         )
         return Decision(meter, entry)
 

@@ -2,8 +2,25 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Integer, Select, Text, UnaryExpression, bindparam, literal_column
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Integer,
+    Select,
+    Table,
+    Text,
+    UnaryExpression,
+    bindparam,
+    literal_column,
+    select,
+    true,
+)
 from sqlalchemy.sql.operators import custom_op
+from sqlalchemy.sql.util import ClauseAdapter
+from sqlalchemy.types import TypeEngine
+
+from storage.engine.statements import Prepared, keys_table
 
 
 class Page(NamedTuple):
@@ -13,8 +30,8 @@ class Page(NamedTuple):
     """
 
     limit: int
-    older_than: str | None = None
-    newer_than: str | None = None
+    older_than: str | int | None = None
+    newer_than: str | int | None = None
     backward: bool = False
 
     @property
@@ -25,7 +42,7 @@ class Page(NamedTuple):
         )
 
     @property
-    def parameters(self) -> dict[str, str]:
+    def parameters(self) -> dict[str, str | int]:
         """The parameters of the page's statement: the ids of its cursors."""
         cursors = {_OLDER: self.older_than, _NEWER: self.newer_than}
         return {name: id_ for name, id_ in cursors.items() if id_ is not None}
@@ -38,10 +55,14 @@ def between(page: Page, id_column: ColumnElement[Any]) -> list[ColumnElement[boo
     """Return the conditions that keep the ids between the page's two cursors, which are the page's `parameters`."""
     conditions: list[ColumnElement[bool]] = []
     if page.older_than is not None:
-        conditions.append(id_column < bindparam(_OLDER, type_=Text()))
+        conditions.append(id_column < bindparam(_OLDER, type_=_type_of(id_column)))
     if page.newer_than is not None:
-        conditions.append(id_column > bindparam(_NEWER, type_=Text()))
+        conditions.append(id_column > bindparam(_NEWER, type_=_type_of(id_column)))
     return conditions
+
+
+def _type_of(id_column: ColumnElement[Any]) -> TypeEngine[Any]:
+    return BigInteger() if isinstance(id_column.type, BigInteger) else Text()
 
 
 def page_order(page: Page, id_column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -69,3 +90,27 @@ def unindexed(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
         return column
     # In SQLite's own words: a unary plus changes nothing, and makes a term of no use to an index.
     return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
+
+
+def numbered_pages(dialect: str, table: Table, page: Page, *conditions: ColumnElement[bool]) -> Prepared:
+    """Return the statement of a page for each meter that `keys` names, of a table whose key is (meter id, seq).
+
+    It reads no more rows than are on the pages, and has the page's `parameters` and those of the conditions.
+    """
+    wanted = keys_table(dialect, meter_id=Text())
+    other = table if dialect == "postgresql" else table.alias("on_page")
+    some = select(*(other.c if dialect == "postgresql" else [other.c.seq])).where(
+        other.c.meter_id == wanted.c.meter_id, *[_of(condition, table, other) for condition in conditions]
+    )
+    paged = page_statement(some.correlate(wanted), other.c.seq, page)
+    if dialect == "postgresql":
+        each = paged.lateral()
+        return Prepared(dialect, select(*each.c).select_from(wanted).join(each, true()))
+    # SQLite joins a table with no rows that hang on the table, but it looks up numbers that do.
+    is_on_page = (table.c.meter_id == wanted.c.meter_id) & table.c.seq.in_(paged)
+    return Prepared(dialect, select(*table.c).select_from(wanted).join(table, is_on_page))
+
+
+def _of(condition: ColumnElement[bool], table: Table, other: FromClause) -> ColumnElement[bool]:
+    """Return the condition on another name of the table."""
+    return ClauseAdapter(other).traverse(condition) if other is not table else condition

@@ -3,21 +3,27 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Select, Table, Text, and_, exists, func, or_, select, type_coerce
 
+from storage import ledger
 from storage.api_keys import ApiKeyRow, api_keys
 from storage.billing_meters import BillingMeterRow, billing_meters
+from storage.credit_grants import CreditGrantRow, credit_grants
 from storage.customers import customers
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader
+from storage.holds import HoldRow, holds
 from storage.idempotency_keys import IdempotencyKeyRow, idempotency_keys
-from storage.ledger import LedgerEntryKind, ledger_entries
+from storage.ledger import LedgerEntryKind, LedgerEntryRow, ledger_entries
 from storage.tenants import Environment
 from storage.usage import usage_days
 
 _METERS = select(*[billing_meters.c[name] for name in BillingMeterRow._fields]).order_by(billing_meters.c.id)
+
+
+RowOfMeter = TypeVar("RowOfMeter", CreditGrantRow, HoldRow)
 
 
 class CustomerNames(NamedTuple):
@@ -234,6 +240,33 @@ async def key_holders(reader: Reader, key_ids: Iterable[str]) -> dict[str, KeyHo
     return {row.id: row for row in map(KeyHolder._make, rows)}
 
 
+async def entries(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], LedgerEntryRow]:
+    """Return the entries of these (meter id, seq), of whatever tenants, by them."""
+    found = await ledger.by_ranges(reader, [(meter_id, seq, seq) for meter_id, seq in wanted]) if wanted else []
+    return {(entry.meter_id, entry.seq): entry for each in found for entry in each}
+
+
+async def grants_of(reader: Reader, meter_ids: Sequence[str]) -> dict[str, list[CreditGrantRow]]:
+    """Return all grants of each meter, by its id."""
+    return await _of_meters(reader, credit_grants, CreditGrantRow, meter_ids)
+
+
+async def holds_of(reader: Reader, meter_ids: Sequence[str]) -> dict[str, list[HoldRow]]:
+    """Return all holds of each meter, by its id."""
+    return await _of_meters(reader, holds, HoldRow, meter_ids)
+
+
+async def _of_meters(
+    reader: Reader, table: Table, row_type: type[RowOfMeter], meter_ids: Sequence[str]
+) -> dict[str, list[RowOfMeter]]:
+    found: dict[str, list[RowOfMeter]] = {meter_id: [] for meter_id in meter_ids}
+    columns = [table.c[name] for name in row_type._fields]
+    for values in await reader.fetch(select(*columns).where(table.c.meter_id.in_(meter_ids))):
+        row = row_type._make(values)
+        found[row.meter_id].append(row)
+    return found
+
+
 @cache
 def _creations(dialect: str) -> Prepared:
     wanted = keys_table(dialect, **dict.fromkeys(("org_id", "environment", "operation", "key"), Text()))
@@ -297,7 +330,7 @@ async def repeated_keys(reader: Reader, *, limit: int) -> list[tuple[str, str, s
 async def orphans(reader: Reader, *, limit: int) -> list[tuple[str, str]]:
     """Return the (table, meter id) of rows whose meter does not exist."""
     found = []
-    for table in (usage_days, ledger_entries):
+    for table in (usage_days, ledger_entries, credit_grants, holds):
         found += [(table.name, row.meter_id) for row in await reader.fetch(_orphans(table).limit(limit))]
     return found
 

@@ -35,16 +35,16 @@ from schema.errors import (
     user_error,
 )
 from schema.info import Info, given, not_null, values_of
-from schema.ledger import LedgerEntry
+from schema.meters.ledger import LedgerEntry
 from schema.scalars import BigInt
 from storage.billing_meters import BillingMeterRow
 from storage.ledger import OverLimitPolicy as Policy
 from storage.usage import UsageDayRow
 
 if TYPE_CHECKING:
-    from schema.billing_meters import BillingMeter
+    from schema.meters.billing_meters import BillingMeter
 
-_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
+_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.meters.billing_meters")]
 
 
 From: TypeAlias = Annotated[

@@ -9,23 +9,28 @@ from strawberry.scalars import JSON
 
 from resolvers.actor import Actor
 from resolvers.context import Context
-from resolvers.errors import BadUserInput, Forbidden
+from resolvers.errors import Forbidden
 from resolvers.loaders import EntriesOfMeter
 from resolvers.meters.commands import is_gateway_key
+from resolvers.meters.credits import BASE
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, USAGE_NAME_LENGTH
 from schema.engine.execution.resolving import batched
-from schema.engine.limits.sizes import AN_ID, text
+from schema.engine.limits.sizes import AN_ID, records, text
 from schema.enums import LedgerEntryKind, OverLimitPolicy
-from schema.relay import Connection, Node, PageArguments, connection_of
+from schema.relay import Connection, Node, PageArguments, connection_of, seq_of
 from schema.scalars import BigInt
 from storage import ids, ledger
 from storage.billing_meters import BillingMeterRow
 from storage.ledger import LedgerEntryRow
 
 if TYPE_CHECKING:
-    from schema.billing_meters import BillingMeter
+    from schema.meters.billing_meters import BillingMeter
+    from schema.meters.credit_grants import CreditGrant
+    from schema.meters.holds import Hold
 
-_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.billing_meters")]
+_MeterType = Annotated["BillingMeter", strawberry.lazy("schema.meters.billing_meters")]
+_GrantType = Annotated["CreditGrant", strawberry.lazy("schema.meters.credit_grants")]
+_HoldType = Annotated["Hold", strawberry.lazy("schema.meters.holds")]
 
 _OPENING = ledger.LedgerEntryKind.OPENING
 
@@ -47,7 +52,7 @@ async def _voided_by(context: Context, entries: Sequence["LedgerEntry"]) -> list
 
 
 def _id_of(root: LedgerEntryRow) -> strawberry.ID:
-    return strawberry.ID(ids.entry_id(root.meter_id, root.seq))
+    return strawberry.ID(ids.numbered_id(ids.LEDGER_ENTRY, root.meter_id, root.seq))
 
 
 def _shown_key(root: LedgerEntryRow) -> str | None:
@@ -58,6 +63,53 @@ def _shown_key(root: LedgerEntryRow) -> str | None:
 def _shown_metadata(root: LedgerEntryRow) -> JSON:
     """Return the metadata, without what an opening records of its meter."""
     return {} if root.kind is _OPENING else root.metadata  # type: ignore[return-value]  # `JSON` is any JSON value.
+
+
+async def _reasons_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[str | None]:
+    """Return why each entry was asked for; a customer sees it of what was given back alone."""
+    rows = cast("Sequence[LedgerEntryRow]", entries)
+    is_hidden = context.actor.customer_id is not None
+    return [None if is_hidden and row.grant_seq is not None else row.reason for row in rows]
+
+
+async def _draws_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[list["CreditDraw"]]:
+    """Return the draws of each entry."""
+    rows = cast("Sequence[LedgerEntryRow]", entries)
+    places = dict.fromkeys((row.meter_id, seq) for row in rows for seq, _ in row.draws or () if seq != BASE)
+    grants = dict(zip(places, await context.reading.credit_grant_by_id.load_many([*places]), strict=True))
+    return [
+        [
+            CreditDraw(credit_grant=cast("CreditGrant | None", grants.get((row.meter_id, seq))), amount=BigInt(amount))
+            for seq, amount in row.draws or ()
+        ]
+        for row in rows
+    ]
+
+
+async def _grants_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[_GrantType | None]:
+    """Return the grant that each entry is about, if it is about one."""
+    rows = cast("Sequence[LedgerEntryRow]", entries)
+    places = {id(row): (row.meter_id, row.grant_seq) for row in rows if row.grant_seq is not None}
+    found = dict(zip(places, await context.reading.credit_grant_by_id.load_many([*places.values()]), strict=True))
+    return [cast("CreditGrant | None", found.get(id(row))) for row in rows]
+
+
+async def _holds_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[_HoldType | None]:
+    """Return the hold that each entry is about, if it is about one."""
+    rows = cast("Sequence[LedgerEntryRow]", entries)
+    places = {id(row): (row.meter_id, row.hold_seq) for row in rows if row.hold_seq is not None}
+    found = dict(zip(places, await context.reading.hold_by_id.load_many([*places.values()]), strict=True))
+    return [cast("Hold | None", found.get(id(row))) for row in rows]
+
+
+@strawberry.type(description="Credits that were taken from or given back to one credit grant, or the base.")
+class CreditDraw:
+    """A part of an entry's amount."""
+
+    credit_grant: _GrantType | None = strawberry.field(
+        description="The grant; null: the base, which is what the meter opened with and was refilled with."
+    )
+    amount: BigInt = strawberry.field(description="The credits.")
 
 
 @strawberry.type(description="One decision about a meter. Entries are only ever added, and never changed.")
@@ -72,16 +124,22 @@ class LedgerEntry(Node, record=LedgerEntryRow):
     kind: LedgerEntryKind = strawberry.field(description="What the entry did.")
     amount: BigInt = strawberry.field(
         description=(
-            "The credits moved, never negative: `OPENING` and `REFILL` add them to the total, `USAGE` to the "
-            "used, `VOID` takes "
-            "them from the used; of `SETTINGS` it is 0."
+            "The credits moved, never negative: `OPENING`, `REFILL` and `GRANT` add them to the total, `EXPIRY` and "
+            "`REVOCATION` take them from it; `USAGE` adds to the used, `VOID` takes from it; `HOLD` adds to the held, "
+            "`RELEASE` and `HOLD_EXPIRY` take from it; of `SETTINGS` and `GRANT_CHANGED` it is 0."
         )
     )
     total_credits_after: BigInt = strawberry.field(description="The meter's total credits right after the entry.")
     used_credits_after: BigInt = strawberry.field(description="The meter's used credits right after the entry.")
+    held_credits_after: BigInt = strawberry.field(
+        description="The credits that the meter's open holds reserve right after the entry."
+    )
     key: str | None = strawberry.field(
         resolver=_shown_key,
-        description="The caller's name of it: the event id of a `USAGE`, the idempotency key of a `REFILL` or `VOID`.",
+        description=(
+            "The caller's name of it: the event id of a `USAGE`, the hold's id, or the idempotency key of a `REFILL`, "
+            "`VOID`, `GRANT` or `REVOCATION`."
+        ),
         metadata=text(KEY_LENGTH),
     )
     usage_name: str | None = strawberry.field(
@@ -99,15 +157,12 @@ class LedgerEntry(Node, record=LedgerEntryRow):
     )
     recorded_at: datetime = strawberry.field(description="When it was decided.")
     recorded_by: str = strawberry.field(description="The id of the key that recorded it.", metadata=AN_ID)
-    reason: str | None = strawberry.field(
-        description="Of a `VOID`: why, in the words of whoever asked for it.", metadata=text(REASON_LENGTH)
-    )
     metadata: JSON = strawberry.field(
         resolver=_shown_metadata,
         description=(
             "Of a `USAGE`: what the caller attached. Of `SETTINGS`: each changed setting with its old and its new"
             " value, like "
-            '`{"spendCap": [null, "500"]}`.'
+            '`{"spendCap": [null, "500"]}`; of `GRANT` and `GRANT_CHANGED` likewise the terms of the grant.'
         ),
     )
 
@@ -118,6 +173,25 @@ class LedgerEntry(Node, record=LedgerEntryRow):
 
     billing_meter: _MeterType = batched(_meters_of, description="The meter whose ledger it is in.")
     voids: "LedgerEntry | None" = batched(_voided_by, description="Of a `VOID`: the usage that it takes back.")
+    reason: str | None = batched(
+        _reasons_of,
+        description=(
+            "Why, in the words of the caller that asked for it; of an entry about a grant its customer does not see it."
+        ),
+        metadata=text(REASON_LENGTH),
+    )
+    draws: list[CreditDraw] = batched(
+        _draws_of,
+        description=(
+            "What a `USAGE` drew, a `HOLD` reserved and a `VOID` gave back of each grant and of the base, in order;"
+            " empty where the meter had had neither grants nor holds. The rest of the amount no credit had paid."
+        ),
+        metadata=records(lambda asked: asked.bounds.live_grants + 1),
+    )
+    credit_grant: _GrantType | None = batched(
+        _grants_of, description="The grant that the entry made, changed, ended or took from."
+    )
+    hold: _HoldType | None = batched(_holds_of, description="The hold that the entry made or closed.")
 
 
 async def ledgers_of(
@@ -134,7 +208,7 @@ async def ledgers_of(
             arguments,
             rows[::-1] if arguments.backward else rows,
             LedgerEntry,
-            id_of=lambda row: ids.entry_id(row.meter_id, row.seq),
+            id_of=lambda row: ids.numbered_id(ids.LEDGER_ENTRY, row.meter_id, row.seq),
         )
         for rows in await context.reading.entries_of_meter.load_many(wanted)
     ]
@@ -142,17 +216,11 @@ async def ledgers_of(
 
 def _range(meter: BillingMeterRow, arguments: PageArguments) -> EntriesOfMeter:
     """Return the stretch of the meter's ledger that the page reads, with one entry more than it shows."""
-    newest = min(_seq(arguments.after, meter) - 1, meter.last_seq) if arguments.after is not None else meter.last_seq
-    oldest = _seq(arguments.before, meter) + 1 if arguments.before is not None else 1
+    after, before = (seq_of(cursor, ids.LEDGER_ENTRY, meter.id) for cursor in (arguments.after, arguments.before))
+    newest = meter.last_seq if after is None else min(after - 1, meter.last_seq)
+    oldest = 1 if before is None else before + 1
     if arguments.backward:
         newest = min(newest, oldest + arguments.limit)
     else:
         oldest = max(oldest, newest - arguments.limit)
     return EntriesOfMeter(meter.id, oldest, newest)
-
-
-def _seq(cursor_id: str, meter: BillingMeterRow) -> int:
-    meter_id, seq = ids.parse_entry_id(cursor_id) or ("", 0)
-    if meter_id != meter.id:
-        raise BadUserInput("after and before must be cursors of this meter's ledger.")
-    return seq

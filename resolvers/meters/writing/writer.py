@@ -2,7 +2,8 @@
 
 While one group commits, the next one gathers; there is no timer, so a lone command never waits. A group is decided in
 this order: lock its meters, look up what the commands' keys have done already, decide each command in order of arrival,
-then one update of the meters, one upsert of the usage days, one insert of the entries. Looking up before the lock would
+after booking what is due of its meter, then one update of the meters, one upsert of the usage days, one insert of the
+entries. Grants and holds are read and written of meters that have any. Looking up before the lock would
 let two processes both find nothing, and one group would die of the ledger's unique key. Every caller gets its own
 answer after the commit.
 
@@ -12,24 +13,24 @@ such meters, and their commands wait in the second lane, so that they hold up no
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import datetime
 from time import perf_counter_ns
 from typing import Protocol
 
 from resolvers.bounds import DEFAULT_BOUNDS
-from resolvers.errors import BillingMeterNotFound, LimitRefusal, Refusal, Unavailable
-from resolvers.meters.commands import Command, Decision, Known
-from resolvers.meters.lanes import Lane, Result, Submission
+from resolvers.errors import Unavailable
+from resolvers.meters.commands import Command, Decision
+from resolvers.meters.writing.group import Group, LockedMeter, look_up, write
+from resolvers.meters.writing.lanes import Lane, Result, Submission
 from resolvers.observation import current
-from storage import billing_meters, ledger, usage
-from storage.billing_meters import BillingMeterRow, MeterName
+from storage import billing_meters
+from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome
 from storage.engine.failures import outages
 from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey
+from storage.ledger import LedgerEntryKind
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,10 @@ MAX_NAMES = 100_000
 #: How long the second lane waits for the meters of one submission before it tries the others again.
 LOCK_SECONDS = 0.1
 
-_USAGE, _VOID = LedgerEntryKind.USAGE, LedgerEntryKind.VOID
+_USAGE, _VOID, _GRANT, _HOLD = (
+    *(LedgerEntryKind.USAGE, LedgerEntryKind.VOID),
+    *(LedgerEntryKind.GRANT, LedgerEntryKind.HOLD),
+)
 
 #: What an entry's amount adds to its usage day, by the entry's kind: it is multiplied by this.
 _ON_DAY = {_USAGE: 1, _VOID: -1}
@@ -58,63 +62,6 @@ class MeterObserver(Protocol):
 
     def failed(self, commands: Sequence[Command]) -> None:
         """Note that commands were not carried out, because the database was out of reach or the queue full."""
-
-
-@dataclass(slots=True)
-class _Meter:
-    """A meter that the transaction has locked, while its commands are decided.
-
-    `now` is when they are decided: never before the meter's newest entry, whatever other gateways' clocks say.
-    """
-
-    before: BillingMeterRow
-    meter: BillingMeterRow
-    now: datetime
-    known: Known = field(default_factory=Known)
-
-
-class _Group:
-    """The submissions of one transaction: the results of those that it decides, and those whose meters are `locked`."""
-
-    def __init__(self, meters: dict[str, _Meter]) -> None:
-        self.meters = meters
-        self.written: list[LedgerEntryRow] = []
-        self.decided: list[tuple[Submission, list[Result]]] = []
-        self.locked: list[Submission] = []
-
-    def decide(self, submission: Submission, ids: Mapping[MeterName, str]) -> None:
-        """Decide the commands of a submission after those before it."""
-        own = {(entry.meter_id, entry.seq): entry for entry in submission.tried}
-        results = [self._decide(command, ids.get(command.meter), own) for command in submission.commands]
-        self.decided.append((submission, results))
-
-    def _decide(self, command: Command, meter_id: str | None, own: dict[tuple[str, int], LedgerEntryRow]) -> Result:
-        if meter_id is None:
-            return BillingMeterNotFound(command.meter.workspace_id, command.meter.external_meter_id)
-        of = self.meters[meter_id]
-        try:
-            decision = command.decide(of.meter, of.known, of.now)
-        except Refusal as refusal:
-            # Its traceback knows the group, and would keep all of it in memory.
-            return refusal.with_traceback(None)
-        entry = decision.entry
-        if entry is None:
-            return decision
-        if decision.replayed:
-            is_own = own.pop((meter_id, entry.seq), None) == entry
-            return decision._replace(replayed=False) if is_own else decision
-        of.meter = decision.billing_meter
-        of.known.add(entry)
-        self.written.append(entry)
-        return decision
-
-    def as_committed(self, result: Result) -> Result:
-        """Return the result with its meter as it is after the group's commit."""
-        if isinstance(result, Decision):
-            return result._replace(billing_meter=self.meters[result.billing_meter.id].meter)
-        if isinstance(result, LimitRefusal):
-            result.billing_meter = self.meters[result.billing_meter.id].meter
-        return result
 
 
 class MeterWriter:
@@ -220,7 +167,7 @@ class MeterWriter:
         self._give(group, began)
         return group.locked
 
-    def _give(self, group: _Group, began: int) -> None:
+    def _give(self, group: Group, began: int) -> None:
         """Give each submission that was decided its results."""
         ended = perf_counter_ns()
         answered = [(each, list(map(group.as_committed, results))) for each, results in group.decided]
@@ -244,10 +191,10 @@ class MeterWriter:
             if self._observer is not None:
                 self._observer.failed(submission.commands)
 
-    async def _carry_out(self, submissions: Sequence[Submission], *, skip_locked: bool) -> _Group:
+    async def _carry_out(self, submissions: Sequence[Submission], *, skip_locked: bool) -> Group:
         """Decide the submissions in one transaction. Raises `DatabaseUnavailable`; `LockTimeout` for locked meters."""
 
-        async def decide_all(writer: Writer) -> _Group:
+        async def decide_all(writer: Writer) -> Group:
             if not skip_locked:
                 await writer.limit_lock_waits(LOCK_SECONDS)
             group = await self._decide_all(writer, submissions, skip_locked=skip_locked)
@@ -268,7 +215,7 @@ class MeterWriter:
         submissions: Sequence[Submission],
         *,
         skip_locked: bool,
-    ) -> _Group:
+    ) -> Group:
         """Decide the submissions, and write what they come to.
 
         It starts from the rows, because it may run again after a rollback.
@@ -285,18 +232,17 @@ class MeterWriter:
             rows = await billing_meters.lock(writer, sorted(ids.values()))
             missing.clear()
         now = self._clock()
-        group = _Group({id_: _Meter(row, row, max(now, row.updated_at)) for id_, row in rows.items()})
+        group = Group({id_: LockedMeter(row, row, max(now, row.updated_at)) for id_, row in rows.items()})
         deciding: list[Submission] = []
         for submission in submissions:
             is_locked = missing and any(command.meter in missing for command in submission.commands)
             (group.locked if is_locked else deciding).append(submission)
-        await _look_up(writer, group, [(ids.get(each.meter), each) for part in deciding for each in part.commands])
+        await look_up(
+            writer, group.meters, [(ids.get(each.meter), each) for part in deciding for each in part.commands]
+        )
         for submission in deciding:
             group.decide(submission, ids)
-        if group.written:
-            meters = [group.meters[id_] for id_ in sorted({entry.meter_id for entry in group.written})]
-            await billing_meters.update_meters(writer, [(each.before, each.meter) for each in meters])
-            await write_entries(writer, group.written)
+        await write(writer, group)
         return group
 
     async def _ids_of(self, writer: Writer, names: Collection[MeterName]) -> dict[MeterName, str]:
@@ -309,39 +255,6 @@ class MeterWriter:
             self._ids.update(found)
             ids.update(found)
         return ids
-
-
-async def _look_up(writer: Writer, group: _Group, commands: Sequence[tuple[str | None, Command]]) -> None:
-    """Read what the ledgers of the locked meters hold already of what the commands name."""
-    named = [(meter_id, command.keys) for meter_id, command in commands if meter_id is not None]
-    wanted = [LedgerKey(meter_id, kind, key) for meter_id, keys in named for kind, key in keys]
-    if not wanted:
-        return
-    entries = await ledger.by_keys(writer, wanted)
-    for (meter_id, kind, key), entry in entries.items():
-        group.meters[meter_id].known.entries[kind, key] = entry
-    if _VOID in {kind for _, kind, _ in wanted}:
-        usages = [(entry.meter_id, entry.seq) for entry in entries.values() if entry.kind is _USAGE]
-        for (meter_id, seq), credits_ in (await ledger.voided_credits(writer, usages)).items():
-            group.meters[meter_id].known.voided_credits[seq] = credits_
-
-
-async def write_entries(writer: Writer, entries: Sequence[LedgerEntryRow]) -> None:
-    """Write entries to the ledgers of meters that the transaction has locked or made, and what they add to usage days.
-
-    Whatever changes a meter is written here, except by `tollgate copy`.
-    """
-    days: dict[tuple[str, date, str], int] = {}
-    for entry in entries:
-        sign = _ON_DAY.get(entry.kind)
-        if sign is not None:
-            assert entry.day is not None  # noqa: S101  # Such an entry has its day and name.
-            assert entry.usage_name is not None  # noqa: S101  # An entry that has a day has a usage name.
-            key = (entry.meter_id, entry.day, entry.usage_name)
-            days[key] = days.get(key, 0) + sign * entry.amount
-    if days:
-        await usage.add(writer, days)
-    await ledger.insert_entries(writer, entries)
 
 
 def _fail(submission: Submission, error: Exception) -> None:

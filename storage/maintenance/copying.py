@@ -8,11 +8,13 @@ from sqlalchemy import Column, Date, Enum, Table, Text, bindparam, cast, func, s
 
 from storage.api_keys import api_keys
 from storage.billing_meters import billing_meters
+from storage.credit_grants import credit_grants
 from storage.customers import customers
 from storage.engine.database import Database
 from storage.engine.failures import UNAVAILABLE
 from storage.engine.transactions import Reader
 from storage.engine.types import Day, JsonText
+from storage.holds import holds
 from storage.idempotency_keys import idempotency_keys
 from storage.ledger import ledger_entries
 from storage.usage import usage_days
@@ -21,7 +23,7 @@ from storage.usage import usage_days
 PORTION = 1_000
 
 #: All tables in the order in which gateways lock them.
-LOCKED = (billing_meters, customers, api_keys, idempotency_keys, usage_days, ledger_entries)
+LOCKED = (billing_meters, customers, api_keys, idempotency_keys, usage_days, credit_grants, holds, ledger_entries)
 
 #: A row's values in the order of the table's columns, JSON as its text.
 Values = tuple[Any, ...]

@@ -1,0 +1,1 @@
+"""What a gateway does that no request asks for."""

@@ -1,0 +1,256 @@
+"""One meter's grants and holds, replayed from its ledger by the order of use, and then the rows against the replay."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from resolvers.meters.booking import BY_TIME, released
+from resolvers.meters.credits import BASE, Credits, Draws, joined, parts_of, uncovered
+from storage.billing_meters import BillingMeterRow
+from storage.credit_grants import CreditGrantCategory, CreditGrantRow
+from storage.holds import HoldRow, HoldState
+from storage.ledger import LedgerEntryKind, LedgerEntryRow
+
+_Kind = LedgerEntryKind
+
+#: The entries that close a hold, with the state that it then has.
+_CLOSING = {
+    _Kind.USAGE: HoldState.COMMITTED,
+    _Kind.RELEASE: HoldState.RELEASED,
+    _Kind.HOLD_EXPIRY: HoldState.EXPIRED,
+}
+
+#: How long something may be due without having been written.
+OVERDUE = timedelta(minutes=1)
+
+
+@dataclass(slots=True)
+class CreditCheck:
+    """Follows what one meter's entries do to its grants and holds, from the first of them on."""
+
+    #: The meter's totals as the entries so far leave them, once it has a grant or a hold.
+    meter: BillingMeterRow
+    credits_: Credits | None = None
+    holds: dict[int, HoldRow] = field(default_factory=dict)
+    is_lost: bool = False
+
+    def follow(
+        self, entry: LedgerEntryRow, before: tuple[int, int], voided: tuple[LedgerEntryRow, int] | None
+    ) -> Iterator[str]:
+        """Take the next entry. `before` are the total and used credits before it.
+
+        `voided` are, of a `VOID`, the usage that it gives back and what earlier ones gave back of it.
+        """
+        if self.is_lost or (self.credits_ is None and entry.kind not in {_Kind.GRANT, _Kind.HOLD}):
+            return
+        if self.credits_ is None:
+            total, used = before
+            self.meter = self.meter._replace(
+                total_credits=total, used_credits=used, held_credits=0, pinned_credits=0, open_holds=0
+            )
+            self.credits_ = Credits.of(self.meter, ())
+        try:
+            yield from self._entry(entry, self.credits_, voided)
+        except (LookupError, ValueError, TypeError) as error:
+            # What follows would be held against a state that is not known.
+            self.is_lost = True
+            yield f"what it does to grants and holds cannot be replayed: {error}"
+
+    def _entry(  # noqa: C901  # One branch for each kind of entry.
+        self, entry: LedgerEntryRow, credits_: Credits, voided: tuple[LedgerEntryRow, int] | None
+    ) -> Iterator[str]:
+        at, kind = entry.recorded_at, entry.kind
+        draws: Draws | None = None
+        held: dict[str, Any] = {}
+        if kind is _Kind.USAGE and entry.hold_seq is None:
+            draws = credits_.draw(entry.amount, at)
+        elif kind in _CLOSING:
+            hold = self.holds[entry.hold_seq or 0]
+            if hold.state is not HoldState.OPEN:
+                yield f"it closes the hold {hold.hold_id!r}, which is {hold.state.value} already"
+                return
+            held = dict(released(self.meter, hold))
+            draws = self._close(entry, hold, credits_)
+        elif kind is _Kind.HOLD:
+            draws = credits_.pin(entry.amount, at)
+            held = dict(self._hold(entry, draws))
+        elif kind is _Kind.VOID and voided is not None:
+            draws = credits_.give_back(voided[0], entry.amount, voided=voided[1], meter=self.meter)
+        elif kind is _Kind.REFILL:
+            credits_.refill(entry.amount)
+        elif kind is _Kind.GRANT:
+            credits_.add(_granted(entry))
+        elif kind in {_Kind.GRANT_CHANGED, _Kind.REVOCATION, _Kind.EXPIRY}:
+            yield from self._grant(entry, credits_)
+        if draws is not None and (entry.draws or _of_base(draws, entry)) != draws:
+            yield f"its draws are {entry.draws} and should be {draws}"
+        self.meter = self.meter._replace(
+            total_credits=entry.total_credits_after, used_credits=entry.used_credits_after, **held
+        )
+        if entry.held_credits_after != self.meter.held_credits:
+            yield f"the held credits after it are {entry.held_credits_after} and should be {self.meter.held_credits}"
+        credits_.cover(self.meter, at)
+
+    def _hold(self, entry: LedgerEntryRow, pins: Draws) -> dict[str, int]:
+        self.holds[entry.seq] = HoldRow(
+            meter_id=entry.meter_id,
+            seq=entry.seq,
+            hold_id=entry.key or "",
+            amount=entry.amount,
+            requested_amount=entry.requested_amount or 0,
+            expires_in_seconds=0,
+            state=HoldState.OPEN,
+            committed_amount=None,
+            expires_at=entry.recorded_at,
+            created_at=entry.recorded_at,
+            closed_at=None,
+            pins=pins,
+            metadata=entry.metadata,
+        )
+        return {
+            "held_credits": self.meter.held_credits + entry.amount,
+            "pinned_credits": self.meter.pinned_credits + sum(credits_ for _, credits_ in pins),
+            "open_holds": self.meter.open_holds + 1,
+        }
+
+    def _close(self, entry: LedgerEntryRow, hold: HoldRow, credits_: Credits) -> Draws | None:
+        """Close a hold, and return what the usage drew if it commits it."""
+        is_usage = entry.kind is _Kind.USAGE
+        draws = credits_.draw_pins(hold.pins, entry.amount if is_usage else 0)
+        if is_usage:
+            rest = entry.amount - sum(credits_ for _, credits_ in draws)
+            draws = joined([*draws, *credits_.draw(rest, entry.recorded_at)])
+        self.holds[hold.seq] = hold._replace(
+            state=_CLOSING[entry.kind],
+            committed_amount=entry.amount if is_usage else None,
+            closed_at=entry.recorded_at,
+        )
+        return draws if is_usage else None
+
+    def _grant(self, entry: LedgerEntryRow, credits_: Credits) -> Iterator[str]:
+        grant = credits_.grants[entry.grant_seq or -1]
+        if entry.kind is _Kind.GRANT_CHANGED:
+            for term, (old, new) in sorted(entry.metadata.items()):
+                if (was := _terms(grant)[term]) != old:
+                    yield f"the {term} of the grant was {old!r} before it and should be {was!r}"
+                grant = _with_term(grant, term, new)
+            credits_.add(grant)
+            return
+        if entry.amount > grant.open_credits:
+            yield f"it takes {entry.amount} of the grant, of which {grant.open_credits} are open"
+        is_expiry, is_caused = entry.kind is _Kind.EXPIRY, entry.recorded_by == BY_TIME
+        if is_caused and (grant.is_live(entry.recorded_at) or entry.amount != grant.open_credits):
+            yield f"it ends {entry.amount} of a grant, of which {grant.open_credits} are open"
+        sums = {"expired_credits" if is_expiry else "revoked_credits": entry.amount}
+        credits_.add(
+            grant._replace(
+                open_credits=grant.open_credits - entry.amount,
+                is_closed=grant.is_closed or (not is_expiry and not is_caused and entry.requested_amount is None),
+                **{name: getattr(grant, name) + amount for name, amount in sums.items()},
+            )
+        )
+
+    def finish(
+        self, meter: BillingMeterRow, grants: Iterable[CreditGrantRow], holds: Iterable[HoldRow], now: datetime | None
+    ) -> Iterator[str]:
+        """Hold the rows against the replay, and, where the time is given, what is due against it."""
+        if self.is_lost:
+            return
+        replayed = {} if self.credits_ is None else dict(self.credits_.grants)
+        replayed.pop(BASE, None)
+        yield from _compared("grant", replayed, {row.seq: row for row in grants}, _GRANT_FIELDS)
+        found = {row.seq: row for row in holds}
+        yield from _compared("hold", self.holds, found, _HOLD_FIELDS)
+        of_replay = self.meter if self.credits_ is not None else None
+        for name in ("held_credits", "pinned_credits", "open_holds"):
+            expected = 0 if of_replay is None else getattr(of_replay, name)
+            if getattr(meter, name) != expected:
+                yield f"its {name} is {getattr(meter, name)} and should be {expected}"
+        for name, has in (("has_grants", bool(replayed)), ("has_holds", bool(self.holds))):
+            if getattr(meter, name) != has:
+                yield f"its {name} is {getattr(meter, name)} and should be {has}"
+        if self.credits_ is not None and uncovered(self.meter) and self.credits_.in_order(meter.updated_at):
+            yield "some of its usage is paid by no credit, and some of its credits are open"
+        yield from self._due(meter, found, now)
+
+    def _due(self, meter: BillingMeterRow, holds: Mapping[int, HoldRow], now: datetime | None) -> Iterator[str]:
+        """Hold what the meter says of when something is due against its grants and holds."""
+        ends = [hold.expires_at for hold in holds.values() if hold.state is HoldState.OPEN]
+        end = None if self.credits_ is None else self.credits_.next_end()
+        due = min(ends if end is None else [*ends, end], default=None)
+        if due is not None and (meter.next_due_at is None or meter.next_due_at > due):
+            yield f"something of it is due at {due}, and it says {meter.next_due_at}"
+        if now is not None and due is not None and due < now - OVERDUE:
+            yield f"what was due at {due} is not written"
+
+
+_GRANT_FIELDS = (
+    *("key", "amount", "priority", "category", "expires_at", "open_credits", "pinned_credits", "drawn_credits"),
+    *("covered_credits", "expired_credits", "revoked_credits", "is_closed", "created_at", "reason"),
+)
+_HOLD_FIELDS = (
+    *("hold_id", "amount", "requested_amount", "state", "committed_amount", "created_at", "closed_at", "pins"),
+    "metadata",
+)
+
+
+def _compared(
+    what: str, replayed: Mapping[int, object], found: Mapping[int, object], fields: tuple[str, ...]
+) -> Iterator[str]:
+    for seq in sorted({*replayed, *found}):
+        expected, row = replayed.get(seq), found.get(seq)
+        if expected is None or row is None:
+            yield f"{what} {seq}: {'no entry makes it' if expected is None else 'it is missing'}"
+            continue
+        for name in fields:
+            is_, should_be = getattr(row, name), getattr(expected, name)
+            if is_ != should_be:
+                yield f"{what} {seq}: its {name} is {is_} and should be {should_be}"
+
+
+def _of_base(draws: Draws, entry: LedgerEntryRow) -> Draws:
+    """Return the draws of an entry without them: all that is not uncovered is the base's."""
+    _, rest = parts_of(entry) if entry.kind is _Kind.USAGE else ((), 0)
+    return [[BASE, entry.amount - rest]] if draws and all(seq == BASE for seq, _ in draws) else []
+
+
+def _terms(grant: CreditGrantRow) -> dict[str, int | str | None]:
+    expires_at = None if grant.expires_at is None else grant.expires_at.isoformat()
+    return {"priority": grant.priority, "category": grant.category.name, "expiresAt": expires_at}
+
+
+def _with_term(grant: CreditGrantRow, term: str, value: object) -> CreditGrantRow:
+    if term == "priority" and isinstance(value, int):
+        return grant._replace(priority=value)
+    if term == "category":
+        return grant._replace(category=CreditGrantCategory[str(value)])
+    if term == "expiresAt":
+        return grant._replace(expires_at=None if value is None else datetime.fromisoformat(str(value)))
+    raise ValueError(term)
+
+
+def _granted(entry: LedgerEntryRow) -> CreditGrantRow:
+    """Return the grant that an entry makes."""
+    grant = CreditGrantRow(
+        meter_id=entry.meter_id,
+        seq=entry.seq,
+        key=entry.key or "",
+        amount=entry.amount,
+        priority=0,
+        category=CreditGrantCategory.PAID,
+        expires_at=None,
+        open_credits=entry.amount,
+        pinned_credits=0,
+        drawn_credits=0,
+        covered_credits=0,
+        expired_credits=0,
+        revoked_credits=0,
+        is_closed=False,
+        created_at=entry.recorded_at,
+        reason=entry.reason,
+        metadata={},
+    )
+    for term, (_none, value) in entry.metadata.items():
+        grant = _with_term(grant, term, value)
+    return grant

@@ -1,0 +1,51 @@
+"""Meters, grants and holds as they are at a moment: with what is due, whether or not it has been written."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from resolvers.meters.booking import book_due
+from resolvers.meters.commands import Known
+from resolvers.meters.credits import Credits
+from storage import credit_grants, holds
+from storage.billing_meters import BillingMeterRow
+from storage.engine.transactions import Reader
+
+
+class Due:
+    """Meters, and of those of which something is due what they are as if it were booked."""
+
+    def __init__(self, meters: Sequence[BillingMeterRow]) -> None:
+        self.visible = {meter.id: meter for meter in meters}
+        self.known: dict[str, Known] = {}
+
+    def meter(self, row: BillingMeterRow) -> BillingMeterRow:
+        """Return the meter as it is."""
+        return self.visible.get(row.id, row)
+
+    def grant(self, row: credit_grants.CreditGrantRow) -> credit_grants.CreditGrantRow:
+        """Return the grant as it is."""
+        known = self.known.get(row.meter_id)
+        return row if known is None or known.credits is None else known.credits.grants.get(row.seq, row)
+
+    def hold(self, row: holds.HoldRow) -> holds.HoldRow:
+        """Return the hold as it is."""
+        known = self.known.get(row.meter_id)
+        return row if known is None else known.holds.get(row.hold_id, row)
+
+
+async def due_of(reader: Reader, meters: Sequence[BillingMeterRow], now: datetime) -> Due:
+    """Return the meters, with what they are as if all that is due of them were booked."""
+    found = Due(meters)
+    late = [meter for meter in meters if meter.next_due_at is not None and meter.next_due_at <= now]
+    if not late:
+        return found
+    ids = [meter.id for meter in late]
+    grants, open_ = await credit_grants.usable(reader, ids), await holds.open_of(reader, ids)
+    for meter in late:
+        known = Known(
+            credits=Credits.of(meter, [grant for grant in grants if grant.meter_id == meter.id]),
+            holds={hold.hold_id: hold for hold in open_ if hold.meter_id == meter.id},
+        )
+        booked = [row for row, _ in book_due(meter, known, max(now, meter.updated_at))]
+        found.visible[meter.id], found.known[meter.id] = booked[-1] if booked else meter, known
+    return found

@@ -1,0 +1,1 @@
+"""The one writer of meters: its queues, its groups, its transactions."""

@@ -1,0 +1,1 @@
+"""Meters as clients see them: reading them, and a file for each way to change them."""

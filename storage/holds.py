@@ -1,0 +1,186 @@
+"""Holds: the table, its rows, and the statements that read and write them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache, lru_cache
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    literal_column,
+    select,
+    text,
+    update,
+)
+
+from storage.engine.pages import Page, numbered_pages
+from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.transactions import Reader, Writer
+from storage.engine.types import Instant, JsonText, Name, Word, enum_type, json_text, metadata
+
+
+class HoldState(Word):
+    """What has become of a hold: from `OPEN` it goes to one of the others, at most once."""
+
+    OPEN = "open"
+    COMMITTED = "committed"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+_IS_OPEN = text("state = 'open'")
+
+# Partitioned by the meter's id and without a foreign key to the meter, as `ledger_entries` is, for the same reasons.
+holds = Table(
+    "holds",
+    metadata,
+    Column("meter_id", Name, nullable=False),
+    # The number of the HOLD entry that made it.
+    Column("seq", BigInteger, nullable=False),
+    # The caller's name of it.
+    Column("hold_id", Name, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("requested_amount", BigInteger, nullable=False),
+    Column("expires_in_seconds", Integer, nullable=False),
+    Column("state", enum_type(HoldState), nullable=False),
+    Column("committed_amount", BigInteger),
+    Column("expires_at", Instant, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("closed_at", Instant),
+    # What it has reserved of each grant and of the base, in the order of use: [[seq, credits], ...].
+    Column("pins", JsonText, nullable=False),
+    Column("metadata", JsonText, nullable=False),
+    # Serves a meter's holds, newest first, and a hold by its id.
+    PrimaryKeyConstraint("meter_id", "seq"),
+    # Serves a hold by its caller's name.
+    UniqueConstraint("meter_id", "hold_id"),
+    # Serves a meter's open holds.
+    Index("holds_open_idx", "meter_id", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
+    postgresql_partition_by="HASH (meter_id)",
+)
+
+
+class HoldRow(NamedTuple):
+    """Credits that are reserved for work whose cost is known afterwards. Amounts are credits."""
+
+    meter_id: str
+    seq: int
+    hold_id: str
+    amount: int
+    requested_amount: int
+    expires_in_seconds: int
+    state: HoldState
+    committed_amount: int | None
+    expires_at: datetime
+    created_at: datetime
+    closed_at: datetime | None
+    pins: list[list[int]]
+    metadata: dict[str, Any]
+
+
+_COLUMNS = [holds.c[name] for name in HoldRow._fields]
+
+
+@cache
+def _by_names(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, meter_id=Text(), hold_id=Text())
+    is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.hold_id == wanted.c.hold_id)
+    return Prepared(dialect, select(*_COLUMNS).join(wanted, is_wanted))
+
+
+@cache
+def _by_seqs(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
+    is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.seq == wanted.c.seq)
+    return Prepared(dialect, select(*_COLUMNS).join(wanted, is_wanted))
+
+
+@cache
+def _open(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, meter_id=Text())
+    is_open = holds.c.state == literal_column("'open'")
+    return Prepared(dialect, select(*_COLUMNS).join(wanted, (holds.c.meter_id == wanted.c.meter_id) & is_open))
+
+
+@cache
+def _update(dialect: str) -> Prepared:
+    changed = keys_table(
+        dialect,
+        meter_id=Text(),
+        seq=BigInteger(),
+        state=Text(),
+        committed_amount=BigInteger(),
+        expires_at=holds.c.expires_at.type,
+        closed_at=holds.c.closed_at.type,
+    )
+    return Prepared(
+        dialect,
+        update(holds)
+        .where(holds.c.meter_id == changed.c.meter_id, holds.c.seq == changed.c.seq)
+        .values({name: changed.c[name] for name in ("state", "committed_amount", "expires_at", "closed_at")}),
+    )
+
+
+async def by_names(reader: Reader, wanted: Sequence[tuple[str, str]]) -> list[HoldRow]:
+    """Return the holds of these (meter id, hold id). Whose the meters are is the caller's to check."""
+    return list(map(HoldRow._make, await reader.run(_by_names(reader.dialect), keys(wanted))))
+
+
+async def open_of(reader: Reader, meter_ids: Sequence[str]) -> list[HoldRow]:
+    """Return the open holds of these meters."""
+    return list(map(HoldRow._make, await reader.run(_open(reader.dialect), keys([[id_] for id_ in meter_ids]))))
+
+
+async def insert_holds(writer: Writer, rows: Sequence[HoldRow]) -> None:
+    """Write new holds of meters that the transaction has locked."""
+    await writer.insert_rows(holds, [(*row[:-2], json_text(row.pins), json_text(row.metadata)) for row in rows])
+
+
+async def update_holds(writer: Writer, rows: Sequence[HoldRow]) -> None:
+    """Write what has become of holds of meters that the transaction has locked."""
+    changed = [(row.meter_id, row.seq, row.state, row.committed_amount, row.expires_at, row.closed_at) for row in rows]
+    await writer.run(_update(writer.dialect), keys(changed))
+
+
+async def by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], HoldRow]:
+    """Return the holds of these (meter id, seq), by them. Whose the meters are is the caller's to check."""
+    rows = map(HoldRow._make, await reader.run(_by_seqs(reader.dialect), keys(wanted)))
+    return {(row.meter_id, row.seq): row for row in rows}
+
+
+@lru_cache(maxsize=256)
+def _pages(dialect: str, page: Page, state: HoldState | None) -> Prepared:
+    if state is None:
+        return numbered_pages(dialect, holds, page)
+    is_over = holds.c.expires_at <= bindparam("now", type_=holds.c.expires_at.type)
+    is_open = holds.c.state == literal_column("'open'")
+    conditions = {
+        HoldState.OPEN: is_open & ~is_over,
+        # What is due and not yet written counts as if it were.
+        HoldState.EXPIRED: (holds.c.state == literal_column("'expired'")) | (is_open & is_over),
+    }
+    return numbered_pages(
+        dialect, holds, page, conditions.get(state, holds.c.state == literal_column(f"'{state.value}'"))
+    )
+
+
+async def pages_by_meters(
+    reader: Reader, meter_ids: Sequence[str], page: Page, state: HoldState | None, *, now: datetime
+) -> dict[str, list[HoldRow]]:
+    """Return one page of the holds of each meter, and one more row where there is one, by meter id."""
+    moment = now.isoformat() if reader.dialect == "sqlite" else now
+    wanted = keys([[id_] for id_ in meter_ids]) | page.parameters | {"now": moment}
+    found: dict[str, list[HoldRow]] = {id_: [] for id_ in meter_ids}
+    rows = await reader.run(_pages(reader.dialect, page.shape, state), wanted)
+    for row in sorted(map(HoldRow._make, rows), key=attrgetter("seq"), reverse=not page.backward):
+        found[row.meter_id].append(row)
+    return found
