@@ -23,7 +23,7 @@ from storage.tenants import Environment
 from tests.conftest import NOW, Gateway
 from tests.credit_ledger import BASE, MAX, Entry
 from tests.credit_model import Answer, Meter
-from tests.steps import disagreements, make_meter, new_key
+from tests.steps import disagreements, make_meter, must, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,4 +219,21 @@ async def test_any_sequence_is_decided_as_the_model_does(gateway: Gateway, seed:
                 grant_keys.setdefault(result.entry.seq, values["key"])
         assert await pair.new_entries() == pair.expected_entries(), (what, values)
     await pair.check_rows()
+    assert await disagreements(gateway.database, meter_id) == []
+
+
+async def test_a_hold_is_extended_beside_another_one_that_ends_before(gateway: Gateway) -> None:
+    meter_id = await make_meter(gateway, totalCredits="100")
+    for hold_id in ("a", "b"):
+        await must(gateway, "holdCredits", holdId=hold_id, amount="10")
+    extended = await must(gateway, "extendHold", "hold { expiresAt }", holdId="a", expiresInSeconds=3_600)
+    assert extended["hold"] == {"expiresAt": "2026-03-16T13:00:00Z"}
+    gateway.clock.forward(seconds=900)
+    query = "query ($id: ID!) { node(id: $id) { ... on BillingMeter { holds { nodes { holdId state expiresAt } } } } }"
+    assert (await gateway.data(query, {"id": meter_id}))["node"]["holds"]["nodes"] == [
+        {"holdId": "b", "state": "EXPIRED", "expiresAt": "2026-03-16T12:15:00Z"},
+        {"holdId": "a", "state": "OPEN", "expiresAt": "2026-03-16T13:00:00Z"},
+    ]
+    committed = await must(gateway, "commitHold", "accepted", holdId="a", amount="10")
+    assert committed["accepted"] == "10"
     assert await disagreements(gateway.database, meter_id) == []

@@ -162,7 +162,8 @@ def _named_grants(known: Known, *, is_voiding: bool) -> set[int]:
 
 async def write(writer: Writer, group: Group) -> None:
     """Write all that was decided."""
-    changed = [of for _, of in sorted(group.meters.items()) if of.meter != of.before]
+    # A hold that is extended has no entry, and need not change what its meter says.
+    changed = [of for _, of in sorted(group.meters.items()) if of.meter != of.before or of.known.changed_holds]
     if changed:
         await billing_meters.update_meters(writer, [(of.before, of.meter) for of in changed])
         await _write_credits(writer, changed)
