@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import select, text
+from sqlalchemy import delete, select, text
 
 from resolvers.api_keys import create_api_key
 from resolvers.maintenance.meter_check import Disagreement
@@ -211,9 +211,12 @@ async def unchanged(gateway: Gateway, *external_meter_ids: str) -> AsyncIterator
     assert [await books_of(gateway, name) for name in names] == before
 
 
-async def disagreements(database: Database, *meter_ids: str) -> list[Disagreement]:
-    """Return what `tollgate verify` finds wrong with these meters, or with anything where none is named."""
-    return [found async for found in verify(database, Verified()) if not meter_ids or found.id in meter_ids]
+async def disagreements(database: Database, *meter_ids: str, now: datetime | None = None) -> list[Disagreement]:
+    """Return what `tollgate verify` finds wrong with these meters, or with anything where none is named.
+
+    Where the time is given, nothing may be overdue.
+    """
+    return [found async for found in verify(database, Verified(), now=now) if not meter_ids or found.id in meter_ids]
 
 
 async def rows_of(database: Database) -> dict[str, list[tuple[Any, ...]]]:
@@ -253,6 +256,16 @@ async def delete_row(database: Database, id_: str) -> None:
     async def run(writer: Writer) -> None:
         for table, column in places:
             await writer.execute(text(f"DELETE FROM {table} WHERE {column} = :id"), {"id": id_})  # noqa: S608  # Our own names.
+
+    await database.write(run)
+
+
+async def delete_all_rows(database: Database) -> None:
+    """Delete whatever there is, as no code of ours does."""
+
+    async def run(writer: Writer) -> None:
+        for table in reversed(metadata.sorted_tables):
+            await writer.execute(delete(table))
 
     await database.write(run)
 
