@@ -415,3 +415,21 @@ async def test_a_hold_is_extended_beside_another_one_that_ends_before(gateway: G
     committed = await must(gateway, "commitHold", "accepted", holdId="a", amount="10")
     assert committed["accepted"] == "10"
     assert await disagreements(gateway.database, meter_id) == []
+
+
+async def test_a_commit_of_0_to_a_hold_that_has_ended_answers_as_a_debit_of_0(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    await must(gateway, "holdCredits", holdId="h", amount="10", expiresInSeconds=5)
+    await must(gateway, "recordUsage", eventId="e", amount="1", policy="FORCE")
+    await must(gateway, "recordUsage", eventId="f", amount="10", policy="FORCE")
+    gateway.clock.forward(seconds=5)
+    selection = "... on CommitHoldSuccess { accepted refused overLimit entry { id } hold { state } }"
+    commit = {"workspaceId": "w", "externalMeterId": "m", "holdId": "h", "amount": "0", "ifClosed": "RECORD"}
+    assert await gateway.mutate("commitHold", selection, **commit) == {
+        "__typename": "CommitHoldSuccess",
+        "accepted": "0",
+        "refused": "0",
+        "overLimit": True,
+        "entry": None,
+        "hold": {"state": "EXPIRED"},
+    }

@@ -183,7 +183,7 @@ class CommitHold(NamedTuple):
     def _release(self, meter: BillingMeterRow, known: Known, hold: HoldRow, now: datetime) -> Decision:
         """Release the hold, of which nothing was used."""
         if self.is_recorded_if_closed and hold.state is HoldState.EXPIRED:
-            return Decision(meter, None, hold=hold)
+            return self.usage.decide(meter, known, now)._replace(hold=hold)
         return ReleaseHold(self.meter, hold.hold_id, self.usage.recorded_by).decide(meter, known, now)
 
 
