@@ -319,6 +319,8 @@ QUERIES = {
     "node of a customer": 'node(id: "CUSTOMER") { id }',
     "node of a meter": 'node(id: "METER") { id }',
     "node of an entry": 'node(id: "ENTRY") { id }',
+    "node of a grant": 'node(id: "GRANT") { id }',
+    "node of a hold": 'node(id: "HOLD") { id }',
     "nodes": 'nodes(ids: ["CUSTOMER"]) { id }',
     "viewer": "viewer { orgId }",
     "customer": 'customer(id: "CUSTOMER") { id }',
@@ -357,6 +359,17 @@ MUTATIONS = {
         Scope.USAGE_CORRECT,
         "VoidUsageSuccess",
     ),
+    "grantCredits": (f"input: {{{NAMES}, amount: 5}}", Scope.BILLING_WRITE, "GrantCreditsSuccess"),
+    "updateCreditGrant": ('input: {id: "GRANT", priority: 70}', Scope.BILLING_WRITE, "UpdateCreditGrantSuccess"),
+    "revokeCreditGrant": ('input: {id: "GRANT", amount: 1}', Scope.BILLING_WRITE, "RevokeCreditGrantSuccess"),
+    "holdCredits": (f'input: {{{NAMES}, holdId: "new", amount: 1}}', Scope.USAGE_WRITE, "HoldCreditsSuccess"),
+    "extendHold": (
+        f'input: {{{NAMES}, holdId: "held", expiresInSeconds: 9000}}',
+        Scope.USAGE_WRITE,
+        "ExtendHoldSuccess",
+    ),
+    "commitHold": (f'input: {{{NAMES}, holdId: "new", amount: 1}}', Scope.USAGE_WRITE, "CommitHoldSuccess"),
+    "releaseHold": (f'input: {{{NAMES}, holdId: "held"}}', Scope.USAGE_WRITE, "ReleaseHoldSuccess"),
 }
 
 #: The edges of what a mutation answers: none but `billing:read` may follow them.
@@ -371,17 +384,28 @@ EDGES = {
     "LedgerEntry.billingMeter": ("recordUsage", "entry { billingMeter { id } }"),
     "LedgerEntry.voids": ("recordUsage", "entry { voids { id } }"),
     "LedgerEntry.voids of a void": ("voidUsage", "entry { voids { id } }"),
+    "LedgerEntry.draws": ("recordUsage", "entry { draws { amount } }"),
+    "LedgerEntry.creditGrant": ("grantCredits", "entry { creditGrant { id } }"),
+    "LedgerEntry.hold": ("holdCredits", "entry { hold { id } }"),
+    "BillingMeter.creditGrants": ("recordUsage", "billingMeter { creditGrants { nodes { id } } }"),
+    "BillingMeter.burnDown": ("recordUsage", "billingMeter { burnDown { openCredits } }"),
+    "BillingMeter.holds": ("recordUsage", "billingMeter { holds { nodes { id } } }"),
+    "CreditGrant.billingMeter": ("updateCreditGrant", "creditGrant { billingMeter { id } }"),
+    "Hold.billingMeter": ("holdCredits", "hold { billingMeter { id } }"),
 }
 
 STATE = """{
   customers { nodes { email name } }
-  billingMeters { nodes { externalMeterId totalCredits usedCredits spendCap ledger { nodes { id } } } }
+  billingMeters { nodes {
+    externalMeterId totalCredits usedCredits spendCap ledger { nodes { id } }
+    creditGrants { nodes { openCredits priority } } holds { nodes { holdId state expiresAt } }
+  } }
 }"""
 
 
 @pytest.fixture
 async def tenant(gateway: Gateway) -> Callable[[str], str]:
-    """A customer `ada` with the meter `m` of 100 credits, 30 of them used: puts their ids into a text."""
+    """A customer `ada` with the meter `m` of 100 credits, 30 of them used, a grant and a hold: puts ids into a text."""
     customer = await gateway.mutate(
         "createCustomer",
         "... on CreateCustomerSuccess { customer { id } }",
@@ -404,12 +428,16 @@ async def tenant(gateway: Gateway) -> Callable[[str], str]:
         eventId="first",
         amount="30",
     )
+    granted = await must(gateway, "grantCredits", "creditGrant { id }", amount="40", priority=60)
+    held = await must(gateway, "holdCredits", "hold { id }", holdId="held", amount="10")
     ids = {
         "CUSTOMER": customer["customer"]["id"],
         "METER": meter["billingMeter"]["id"],
         "ENTRY": used["entry"]["id"],
+        "GRANT": granted["creditGrant"]["id"],
+        "HOLD": held["hold"]["id"],
     }
-    return lambda document: re.sub("CUSTOMER|METER|ENTRY", lambda match: ids[match[0]], document)
+    return lambda document: re.sub("CUSTOMER|METER|ENTRY|GRANT|HOLD", lambda match: ids[match[0]], document)
 
 
 class TestScopes:
@@ -464,7 +492,7 @@ class TestScopes:
         assert set(MUTATIONS) == {field["name"] for field in types["Mutation"]["fields"]}
         edges = {
             f"{name}.{field['name']}"
-            for name in ("Customer", "BillingMeter", "LedgerEntry")
+            for name in ("Customer", "BillingMeter", "LedgerEntry", "CreditGrant", "Hold")
             for field in types[name]["fields"]
             if field["args"] or named(field["type"])["kind"] == "OBJECT"
         }
@@ -715,6 +743,32 @@ class TestWritingAlone:
         assert first["entry"] == {"amount": "7", "totalCreditsAfter": "107"}
         for replayer, entry in ((caller, first["entry"]), (other, None), (gateway, first["entry"])):
             again = await replayer.mutate("refillBillingMeter", selection, **values)
+            assert again == first | {"replayed": True, "entry": entry}
+
+    @pytest.mark.parametrize(
+        ("mutation", "scope", "values"),
+        [
+            ("voidUsage", Scope.USAGE_CORRECT, {"eventId": "first", "amount": "7", "reason": "r"}),
+            ("grantCredits", Scope.BILLING_WRITE, {"amount": "7"}),
+            ("holdCredits", Scope.USAGE_WRITE, {"holdId": "h", "amount": "7", "idempotencyKey": None}),
+            ("commitHold", Scope.USAGE_WRITE, {"holdId": "held", "amount": "7", "idempotencyKey": None}),
+            ("revokeCreditGrant", Scope.BILLING_WRITE, {"id": "GRANT", "amount": "7"}),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    async def test_the_replay_of_another_key_shows_no_entry(
+        self, gateway: Gateway, tenant: Callable[[str], str], mutation: str, scope: Scope, values: dict[str, Any]
+    ) -> None:
+        names = {} if "id" in values else {"workspaceId": "w", "externalMeterId": "m"}
+        values = {"idempotencyKey": "k"} | names | values
+        values = {name: tenant(value) for name, value in values.items() if value is not None}
+        success = f"{mutation[0].upper()}{mutation[1:]}Success"
+        selection = f"... on {success} {{ replayed billingMeter {{ id }} entry {{ amount recordedBy }} }}"
+        caller, other = await gateway.caller(scope), await gateway.caller(scope)
+        first = await caller.mutate(mutation, selection, **values)
+        assert first["entry"]["amount"] == "7"
+        for replayer, entry in ((caller, first["entry"]), (other, None), (gateway, first["entry"])):
+            again = await replayer.mutate(mutation, selection, **values)
             assert again == first | {"replayed": True, "entry": entry}
 
 

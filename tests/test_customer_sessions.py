@@ -393,6 +393,13 @@ MUTATIONS = {
     "recordUsage": f'input: {{{NAMES}, eventId: "new", amount: 1}}',
     "recordUsageBatch": f'input: [{{{NAMES}, eventId: "batch", amount: 1}}]',
     "voidUsage": f'input: {{{NAMES}, eventId: "e", amount: 1, reason: "why", idempotencyKey: "new"}}',
+    "grantCredits": f"input: {{{NAMES}, amount: 1}}",
+    "updateCreditGrant": 'input: {id: "GRANT", priority: 1}',
+    "revokeCreditGrant": 'input: {id: "GRANT"}',
+    "holdCredits": f'input: {{{NAMES}, holdId: "new", amount: 1}}',
+    "commitHold": f'input: {{{NAMES}, holdId: "held", amount: 1}}',
+    "releaseHold": f'input: {{{NAMES}, holdId: "held"}}',
+    "extendHold": f'input: {{{NAMES}, holdId: "held", expiresInSeconds: 9000}}',
 }
 STATE = """{
   customers { nodes { id email name } }

@@ -473,9 +473,10 @@ def test_every_filter_is_asked_about() -> None:
         *("filter", "filter.email", "filter.namePrefix", "filter.externalIdPrefix"),
         *("filter.createdFrom", "filter.createdBefore"),
         *("filter.workspaceId", "filter.customerId", "filter.availableBelow"),
+        *("filter.state", "filter.category", "filter.expiresBefore", "state"),
         *("from", "to", "names"),
     }
-    assert len(nullable()) == 2 + 8 + 2 * 3
+    assert len(nullable()) == 2 + 8 + 2 * 3 + 4 + 1
 
 
 @pytest.mark.parametrize("asked", nullable(), ids=lambda asked: asked.query.replace("%s", "null"))

@@ -124,10 +124,14 @@ def without_argument(type_name: str, field: str, argument: str) -> str:
 
 #: Every list that is none of edges, and what bounds it: a list that grows without a bound is a connection.
 BOUNDED_LISTS = {
+    "BillingMeter.burnDown": "the live grants of a meter, and the base",
     "BillingMeter.usage": "366 days and 10,000 rows",
     "BillingMeterConnection.nodes": "the page",
+    "CreditGrantConnection.nodes": "the page",
     "CustomerConnection.nodes": "the page",
+    "HoldConnection.nodes": "the page",
     "InvalidInput.field": "the depth of an input",
+    "LedgerEntry.draws": "the live grants of a meter, and the base",
     "LedgerEntryConnection.nodes": "the page",
     "Mutation.recordUsageBatch": "as many as were sent, 1,000",
     "Query.nodes": "as many as were asked for, 100",
@@ -149,7 +153,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     ),
     "an argument is gone": (with_other_text("  viewer: Viewer!", "  viewer(gone: Int): Viewer!"), "breaking"),
     "a member of a union is gone": (
-        with_other_text("| SpendCapExceeded | AmountOutOfRange", "| SpendCapExceeded | AmountOutOfRange | UsageDay"),
+        with_other_text("| ExceedsVoidable", "| ExceedsVoidable | UsageDay"),
         "breaking",
     ),
     "a field became nullable": (
@@ -165,11 +169,11 @@ CHANGES: dict[str, tuple[str, str]] = {
     # What clients may not have reckoned with is dangerous.
     "a value is new": (without("OverLimitPolicy", "PARTIAL"), "dangerous"),
     "a member of a union is new": (
-        with_other_text("| SpendCapExceeded | AmountOutOfRange", "| SpendCapExceeded"),
+        with_other_text("| IdempotencyConflict | ExceedsVoidable", "| IdempotencyConflict"),
         "dangerous",
     ),
     "a default is another": (
-        with_other_text('usageName: String! = "default"', 'usageName: String! = "other"'),
+        with_other_text("priority: Int! = 50", "priority: Int! = 51"),
         "dangerous",
     ),
     "an optional input field is new": (without("RecordUsageInput", "occurredAt"), "dangerous"),

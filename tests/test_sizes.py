@@ -66,9 +66,13 @@ def test_one_that_says_it_is_taken(type_: Any, metadata: dict[str, Any]) -> None
 
 def test_the_lists_of_the_schema_are_these() -> None:
     assert {".".join(place) for place, said in engine._sizes.records.items() if said.maximum is not None} == {
+        "BillingMeter.burnDown",
+        "BillingMeter.creditGrants",
+        "BillingMeter.holds",
         "BillingMeter.ledger",
         "BillingMeter.usage",
         "Customer.billingMeters",
+        "LedgerEntry.draws",
         "Mutation.recordUsageBatch",
         "Query.billingMeters",
         "Query.customers",

@@ -8,11 +8,12 @@ import pytest
 
 from storage.tenants import Environment
 from tests.conftest import REFUSALS, Caller, Gateway
-from tests.steps import make_customer, make_meter
+from tests.steps import entry_id, make_customer, make_meter, must
 
 CUSTOMER = "id orgId environment email name externalId updatedAt billingMeters { nodes { id externalMeterId } }"
 METER = """id workspaceId externalMeterId totalCredits usedCredits spendCap updatedAt customer { id email }
-  usage { day totalBillingUsage } ledger { nodes { id key amount recordedBy } }"""
+  usage { day totalBillingUsage } ledger { nodes { id key amount recordedBy } }
+  creditGrants { nodes { id openCredits } } holds { nodes { id state } }"""
 
 #: What every query and mutation asks that takes an id or a name, by the name of its field.
 QUESTIONS = {
@@ -20,8 +21,14 @@ QUESTIONS = {
         "query ($customer: ID!) { node(id: $customer) { __typename id } }",
         "query ($meter: ID!) { node(id: $meter) { __typename id } }",
         "query ($entry: ID!) { node(id: $entry) { __typename id } }",
+        "query ($grant: ID!) { node(id: $grant) { __typename id } }",
+        "query ($hold: ID!) { node(id: $hold) { __typename id } }",
     ],
-    "nodes": ["query ($customer: ID!, $meter: ID!, $entry: ID!) { nodes(ids: [$customer, $meter, $entry]) { id } }"],
+    "nodes": [
+        """query ($customer: ID!, $meter: ID!, $entry: ID!, $grant: ID!, $hold: ID!) {
+          nodes(ids: [$customer, $meter, $entry, $grant, $hold]) { id }
+        }"""
+    ],
     "customer": [f"query ($customer: ID!) {{ customer(id: $customer) {{ {CUSTOMER} }} }}"],
     "customerByExternalId": [f'{{ customerByExternalId(externalId: "crm-1") {{ {CUSTOMER} }} }}'],
     "customers": [f"{{ customers {{ nodes {{ {CUSTOMER} }} pageInfo {{ hasNextPage }} }} }}"],
@@ -97,6 +104,46 @@ QUESTIONS = {
           }}) {{ __typename {REFUSALS} }}
         }}""",
     ],
+    "grantCredits": [
+        f"""mutation {{
+          grantCredits(input: {{workspaceId: "w", externalMeterId: "m", amount: "1", idempotencyKey: "g"}}) {{
+            __typename {REFUSALS} ... on IdempotencyConflict {{ firstEntry {{ id }} }}
+          }}
+        }}""",
+    ],
+    "updateCreditGrant": [
+        f"""mutation ($grant: ID!) {{
+          updateCreditGrant(input: {{id: $grant, expiresAt: "2000-01-01T00:00:00Z"}}) {{ __typename {REFUSALS} }}
+        }}""",
+    ],
+    "revokeCreditGrant": [
+        f"""mutation ($grant: ID!) {{
+          revokeCreditGrant(input: {{id: $grant, amount: "1", idempotencyKey: "r"}}) {{
+            __typename {REFUSALS} ... on IdempotencyConflict {{ firstEntry {{ id }} }}
+          }}
+        }}""",
+    ],
+    "holdCredits": [
+        f"""mutation {{
+          holdCredits(input: {{workspaceId: "w", externalMeterId: "m", holdId: "h", amount: "1"}}) {{
+            __typename {REFUSALS} ... on IdempotencyConflict {{ firstEntry {{ id }} }}
+          }}
+        }}""",
+    ],
+    **{
+        name: [
+            f"""mutation {{
+              {name}(input: {{workspaceId: "w", externalMeterId: "m", holdId: "h" {values}}}) {{
+                __typename {REFUSALS} ... on HoldNotOpen {{ hold {{ id }} }}
+              }}
+            }}"""
+        ]
+        for name, values in {
+            "commitHold": ', amount: "1"',
+            "releaseHold": "",
+            "extendHold": ", expiresInSeconds: 1",
+        }.items()
+    },
 }
 #: All that an organization has, as far as it is not too much for a page.
 EVERYTHING = f"""{{
@@ -113,10 +160,18 @@ class Ids(NamedTuple):
     customer: str
     meter: str
     entry: str
+    grant: str
+    hold: str
 
 
 #: Of the form of ids, and nobody's.
-MADE_UP = Ids("cus_0123456789abcdef01234567", "mtr_0123456789abcdef01234567", "ent_0123456789abcdef01234567_1")
+MADE_UP = Ids(
+    "cus_0123456789abcdef01234567",
+    "mtr_0123456789abcdef01234567",
+    "ent_0123456789abcdef01234567_1",
+    "grt_0123456789abcdef01234567_1",
+    "hld_0123456789abcdef01234567_1",
+)
 
 
 async def attach(caller: Caller, name: str, customer_id: str | None, workspace_id: str = "w") -> str:
@@ -140,7 +195,12 @@ async def furnish(caller: Caller) -> Ids:
         idempotencyKey="k",
     )
     await caller.mutate("recordUsage", "", **names, eventId="e", amount="30")
-    return Ids(customer, meter, refill["entry"]["id"])
+    granted = await must(caller, "grantCredits", "creditGrant { id }", amount="5", idempotencyKey="g")
+    input_ = {"id": granted["creditGrant"]["id"], "amount": "2", "idempotencyKey": "r"}
+    await caller.mutate("revokeCreditGrant", "", **input_)
+    held = await must(caller, "holdCredits", "hold { id }", holdId="h", amount="5")
+    await must(caller, "releaseHold", holdId="h")
+    return Ids(customer, meter, refill["entry"]["id"], granted["creditGrant"]["id"], held["hold"]["id"])
 
 
 async def ask_all(caller: Caller, ids: Ids) -> dict[str, Any]:
@@ -425,9 +485,12 @@ async def test_a_limited_key_works_in_its_own_workspace(gateway: Gateway, house:
 
 async def test_an_id_outside_the_workspaces_is_as_one_that_is_not_there(gateway: Gateway, house: House) -> None:
     outside = house.meters["v", "2"]
-    ids = Ids(house.outside, outside, f"ent_{outside.removeprefix('mtr_')}_2")
+    names = {"workspaceId": "v", "externalMeterId": "2"}
+    granted = await must(gateway, "grantCredits", "creditGrant { id }", **names, amount="5")
+    held = await must(gateway, "holdCredits", "hold { id }", **names, holdId="h", amount="1")
+    ids = Ids(house.outside, outside, entry_id(outside, 2), granted["creditGrant"]["id"], held["hold"]["id"])
     before = await gateway.data(EVERYTHING)
-    nothing = {"node": None, "nodes": [None, None, None], "customer": None, "usage": None}
+    nothing = {"node": None, "nodes": [None] * 5, "customer": None, "usage": None}
     for field, answer in nothing.items():
         for question in QUESTIONS[field]:
             assert await house.limited.run(question, ids._asdict()) == {"data": {field: answer}}
@@ -447,9 +510,9 @@ async def test_an_id_outside_the_workspaces_is_as_one_that_is_not_there(gateway:
 
 async def test_an_id_inside_the_workspaces_is_found(house: House) -> None:
     meter_id = house.meters["w", "2"]
-    ids = Ids(house.inside, meter_id, f"ent_{meter_id.removeprefix('mtr_')}_2")
+    ids = MADE_UP._replace(customer=house.inside, meter=meter_id, entry=entry_id(meter_id, 2))
     data = await house.limited.data(QUESTIONS["nodes"][0], ids._asdict())
-    assert data["nodes"] == [{"id": id_} for id_ in ids]
+    assert data["nodes"] == [{"id": id_} for id_ in ids[:3]] + [None, None]
     usage = "query ($meter: ID!) { usage(billingId: $meter) { day totalBillingUsage } }"
     assert (await house.limited.data(usage, {"meter": meter_id}))["usage"] == [
         {"day": "2026-03-16", "totalBillingUsage": "3"}

@@ -8,6 +8,7 @@ import strawberry
 from strawberry.scalars import JSON
 
 from resolvers import errors
+from resolvers.actor import Actor
 from resolvers.context import Context
 from resolvers.loaders import GrantsOfMeter
 from resolvers.meters.commands import Decision
@@ -26,7 +27,7 @@ from schema.errors import (
     TooManyCreditGrants,
 )
 from schema.info import Filter, Info, changes_of, given, not_null, values_of
-from schema.meters.ledger import LedgerEntry
+from schema.meters.ledger import ANSWERED_ENTRY, LedgerEntry
 from schema.relay import Connection, Node, PageArguments, connection_of, seq_of
 from schema.scalars import BigInt
 from storage import credit_grants, ids
@@ -226,7 +227,7 @@ class GrantCreditsSuccess:
 
     credit_grant: CreditGrant = strawberry.field(description=_GRANT_NOW)
     billing_meter: _MeterType = strawberry.field(description=_METER_NOW)
-    entry: LedgerEntry = strawberry.field(description="The ledger entry.")
+    entry: LedgerEntry | None = strawberry.field(description=ANSWERED_ENTRY)
     replayed: bool = strawberry.field(description=_REPLAYED)
 
 
@@ -245,7 +246,7 @@ class RevokeCreditGrantSuccess:
 
     credit_grant: CreditGrant = strawberry.field(description=_GRANT_NOW)
     billing_meter: _MeterType = strawberry.field(description=_METER_NOW)
-    entry: LedgerEntry = strawberry.field(description="The ledger entry.")
+    entry: LedgerEntry | None = strawberry.field(description=ANSWERED_ENTRY)
     revoked: BigInt = strawberry.field(description="The credits that were taken back.")
     shortfall: BigInt = strawberry.field(
         description="The credits that were asked for and were not open; 0 where no amount was given."
@@ -272,9 +273,13 @@ RevokeCreditGrantResult = Annotated[
 ]
 
 
-def _about(decision: Decision) -> dict[str, Any]:
-    """Return the grant and the meter of a decision."""
-    return {"credit_grant": decision.credit_grant, "billing_meter": decision.billing_meter}
+def _about(decision: Decision, actor: Actor) -> dict[str, Any]:
+    """Return the grant, the meter and the entry of a decision, as the actor sees them."""
+    return {
+        "credit_grant": decision.credit_grant,
+        "billing_meter": decision.billing_meter,
+        "entry": LedgerEntry.of_answer(decision.entry, actor),
+    }
 
 
 @strawberry.type
@@ -293,7 +298,7 @@ class CreditGrantMutation:
         not_null("expiresAt", input.expires_at, "leave it out for no end.")
         values = values_of(input) | {"category": credit_grants.CreditGrantCategory[input.category.name]}
         decision = await grant_credits(info.context, **values)
-        return GrantCreditsSuccess(**_about(decision), entry=LedgerEntry.of(decision.entry), replayed=decision.replayed)
+        return GrantCreditsSuccess(**_about(decision, info.context.actor), replayed=decision.replayed)
 
     @strawberry.mutation(
         description="Changes the priority or the end of a live credit grant. Needs `billing:write`.", metadata=DIRECT
@@ -316,9 +321,7 @@ class CreditGrantMutation:
             raise errors.InvalidInput("removeExpiry", "must not be true beside an expiresAt.")
         changes |= {"expires_at": None} if input.remove_expiry else {}
         decision = await update_credit_grant(info.context, id_=input.id, changes=changes, reason=given(input.reason))
-        return UpdateCreditGrantSuccess(
-            **_about(decision), entry=LedgerEntry.of_answer(decision.entry, info.context.actor)
-        )
+        return UpdateCreditGrantSuccess(**_about(decision, info.context.actor))
 
     @strawberry.mutation(
         description="Takes back what is open of a credit grant, or a part of it. Needs `billing:write`.",
@@ -343,8 +346,7 @@ class CreditGrantMutation:
         assert decision.entry is not None  # noqa: S101  # Every revocation has its entry.
         revoked = decision.entry.amount
         return RevokeCreditGrantSuccess(
-            **_about(decision),
-            entry=LedgerEntry.of(decision.entry),
+            **_about(decision, info.context.actor),
             revoked=BigInt(revoked),
             shortfall=BigInt((decision.entry.requested_amount or revoked) - revoked),
             replayed=decision.replayed,

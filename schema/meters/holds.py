@@ -28,7 +28,7 @@ from schema.errors import (
 )
 from schema.info import Info, values_of
 from schema.meters.credit_grants import numbered_page
-from schema.meters.ledger import LedgerEntry
+from schema.meters.ledger import ANSWERED_ENTRY, LedgerEntry
 from schema.relay import Connection, Node, PageArguments, connection_of
 from schema.scalars import BigInt
 from storage import holds, ids, ledger
@@ -175,7 +175,6 @@ class ExtendHoldInput:
 _HOLD_NOW = "The hold, as it is now."
 _METER_NOW = "The meter, as it is now."
 _REPLAYED = "Whether it had been done before, so that nothing changed."
-_ENTRY = "The ledger entry; null: another key recorded it, and this one lacks `billing:read`."
 
 
 @strawberry.type(description="Credits are reserved.")
@@ -184,7 +183,7 @@ class HoldCreditsSuccess:
 
     hold: Hold = strawberry.field(description=_HOLD_NOW)
     billing_meter: _MeterType = strawberry.field(description=_METER_NOW)
-    entry: LedgerEntry = strawberry.field(description="The ledger entry.")
+    entry: LedgerEntry | None = strawberry.field(description=ANSWERED_ENTRY)
     refused: BigInt = strawberry.field(
         description="The credits that the policy `PARTIAL` did not reserve; 0 under `REJECT`."
     )
@@ -277,11 +276,10 @@ class HoldMutation:
         """Reserve the credits."""
         values = values_of(input) | {"policy": ledger.OverLimitPolicy[input.policy.name]}
         decision = await hold_credits(info.context, **values)
-        assert decision.entry is not None  # noqa: S101  # Every hold has its entry.
         return HoldCreditsSuccess(
             hold=cast("Hold", decision.hold),
             billing_meter=cast("BillingMeter", decision.billing_meter),
-            entry=LedgerEntry.of(decision.entry),
+            entry=LedgerEntry.of_answer(decision.entry, info.context.actor),
             refused=BigInt(decision.refused),
             replayed=decision.replayed,
         )

@@ -34,6 +34,9 @@ _HoldType = Annotated["Hold", strawberry.lazy("schema.meters.holds")]
 
 _OPENING = ledger.LedgerEntryKind.OPENING
 
+#: What is said of the entry in a mutation's answer.
+ANSWERED_ENTRY = "The ledger entry; null: another key recorded it, and this one lacks `billing:read`."
+
 
 async def _meters_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[_MeterType]:
     """Return the meter of each entry."""

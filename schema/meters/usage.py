@@ -35,7 +35,7 @@ from schema.errors import (
     user_error,
 )
 from schema.info import Info, given, not_null, values_of
-from schema.meters.ledger import LedgerEntry
+from schema.meters.ledger import ANSWERED_ENTRY, LedgerEntry
 from schema.scalars import BigInt
 from storage.billing_meters import BillingMeterRow
 from storage.ledger import OverLimitPolicy as Policy
@@ -311,18 +311,17 @@ class VoidUsageSuccess:
     billing_meter: _MeterType = strawberry.field(
         description="The meter, as it is now; the entry tells the totals right after this void."
     )
-    entry: LedgerEntry = strawberry.field(description="The ledger entry, which names the usage that it takes back.")
+    entry: LedgerEntry | None = strawberry.field(description=ANSWERED_ENTRY)
     replayed: bool = strawberry.field(
         description="Whether an earlier request under the same key had voided it, so that nothing changed."
     )
 
     @classmethod
-    def of(cls, decision: Decision) -> "VoidUsageSuccess":
-        """Return the decision as clients see it."""
-        assert decision.entry is not None  # noqa: S101  # Every void has its entry.
+    def of(cls, decision: Decision, actor: Actor) -> "VoidUsageSuccess":
+        """Return the decision as the actor sees it."""
         return cls(
             billing_meter=cast("BillingMeter", decision.billing_meter),
-            entry=LedgerEntry.of(decision.entry),
+            entry=LedgerEntry.of_answer(decision.entry, actor),
             replayed=decision.replayed,
         )
 
@@ -396,4 +395,4 @@ class UsageMutation:
             idempotency_key=input.idempotency_key,
             amount=not_null("amount", input.amount, "leave it out to give back all that is left."),
         )
-        return VoidUsageSuccess.of(decision)
+        return VoidUsageSuccess.of(decision, info.context.actor)
