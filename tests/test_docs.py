@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -37,11 +38,13 @@ from schema.engine.limits.room import MAX_WEIGHT, SMALL_WEIGHT
 from schema.engine.operations import LARGE_VALUES
 from schema.relay import DEFAULT_PAGE
 from schema.root import schema
-from tests.doc_pages import ROOT, blocks_of
+from tests.doc_pages import ROOT, blocks_of, rows_after
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "guide.md"
 ERRORS = ROOT / "docs" / "errors.md"
+GRANTS = ROOT / "docs" / "grants.md"
+HOLDS = ROOT / "docs" / "holds.md"
 LIMITS = ROOT / "docs" / "limits.md"
 PAGINATION = ROOT / "docs" / "pagination.md"
 SETTINGS = ROOT / "docs" / "settings.md"
@@ -62,6 +65,8 @@ ADDRESS = "http://127.0.0.1:8000"
 KEY = "$(cat tollgate-demo.key)"
 #: What stands for a cursor: in an answer for any, in a command for that of the answer before.
 CURSOR = "Y3Vz…"
+#: What stands for the id of a credit grant, and the end that it has.
+GRANT, GRANT_END = "grt_…", "2030-01-01T00:00:00Z"
 
 
 def examples_of(page: Path, command: str) -> list[tuple[str, Any]]:
@@ -253,6 +258,24 @@ def test_the_paginations_examples_answer_what_is_shown(demo: Demo) -> None:
     demo.node(PAGINATION)
 
 
+def test_the_walk_of_grants_is_answered_as_is_shown(demo: Demo) -> None:
+    asked = examples_of(GRANTS, "curl ")
+    assert [f"{command}{answer}".count(GRANT) for command, answer in asked] == [0, 1, 1, 1, 0, 1]
+    end = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%dT%H:%M:%SZ}"
+    grant_id = GRANT
+    for command, shown in asked:
+        text = json.dumps(demo.curl(command.replace(GRANT, grant_id).replace(GRANT_END, end)))
+        grant_id = next(iter(re.findall(r"grt_\w+", text)), grant_id)
+        assert json.loads(text.replace(grant_id, GRANT).replace(end, GRANT_END)) == shown
+
+
+def test_the_walk_of_holds_is_answered_as_is_shown_and_its_commit_replayed(demo: Demo) -> None:
+    asked = examples_of(HOLDS, "curl ")
+    assert [demo.curl(command) for command, _ in asked] == [answer for _, answer in asked]
+    command, answer = asked[-1]
+    assert demo.curl(command) == {"data": {"commitHold": answer["data"]["commitHold"] | {"replayed": True}}}
+
+
 def test_the_pages_that_are_refused_are_refused_as_is_shown(demo: Demo) -> None:
     rows = rows_after(PAGINATION, "What is refused")
     assert len(rows) == 5
@@ -262,13 +285,6 @@ def test_the_pages_that_are_refused_are_refused_as_is_shown(demo: Demo) -> None:
         headers = {"authorization": f"Bearer {demo.key()}"}
         (error,) = httpx.post(f"{demo.address}/graphql", json={"query": query}, headers=headers).json()["errors"]
         assert (error["message"], error["extensions"]) == (message, {"code": "BAD_USER_INPUT"}), arguments
-
-
-def rows_after(page: Path, heading: str) -> list[list[str]]:
-    """Return the cells of the table in the section of this heading, without its head."""
-    section = page.read_text("utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
-    return [[cell.strip().strip("`") for cell in row] for row in rows[1:]]
 
 
 def test_every_refusal_is_told_with_its_code_and_its_facts() -> None:
