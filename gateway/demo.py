@@ -1,4 +1,4 @@
-"""The demo organization: customers, meters and two months of usage, made by the gateway's own rules.
+"""The demo organization: customers, meters, two months of usage, grants and holds, made by the gateway's own rules.
 
 Everything has a name of its own, so seeding again replays what is there and adds only the days since.
 """
@@ -15,9 +15,12 @@ from resolvers.actor import DEMO, Actor, Scope
 from resolvers.api_keys import create_api_key
 from resolvers.context import Context
 from resolvers.customers import NewCustomer, create_customer
-from resolvers.errors import Refusal, Unauthenticated
+from resolvers.errors import LimitRefusal, Refusal, Unauthenticated
 from resolvers.meters.create import NewBillingMeter, create_billing_meter
+from resolvers.meters.grants import grant_credits
+from resolvers.meters.holds import MAX_SECONDS, hold_credits
 from resolvers.meters.record_usage import RecordUsage
+from storage.credit_grants import CreditGrantCategory
 from storage.ledger import OverLimitPolicy
 from storage.tenants import Environment
 
@@ -57,11 +60,12 @@ async def seed(services: Services) -> str:
 
 async def _seed_customer(context: Context, name: str) -> None:
     external_id = name.lower().replace(" & ", "-").replace(" ", "-")
+    plan = "starter" if len(name) % 2 else "growth"
     customer = NewCustomer(
         email=f"billing@{external_id}.example.com",
         name=name,
         external_id=external_id,
-        metadata={"plan": "starter" if len(name) % 2 else "growth"},
+        metadata={"plan": plan},
     )
     made = await create_customer(context, customer, idempotency_key=f"demo-{external_id}")
     for workspace_id, credits_, allow_overages, spend_cap, daily in _METERS:
@@ -75,6 +79,8 @@ async def _seed_customer(context: Context, name: str) -> None:
         )
         await create_billing_meter(context, meter, idempotency_key=f"demo-{workspace_id}-{external_id}")
         await _seed_usage(context, workspace_id, external_id, daily)
+    if plan == "growth":
+        await _seed_credits(context, external_id)
 
 
 async def _seed_usage(context: Context, workspace_id: str, external_id: str, daily: dict[str, int]) -> None:
@@ -99,6 +105,31 @@ async def _seed_usage(context: Context, workspace_id: str, external_id: str, dai
     for result in results:
         if isinstance(result, Refusal):
             raise result
+
+
+async def _seed_credits(context: Context, external_id: str) -> None:
+    """Grant what comes with the plan each month, until the end of the next one, and hold what a call of today takes."""
+    today = context.clock().replace(hour=0, minute=0, second=0, microsecond=0)
+    month = today.replace(day=1)
+    await grant_credits(
+        context,
+        workspace_id="assistant",
+        external_meter_id=external_id,
+        amount=25_000,
+        category=CreditGrantCategory.PROMOTIONAL,
+        expires_at=(month + timedelta(days=62)).replace(day=1),
+        reason="The month's credits of the plan",
+        idempotency_key=f"demo-{month:%Y-%m}",
+    )
+    with suppress(LimitRefusal):  # A demo that is old enough has used everything.
+        await hold_credits(
+            context,
+            workspace_id="assistant",
+            external_meter_id=external_id,
+            hold_id=f"demo-{today:%Y-%m-%d}",
+            amount=2_000,
+            expires_in_seconds=MAX_SECONDS,
+        )
 
 
 def _amount(series: str, day: datetime, usual: int) -> int:

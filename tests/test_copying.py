@@ -31,7 +31,14 @@ from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port
 from tests.steps import execute, make_meter, opened, rows_of
 
 #: What the demo makes on any day, but the usage of each day.
-DEMO = {"customers": 12, "billing_meters": 24, "api_keys": 1, "idempotency_keys": 36}
+DEMO = {
+    "customers": 12,
+    "billing_meters": 24,
+    "api_keys": 1,
+    "idempotency_keys": 36,
+    "credit_grants": 2,
+    "holds": 2,
+}
 
 GREATEST = 2**63 - 1
 
@@ -85,17 +92,19 @@ async def test_the_demo_is_copied_and_verified_alike(demo_url: str, target_url: 
     assert (code, messages.strip()) == (0, "")
     told = json.loads(output)
     usage = told["days"]
+    # What opened each meter, the grants and the holds.
+    entries = usage + 24 + 2 + 2
     assert told == {
-        "rows": DEMO | {"usage_days": usage, "ledger_entries": usage + 24},
+        "rows": DEMO | {"usage_days": usage, "ledger_entries": entries},
         "meters": 24,
-        "entries": usage + 24,
+        "entries": entries,
         "days": usage,
         "disagreements": 0,
     }
     before = await run(demo_url, tmp_path, "verify", "--json")
     after = await run(target_url, tmp_path, "verify", "--json")
     assert before.out == after.out
-    assert after.json == {"meters": 24, "entries": usage + 24, "days": usage, "disagreements": []}
+    assert after.json == {"meters": 24, "entries": entries, "days": usage, "disagreements": []}
     async with opened(demo_url) as source, opened(target_url) as target:
         assert await rows_of(target) == await rows_of(source)
         # It is served, and its sequences go on: the same key opens it.
@@ -162,6 +171,19 @@ async def test_extreme_values_arrive_as_they_are(
                 " (:id, '0001-01-01', :id, :least), (:id, '9999-12-31', :id, :most), (:id, '9999-12-31', 'a', 0)"
             )
             await writer.execute(text(days), {"id": f"cus_{each}", "most": GREATEST, "least": -GREATEST - 1})
+        grant = (
+            "INSERT INTO credit_grants (meter_id, seq, key, amount, priority, category, expires_at, open_credits,"
+            " pinned_credits, drawn_credits, covered_credits, expired_credits, revoked_credits, is_closed, created_at,"
+            " reason, metadata) SELECT id, :most, id, :most, -32768, 'paid', updated_at, :least, 0, 0, 0, 0, 0,"
+            " name IS NULL, created_at, id, metadata FROM customers"
+        )
+        await writer.execute(text(grant), {"most": GREATEST, "least": -GREATEST - 1})
+        hold = (
+            "INSERT INTO holds (meter_id, seq, hold_id, amount, requested_amount, expires_in_seconds, state,"
+            " committed_amount, expires_at, created_at, closed_at, pins, metadata) SELECT id, :most, id, :most, :least,"
+            " -2147483648, 'open', NULL, updated_at, created_at, NULL, '[[0,  1]]', metadata FROM customers"
+        )
+        await writer.execute(text(hold), {"most": GREATEST, "least": -GREATEST - 1})
 
     await own.database.write(fill)
     async with opened(target_url) as target:
@@ -180,6 +202,8 @@ async def test_extreme_values_arrive_as_they_are(
         "idempotency_keys": 0,
         "usage_days": 3 * len(TEXTS),
         "ledger_entries": 0,
+        "credit_grants": len(TEXTS),
+        "holds": len(TEXTS),
     }
 
 

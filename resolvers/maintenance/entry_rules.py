@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from resolvers.actor import OPERATORS, Scope
+from resolvers.actor import DEMO, IMPORT, Scope
 from resolvers.meters.booking import BY_TIME
 from resolvers.values import MAX_AMOUNT
 from storage.ledger import LedgerEntryKind, LedgerEntryRow
@@ -77,7 +77,8 @@ RULES: Mapping[LedgerEntryKind, KindRule] = {
 
 #: What operators record at the command line, and what follows from time or from another entry, by who has recorded it.
 RECORDED_WITHOUT_KEY: Mapping[str, frozenset[LedgerEntryKind]] = {
-    **dict.fromkeys(OPERATORS, frozenset((LedgerEntryKind.OPENING, LedgerEntryKind.USAGE))),
+    IMPORT: frozenset((LedgerEntryKind.OPENING, LedgerEntryKind.USAGE)),
+    DEMO: frozenset((LedgerEntryKind.OPENING, LedgerEntryKind.USAGE, LedgerEntryKind.GRANT, LedgerEntryKind.HOLD)),
     BY_TIME: frozenset((LedgerEntryKind.EXPIRY, LedgerEntryKind.REVOCATION, LedgerEntryKind.HOLD_EXPIRY)),
 }
 
