@@ -218,7 +218,7 @@ class TestPage:
     async def test_the_starters_run_as_they_stand_on_the_demos_data(self, page: Page, demo: Server) -> None:
         async with explorer(page, demo) as graphiql:
             await expect(graphiql.page.locator(".graphiql-tab-button")).to_have_text(
-                ["Customer", "Refill", "RecordUsage"]
+                ["Customer", "Refill", "RecordUsage", "Hold"]
             )
             await graphiql.run()
             await graphiql.answers('"name": "Acme Robotics"', '"workspaceId": "images"', '"totalBillingUsage": "')
@@ -231,6 +231,10 @@ class TestPage:
             await graphiql.page.get_by_role("tab", name="RecordUsage").click()
             await graphiql.run()
             await graphiql.answers('"__typename": "InsufficientCredits"', '"code": "INSUFFICIENT_CREDITS"')
+            await graphiql.page.get_by_role("tab", name="Hold").click()
+            await graphiql.run()
+            await graphiql.answers('"__typename": "HoldCreditsSuccess"', '"heldCreditsAfter": "20"')
+            await graphiql.answers('"__typename": "CommitHoldSuccess"', '"accepted": "12"', '"heldCredits": "0"')
             assert set(graphiql.asked) >= {"", "graphiql/config.json", "graphql"}
 
     async def test_it_completes_names_of_the_schema(self, page: Page, demo: Server) -> None:

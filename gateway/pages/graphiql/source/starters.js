@@ -89,4 +89,55 @@ mutation RecordUsage {
 }
 `,
   },
+  {
+    query: `# Reserves credits for work whose cost is not
+# known yet, and commits what it did cost. In
+# earnest the work lies between the two. Run it
+# again: both are replayed, and nothing changes.
+mutation Hold {
+  holdCredits(
+    input: {
+      workspaceId: "images"
+      externalMeterId: "acme-robotics"
+      holdId: "graphiql-hold-1"
+      amount: "20"
+    }
+  ) {
+    __typename
+    ... on HoldCreditsSuccess {
+      replayed
+      entry {
+        heldCreditsAfter
+      }
+    }
+    ... on UserError {
+      code
+      message
+    }
+  }
+  commitHold(
+    input: {
+      workspaceId: "images"
+      externalMeterId: "acme-robotics"
+      holdId: "graphiql-hold-1"
+      amount: "12"
+    }
+  ) {
+    __typename
+    ... on CommitHoldSuccess {
+      accepted
+      replayed
+      billingMeter {
+        heldCredits
+        availableCredits
+      }
+    }
+    ... on UserError {
+      code
+      message
+    }
+  }
+}
+`,
+  },
 ]
