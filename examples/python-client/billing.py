@@ -63,7 +63,7 @@ async def record(client: Tollgate, event: RecordUsageInput) -> bool:
         case "InsufficientCredits" | "SpendCapExceeded":
             print(f"{answer.typename__}: {answer.available} available.")
         case "IdempotencyConflict":
-            first = answer.entry.requested_amount if answer.entry else None
+            first = answer.first_entry.requested_amount if answer.first_entry else None
             print(f"{answer.typename__}: the event was recorded with {first}.")
         case "InvalidInput":
             print(f"{answer.typename__}: {'.'.join(answer.field)}: {answer.message}")
