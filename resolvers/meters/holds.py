@@ -141,6 +141,9 @@ class CommitHold(NamedTuple):
         if (_HOLD, usage.event_id) not in known.entries:
             raise HoldNotFound(usage.event_id)
         hold = known.holds[usage.event_id]
+        if not usage.amount and hold.state is HoldState.RELEASED:
+            # It repeats the release, also where usage has been recorded since.
+            return self._release(meter, known, hold, now)
         earlier = known.entries.get((_USAGE, usage.event_id))
         if earlier is not None:
             if not usage.is_same(earlier):

@@ -1,0 +1,308 @@
+"""Credit grants: the order of use, what becomes of them, what a void gives back, and what is refused."""
+
+import pytest
+
+from tests.conftest import Gateway
+from tests.credit_walks import Walk
+
+# The order of use.
+
+
+@pytest.mark.parametrize(
+    ("grants", "order"),
+    [
+        # Priority, the lower first; the base has 50.
+        ("grant a 10 p51; grant b 10 p49", "b 10, base 10, a 10"),
+        ("grant a 10 p100 60s promo; grant b 10 p0", "b 10, base 10, a 10"),
+        ("grant a 10 p60 60s promo; grant b 10", "base 10, b 10, a 10"),
+        # Then the earlier end, before the category; none is last.
+        ("grant a 10 120s; grant b 10 60s", "b 10, a 10, base 10"),
+        ("grant a 10 60s; grant b 10 120s promo", "a 10, b 10, base 10"),
+        ("grant a 10 promo; grant b 10 60s", "b 10, a 10, base 10"),
+        # Then promotional before paid.
+        ("grant a 10 promo", "a 10, base 10"),
+        ("grant a 10 60s; grant b 10 60s promo", "b 10, a 10, base 10"),
+        # Then the older; the base is older than all.
+        ("grant a 10", "base 10, a 10"),
+        ("grant a 10; grant b 10", "base 10, a 10, b 10"),
+        ("grant a 10 promo; grant b 10 promo", "a 10, b 10, base 10"),
+        ("grant a 10; refill 5", "base 15, a 10"),
+        (
+            "grant a 10 60s; grant b 10 60s promo; grant c 10 promo; grant d 10 p20; grant e 10 60s",
+            "d 10, b 10, a 10, e 10, c 10, base 10",
+        ),
+        # As they are now, whatever they were made with.
+        ("grant a 10; grant b 10; update b p49", "b 10, base 10, a 10"),
+        ("grant a 10 60s; grant b 10 90s; update a 120s", "b 10, a 10, base 10"),
+        ("grant a 10 60s; update a endless", "base 10, a 10"),
+        ("grant a 10 p10; update a p50 60s", "a 10, base 10"),
+        # What is open alone.
+        ("grant a 10 p10; use x 4; grant b 10 p5; hold h 3; revoke b 2", "b 5, a 6, base 10"),
+    ],
+)
+async def test_credits_are_used_in_the_order_of_use(gateway: Gateway, grants: str, order: str) -> None:
+    walk = Walk(gateway)
+    await walk.take(f"meter 10; {grants}")
+    assert await walk.burn_down() == order
+    left = [int(step.split()[1]) for step in order.split(", ")]
+    drawn: dict[str, int] = {}
+    # Steps that end within a grant as well as at its end.
+    for number, amount in enumerate([3, 7, *[6] * ((sum(left) - 10) // 6), (sum(left) - 10) % 6]):
+        if amount:
+            usage, draws = (await walk.take(f"use e{number} {amount}")).split(": ")
+            assert usage == f"USAGE {amount}"
+            for draw in draws.split(", "):
+                name, credits_ = draw.split()
+                drawn[name] = drawn.get(name, 0) + int(credits_)
+    # Names are kept in the order in which they first came.
+    assert ", ".join(f"{name} {credits_}" for name, credits_ in drawn.items()) == order
+    assert await walk.burn_down() == ""
+    assert await walk.take("use last 1") == "InsufficientCredits available 0, held " + (
+        "3 by 1" if "hold" in grants else "0 by 0"
+    )
+    await walk.check()
+
+
+async def test_a_debit_draws_across_grants(gateway: Gateway) -> None:
+    walk = Walk(gateway)
+    await walk.take("meter 10; grant a 10 p10; grant b 10 p90")
+    assert await walk.take("use e 7; use f 7; use g 7; use h 9") == (
+        "USAGE 7: a 7; USAGE 7: a 3, base 4; USAGE 7: base 6, b 1; USAGE 9: b 9"
+    )
+
+
+# What becomes of a grant.
+
+
+@pytest.mark.parametrize(
+    ("steps", "states"),
+    [
+        ("grant a 10", "a LIVE open 10"),
+        ("grant a 10; use e 4", "a LIVE open 6 drawn 4"),
+        ("grant a 10; use e 10", "a DEPLETED drawn 10"),
+        ("grant a 10; use e 10; void e 1", "a LIVE open 1 drawn 9"),
+        ("grant a 10; hold h 10", "a LIVE pinned 10; h OPEN"),
+        ("grant a 10; hold h 10; commit h 10", "a DEPLETED drawn 10; h COMMITTED 10"),
+        ("grant a 10 60s; use e 4; wait 59.999999", "a LIVE open 6 drawn 4"),
+        ("grant a 10 60s; use e 4; wait 60", "a EXPIRED drawn 4 expired 6"),
+        ("grant a 10 60s; use e 10; wait 60", "a EXPIRED drawn 10"),
+        ("grant a 10 60s; hold h 4; wait 60", "a EXPIRED pinned 4 expired 6; h OPEN"),
+        ("grant a 10 60s; hold h 4; wait 60; commit h 3", "a EXPIRED drawn 3 expired 7; h COMMITTED 3"),
+        ("grant a 10; revoke a", "a REVOKED revoked 10"),
+        ("grant a 10; revoke a 4", "a LIVE open 6 revoked 4"),
+        ("grant a 10; revoke a 10", "a DEPLETED revoked 10"),
+        ("grant a 10; use e 6; revoke a 10", "a DEPLETED drawn 6 revoked 4"),
+        ("grant a 10; use e 6; revoke a 10; void e", "a LIVE open 6 revoked 4"),
+        ("grant a 10; use e 4; revoke a", "a REVOKED drawn 4 revoked 6"),
+        ("grant a 10; hold h 4; revoke a", "a REVOKED pinned 4 revoked 6; h OPEN"),
+        ("grant a 10; hold h 4; revoke a; release h", "a REVOKED revoked 10; h RELEASED"),
+        ("grant a 10 60s; revoke a; wait 60", "a REVOKED revoked 10"),
+        # One that has ended can still be closed, which takes nothing; a part of it stays with its end.
+        ("grant a 10 60s; wait 60; revoke a", "a REVOKED expired 10"),
+        ("grant a 10 60s; wait 60; revoke a 3", "a EXPIRED expired 10"),
+        # It pays what was used before it: that is drawn, too.
+        ("overages on; use e 4; grant a 10", "a LIVE open 6 drawn 4"),
+        ("overages on; use e 40; grant a 10", "a DEPLETED drawn 10"),
+        ("overages on; use e 40; grant a 10; grant b 100", "a DEPLETED drawn 10; b LIVE open 70 drawn 30"),
+        # Its end can be moved while it lives.
+        ("grant a 10 60s; wait 59; update a 60s; wait 59", "a LIVE open 10"),
+        ("grant a 10 60s; wait 59; update a endless; wait 5000", "a LIVE open 10"),
+        ("grant a 10; update a 60s; wait 60", "a EXPIRED expired 10"),
+    ],
+)
+async def test_a_grant_has_the_state_that_its_credits_give_it(gateway: Gateway, steps: str, states: str) -> None:
+    walk = Walk(gateway)
+    await walk.take(f"meter 0; {steps}")
+    assert await walk.states() == states
+    # The same once what is due is written.
+    await walk.take("refill 1")
+    assert await walk.states() == states
+    await walk.check()
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "entries"),
+    [
+        ("grant a 10", "revoke a 4", "REVOCATION 4 a"),
+        ("grant a 10", "revoke a 12", "REVOCATION 10 of 12 a"),
+        ("grant a 10", "revoke a", "REVOCATION 10 a"),
+        ("grant a 10; use e 10", "revoke a", "REVOCATION 0 a"),
+        ("grant a 10; revoke a", "revoke a", "REVOCATION 0 a"),
+        ("grant a 10; revoke a", "revoke a 3", "REVOCATION 0 of 3 a"),
+        ("grant a 10 60s; wait 60", "revoke a 3", "EXPIRY 10 a; REVOCATION 0 of 3 a"),
+        ("grant a 10; hold h 4", "revoke a", "REVOCATION 6 a"),
+        ("grant a 10; hold h 4; revoke a", "release h", "RELEASE 4 h; REVOCATION 4 a"),
+        ("grant a 10; hold h 4; revoke a", "commit h 1", "USAGE 1 h: a 1; REVOCATION 3 a"),
+        ("grant a 10; update a p50", "update a p50", ""),
+        ("grant a 10", "update a p40 60s", "GRANT_CHANGED 0 a"),
+        ("grant a 10 60s", "update a 60s", ""),
+        ("grant a 10; revoke a", "update a p40", "CreditGrantNotLive REVOKED"),
+        ("grant a 10 60s; wait 60", "update a p40", "EXPIRY 10 a; CreditGrantNotLive EXPIRED"),
+        ("grant a 10; use e 10", "update a p40", "GRANT_CHANGED 0 a"),
+        # Not live comes before an end that is past.
+        ("grant a 10; revoke a", "update a 0s", "CreditGrantNotLive REVOKED"),
+        ("grant a 10", "update a 0s", "InvalidInput expiresAt"),
+        # What is due is written whatever comes of the command.
+        ("grant a 10 60s; wait 60", "use e 1", "EXPIRY 10 a; InsufficientCredits available 0, held 0 by 0"),
+        # Its own moment is the last of nothing: it cannot be drawn at its end.
+        ("grant a 10 60s; wait 59.999999", "use e 10", "USAGE 10: a 10"),
+        # At one moment holds expire in the order in which they were made, then grants in the order of use.
+        ("grant a 10 60s; grant b 10 60s p10; wait 60", "refill 1", "EXPIRY 10 b; EXPIRY 10 a; REFILL 1"),
+        (
+            "grant a 10 60s; hold g 2 60s; hold f 3 60s; wait 60",
+            "refill 1",
+            "HOLD_EXPIRY 2 g; HOLD_EXPIRY 3 f; EXPIRY 10 a; REFILL 1",
+        ),
+        # At several each at its own.
+        (
+            "grant a 10 60s; grant b 10 30s; hold h 15 45s; wait 90",
+            "refill 1",
+            "HOLD_EXPIRY 15 h; EXPIRY 10 b; EXPIRY 10 a; REFILL 1",
+        ),
+    ],
+)
+async def test_what_a_grant_writes(gateway: Gateway, before: str, step: str, entries: str) -> None:
+    walk = Walk(gateway)
+    await walk.take(f"meter 0; {before}")
+    assert await walk.take(step) == entries
+    await walk.check()
+
+
+async def test_an_expiry_is_booked_at_its_own_moment(own: Gateway) -> None:
+    walk = Walk(own)
+    await walk.take("meter 5; grant a 10 60s; grant b 10 120s; wait 300; refill 1")
+    data = await own.data(
+        """{ billingMeter(workspaceId: "w", externalMeterId: "m") { ledger { nodes {
+          kind amount recordedAt occurredAt recordedBy key reason totalCreditsAfter heldCreditsAfter
+        } } } }"""
+    )
+    booked = [entry for entry in data["billingMeter"]["ledger"]["nodes"] if entry["kind"] == "EXPIRY"][::-1]
+    assert booked == [
+        {
+            "kind": "EXPIRY",
+            "amount": "10",
+            "recordedAt": moment,
+            "occurredAt": moment,
+            "recordedBy": "tollgate",
+            "key": None,
+            "reason": None,
+            "totalCreditsAfter": total,
+            "heldCreditsAfter": "0",
+        }
+        for moment, total in (("2026-03-16T12:01:00Z", "15"), ("2026-03-16T12:02:00Z", "5"))
+    ]
+
+
+# What a void gives back.
+
+
+@pytest.mark.parametrize(
+    ("before", "voids", "entries"),
+    [
+        # Its draws from the last to the first, also of a part, and of what is left of one.
+        ("meter 10; grant a 10 p10; use e 15", "void e 3", "VOID 3: base 3"),
+        ("meter 10; grant a 10 p10; use e 15; void e 3", "void e 7", "VOID 7: base 2, a 5"),
+        ("meter 10; grant a 10 p10; use e 15; void e 3; void e 7", "void e", "VOID 5: a 5"),
+        ("meter 10; grant a 10 p10; use e 15", "void e", "VOID 15: base 5, a 10"),
+        ("meter 10; grant a 10 p10; use e 15; void e 14", "void e 2", "ExceedsVoidable 1"),
+        # In the order in which they were drawn, whatever has changed on the grants since.
+        ("meter 0; grant a 5 p10; grant b 5 p20; use e 8; update b p1", "void e 4", "VOID 4: b 3, a 1"),
+        # An event from before the first grant drew the base.
+        ("meter 10; use e 6; grant a 5 p10", "void e 2", "VOID 2: base 2"),
+        # To a grant that can no longer be used.
+        ("meter 0; grant a 10 60s; use e 10; wait 60", "void e 4", "VOID 4: a 4; EXPIRY 4 a"),
+        ("meter 0; grant a 10 60s; use e 7; wait 60", "void e 4", "EXPIRY 3 a; VOID 4: a 4; EXPIRY 4 a"),
+        ("meter 0; grant a 10; use e 10; revoke a", "void e 4", "VOID 4: a 4; REVOCATION 4 a"),
+        ("meter 0; grant a 10 60s; use e 10; revoke a; wait 60", "void e 4", "VOID 4: a 4; REVOCATION 4 a"),
+        ("meter 0; grant a 10; use e 6; revoke a 4", "void e", "VOID 6: a 6"),
+        (
+            "meter 0; grant a 5 60s; grant b 5 60s p60; use e 10; wait 60",
+            "void e",
+            # They came back from the last to the first, and ended in the order of use.
+            "VOID 10: b 5, a 5; EXPIRY 5 a; EXPIRY 5 b",
+        ),
+        # What no credit had paid comes first: what still is uncovered, which goes back to nobody.
+        ("meter 0 overages; use e 10; grant a 4", "void e 6", "VOID 6"),
+        # Then what grants have covered since, the newest first.
+        ("meter 0 overages; use e 10; grant a 4", "void e 7; void e", "VOID 7: a 1; VOID 3: a 3"),
+        ("meter 0 overages; use e 10; grant a 4; grant b 4", "void e", "VOID 10: b 4, a 4"),
+        (
+            "meter 0 overages; use e 10; grant a 4 p90; grant b 4 p10",
+            "void e 3; void e",
+            "VOID 3: b 1; VOID 7: b 3, a 4",
+        ),
+        # Then what the base has.
+        ("meter 0 overages; use e 10; grant a 4; refill 6", "void e", "VOID 10: a 4, base 6"),
+        ("meter 0 overages; use e 10; refill 6; grant a 4", "void e 9", "VOID 9: a 4, base 5"),
+        # Then its draws.
+        (
+            "meter 5 overages; grant a 3 p10; use e 12; grant b 10",
+            "void e 6; void e",
+            "VOID 6: b 4, base 2; VOID 6: base 3, a 3",
+        ),
+        ("meter 5; grant a 5; use e 15 FORCE", "void e 7", "VOID 7: a 2"),
+        # Whichever event a grant has covered, its credits go back with what is voided later.
+        ("meter 0 overages; use e 5; use f 5; grant a 5", "void e; void f", "VOID 5; VOID 5: a 5"),
+        # A grant that covered and has ended gets it back, and ends again.
+        ("meter 0 overages; use e 10; grant a 4 60s; wait 60", "void e", "VOID 10: a 4; EXPIRY 4 a"),
+        ("meter 0 overages; use e 10; grant a 4; revoke a", "void e", "VOID 10: a 4; REVOCATION 4 a"),
+        # Of a hold's usage, by the hold's id; what was pinned of an ended grant is gone when it comes back.
+        ("meter 10; grant a 5 60s; hold h 8; wait 60; commit h 8", "void h 4", "VOID 4: base 3, a 1; EXPIRY 1 a"),
+        ("meter 10; hold h 8; release h; commit h 8 RECORD", "void h 3", "VOID 3: base 3"),
+        ("meter 10; hold h 8", "void h 3", "UsageEventNotFound"),
+        ("meter 10; hold h 8; release h", "void h 3", "UsageEventNotFound"),
+    ],
+)
+async def test_a_void_gives_back_to_where_it_came_from(gateway: Gateway, before: str, voids: str, entries: str) -> None:
+    walk = Walk(gateway)
+    await walk.take(before)
+    assert await walk.take(voids) == entries
+    await walk.check()
+
+
+@pytest.mark.parametrize(
+    ("steps", "burn_down", "meter"),
+    [
+        # What comes back pays what is uncovered, in the order of use.
+        (
+            "meter 5 overages; grant a 1; use e 6; use f 3; void e",
+            "base 2, a 1",
+            "total 6, used 3, available None",
+        ),
+        # What comes back to an ended grant pays nothing, and its expiry leaves as much uncovered as there was.
+        (
+            "meter 0 overages; grant a 5 60s; use e 5; use f 3; wait 60; void e 4",
+            "",
+            "total 1, used 4, overage 3, available None",
+        ),
+        (
+            "meter 0 overages; grant a 5; use e 5; use f 3; revoke a; void e 4",
+            "",
+            "total 1, used 4, overage 3, available None",
+        ),
+        # A new grant pays what is uncovered, and an ended one never does.
+        ("meter 3 overages; use e 10; grant a 5", "", "total 8, used 10, overage 2, available None"),
+        ("meter 3 overages; use e 10; grant a 5; grant b 5", "b 3", "total 13, used 10, available None"),
+        # The overage may rise when a hold frees credit of a grant that has ended.
+        (
+            "meter 0 overages; grant a 5 60s; hold h 5; use e 3; wait 60",
+            "",
+            "total 5, used 3, held 5, pinned 5, available None",
+        ),
+        (
+            "meter 0 overages; grant a 5 60s; hold h 5; use e 3; wait 60; release h",
+            "",
+            "total 0, used 3, overage 3, available None",
+        ),
+        # A cap is beside what is granted, so each grant can be spent whole.
+        ("meter 0 overages cap 5; use e 5; grant a 10", "a 5", "total 10, used 5, available 10"),
+    ],
+)
+async def test_what_is_uncovered_is_paid_in_the_order_of_use(
+    gateway: Gateway, steps: str, burn_down: str, meter: str
+) -> None:
+    walk = Walk(gateway)
+    await walk.take(steps)
+    assert await walk.burn_down() == burn_down
+    assert await walk.meter() == meter
+    await walk.check()
