@@ -27,6 +27,7 @@ from tests.steps import make_customer, make_meter, must, new_key, session_of
 VIEWER = "{ viewer { orgId environment scopes workspaceIds } }"
 CREATE_CUSTOMER = 'mutation { createCustomer(input: {email: "ada@example.com"}) { __typename } }'
 NAMES = 'workspaceId: "w", externalMeterId: "m"'
+HELD = 'workspaceId: "w", externalMeterId: "n"'
 
 
 async def send(gateway: Gateway, *authorization: str, body: bytes | None = None, **headers: str) -> httpx.Response:
@@ -362,14 +363,14 @@ MUTATIONS = {
     "grantCredits": (f"input: {{{NAMES}, amount: 5}}", Scope.BILLING_WRITE, "GrantCreditsSuccess"),
     "updateCreditGrant": ('input: {id: "GRANT", priority: 70}', Scope.BILLING_WRITE, "UpdateCreditGrantSuccess"),
     "revokeCreditGrant": ('input: {id: "GRANT", amount: 1}', Scope.BILLING_WRITE, "RevokeCreditGrantSuccess"),
-    "holdCredits": (f'input: {{{NAMES}, holdId: "new", amount: 1}}', Scope.USAGE_WRITE, "HoldCreditsSuccess"),
+    "holdCredits": (f'input: {{{HELD}, holdId: "new", amount: 1}}', Scope.USAGE_WRITE, "HoldCreditsSuccess"),
     "extendHold": (
-        f'input: {{{NAMES}, holdId: "held", expiresInSeconds: 9000}}',
+        f'input: {{{HELD}, holdId: "other", expiresInSeconds: 9000}}',
         Scope.USAGE_WRITE,
         "ExtendHoldSuccess",
     ),
-    "commitHold": (f'input: {{{NAMES}, holdId: "new", amount: 1}}', Scope.USAGE_WRITE, "CommitHoldSuccess"),
-    "releaseHold": (f'input: {{{NAMES}, holdId: "held"}}', Scope.USAGE_WRITE, "ReleaseHoldSuccess"),
+    "commitHold": (f'input: {{{HELD}, holdId: "held", amount: 1}}', Scope.USAGE_WRITE, "CommitHoldSuccess"),
+    "releaseHold": (f'input: {{{HELD}, holdId: "other"}}', Scope.USAGE_WRITE, "ReleaseHoldSuccess"),
 }
 
 #: The edges of what a mutation answers: none but `billing:read` may follow them.
@@ -405,7 +406,10 @@ STATE = """{
 
 @pytest.fixture
 async def tenant(gateway: Gateway) -> Callable[[str], str]:
-    """A customer `ada` with the meter `m` of 100 credits, 30 of them used, a grant and a hold: puts ids into a text."""
+    """A customer `ada` with the meter `m`, 30 of its 100 credits used, and a meter `n` with a grant and two holds.
+
+    Puts their ids into a text.
+    """
     customer = await gateway.mutate(
         "createCustomer",
         "... on CreateCustomerSuccess { customer { id } }",
@@ -428,8 +432,11 @@ async def tenant(gateway: Gateway) -> Callable[[str], str]:
         eventId="first",
         amount="30",
     )
-    granted = await must(gateway, "grantCredits", "creditGrant { id }", amount="40", priority=60)
-    held = await must(gateway, "holdCredits", "hold { id }", holdId="held", amount="10")
+    await make_meter(gateway, "n", totalCredits="100")
+    names = {"workspaceId": "w", "externalMeterId": "n"}
+    granted = await must(gateway, "grantCredits", "creditGrant { id }", **names, amount="40", priority=60)
+    held = await must(gateway, "holdCredits", "hold { id }", **names, holdId="held", amount="10")
+    await must(gateway, "holdCredits", **names, holdId="other", amount="10")
     ids = {
         "CUSTOMER": customer["customer"]["id"],
         "METER": meter["billingMeter"]["id"],
@@ -759,7 +766,8 @@ class TestWritingAlone:
     async def test_the_replay_of_another_key_shows_no_entry(
         self, gateway: Gateway, tenant: Callable[[str], str], mutation: str, scope: Scope, values: dict[str, Any]
     ) -> None:
-        names = {} if "id" in values else {"workspaceId": "w", "externalMeterId": "m"}
+        meter = "n" if "holdId" in values else "m"
+        names = {} if "id" in values else {"workspaceId": "w", "externalMeterId": meter}
         values = {"idempotencyKey": "k"} | names | values
         values = {name: tenant(value) for name, value in values.items() if value is not None}
         success = f"{mutation[0].upper()}{mutation[1:]}Success"
