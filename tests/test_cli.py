@@ -810,7 +810,7 @@ class TestSchema:
 
     def test_the_check_fails_only_for_what_breaks_clients(self, tollgate: Command, subtests: pytest.Subtests) -> None:
         gone = EXPORT.replace("type Viewer {", "type Viewer { gone: String")
-        fewer = EXPORT.replace("| SpendCapExceeded | AmountOutOfRange", "| SpendCapExceeded")
+        fewer = EXPORT.replace("| IdempotencyConflict | ExceedsVoidable", "| IdempotencyConflict")
         reworded = EXPORT.replace('"""An accepted debit."""', '"""A debit."""')
         assert len({EXPORT, gone, fewer, reworded}) == 4
         for older, code, severities in (
@@ -818,7 +818,11 @@ class TestSchema:
             (reworded, 0, ["safe"]),
             (fewer, 0, ["dangerous"]),
             (gone, 1, ["breaking"]),
-            (gone.replace("| SpendCapExceeded | AmountOutOfRange", "| SpendCapExceeded"), 1, ["breaking", "dangerous"]),
+            (
+                gone.replace("| IdempotencyConflict | ExceedsVoidable", "| IdempotencyConflict"),
+                1,
+                ["breaking", "dangerous"],
+            ),
         ):
             with subtests.test(severities=severities):
                 (tollgate.folder / "older.graphql").write_text(older, "utf-8")

@@ -196,8 +196,8 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [
             (
                 "<M> entry 1: it records allowOverages, customerId, environment, externalMeterId, orgId, spendCap,"
-                " workspaceId, zone, and should record allowOverages, customerId, environment, externalMeterId, orgId,"
-                " spendCap, timezone, workspaceId"
+                " workspaceId, zone, and should record allowOverages, customerId, environment, externalMeterId,"
+                " maxOpenHolds, orgId, spendCap, timezone, workspaceId"
             )
         ],
     ),
@@ -210,7 +210,7 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [
             (
                 "<M> entry 8: it records customerId, spendCap, timezone, and should record allowOverages, customerId,"
-                " spendCap"
+                " maxOpenHolds, spendCap"
             ),
             "<M> entry 8: its limit is 180 and should be 170",
             "<M> its spendCap is 60 and should be 50",
@@ -648,7 +648,7 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [
             (
                 "<M> entry 5: it cannot be read: 'bonus' is not among the defined enum values."
-                " Enum name: ledgerentrykind. Possible values: opening, refill, usage, ..., settings"
+                " Enum name: ledgerentrykind. Possible values: opening, refill, usage, ..., hold_expiry"
             ),
             "<M> entry 6: it follows entry 4",
             "<M> entry 6: the total credits after it are 120 and should be 100",
