@@ -722,6 +722,9 @@ async def filled(
     async def fill(writer: Writer) -> None:
         for values, count in rows.items():
             await writer._connection.exec_driver_sql(f"INSERT INTO {values} FROM {numbers.format(count - 1)}")
+        # Of each hundredth meter something is due.
+        due = "UPDATE billing_meters SET next_due_at = created_at WHERE id LIKE '%00'"
+        await writer._connection.exec_driver_sql(due.replace("%", "%%") if dialect == "postgresql" else due)
         # PostgreSQL does so by itself, in time; SQLite never does.
         if dialect == "postgresql":
             await writer._connection.exec_driver_sql("ANALYZE")
@@ -742,6 +745,12 @@ EVENTS = [LedgerKey(meter_id, LedgerEntryKind.USAGE, "k3") for meter_id in METER
 
 #: The hot look-ups: how many rows each finds here, the table, and the columns of its index that it goes by.
 LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]]] = {
+    "meters of which something is due": (
+        lambda db: billing_meters.due(db, datetime(2027, 1, 1, tzinfo=UTC), limit=20),
+        20,
+        "billing_meters",
+        ["next_due_at"],
+    ),
     "usage by ranges": (
         lambda db: usage.by_ranges(db, RANGES),
         12,

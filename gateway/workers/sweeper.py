@@ -6,28 +6,27 @@ ledger, and what hangs on it, has it within some seconds.
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
 
 from gateway.services import Services
 from resolvers.errors import Unavailable
 from resolvers.meters.booking import Settle
 from storage import billing_meters
+from storage.billing_meters import MeterName
 from storage.engine.database import DatabaseUnavailable
-
-if TYPE_CHECKING:
-    from storage.billing_meters import MeterName
 
 _log = logging.getLogger(__name__)
 
 #: How long it waits between two looks, in seconds.
 SECONDS = 2.0
 
-#: How many meters it looks for at once, and how many of them one transaction settles.
+#: How many meters it looks for at once.
 METERS_AT_ONCE = 10_000
-METERS_IN_GROUP = 200
+
+#: How many of them are being settled at any time. The writer has them in its groups beside the commands of callers,
+#: whose wait for a group they may not make much longer.
+SETTLED_AT_ONCE = 50
 
 
 @asynccontextmanager
@@ -48,7 +47,7 @@ async def _sweep_again_and_again(services: Services) -> None:
         try:
             while await sweep(services) == METERS_AT_ONCE:
                 pass
-        except (DatabaseUnavailable, Unavailable):
+        except DatabaseUnavailable:
             # It has been reported, and is tried again.
             continue
         except Exception:  # noqa: BLE001  # Whatever it is, what is due later is to be written.
@@ -56,14 +55,27 @@ async def _sweep_again_and_again(services: Services) -> None:
 
 
 async def sweep(services: Services) -> int:
-    """Have what is due written of some meters, and return of how many. Raises `Unavailable`."""
+    """Have what is due written of some meters, and return of how many it was. Raises `DatabaseUnavailable`."""
     async with services.database.read() as reader:
         due = await billing_meters.due(reader, services.clock(), limit=METERS_AT_ONCE)
-    of_organization: dict[str, list[MeterName]] = defaultdict(list)
-    for name in due:
-        of_organization[name.org_id].append(name)
-    for names in of_organization.values():
-        for first in range(0, len(names), METERS_IN_GROUP):
-            # One group after the other, so that debits come in between.
-            await services.meter_writer.submit([Settle(name) for name in names[first : first + METERS_IN_GROUP]])
-    return len(due)
+    names = iter(due)
+    return sum(await asyncio.gather(*[_settle(services, names) for _ in range(min(len(due), SETTLED_AT_ONCE))]))
+
+
+async def _settle(services: Services, names: Iterator[MeterName]) -> int:
+    """Settle one meter after the other, and return how many were settled.
+
+    Each is a submission of its own: one that is locked, or that cannot be decided, holds up no other one.
+    """
+    settled = 0
+    for name in names:
+        try:
+            await services.meter_writer.submit([Settle(name)])
+        except Unavailable:
+            # It has been reported. Those that are left are settled by the others, or at the next look.
+            break
+        except Exception:  # noqa: BLE001  # Whatever it is, it is this meter's.
+            _log.exception("What is due of a meter cannot be written")
+        else:
+            settled += 1
+    return settled
