@@ -4,7 +4,7 @@ import pytest
 
 from resolvers.maintenance.repairs import Repaired, repair
 from tests.conftest import Gateway
-from tests.steps import disagreements, execute, make_customer, make_meter, rows_of
+from tests.steps import disagreements, execute, make_customer, make_meter, must, rows_of
 
 
 async def found(gateway: Gateway, email: str) -> list[str]:
@@ -39,3 +39,14 @@ async def test_what_an_older_release_wrote_is_found_again(own: Gateway, monkeypa
     with own.statements() as statements:
         assert await repair(own.database) == Repaired(customers=0, meters=0)
     assert {statement.split()[0] for statement in statements} == {"SELECT"}
+
+
+async def test_what_is_held_counts_for_the_available_credits(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="100")
+    await must(own, "holdCredits", holdId="h", amount="97")
+    right = await rows_of(own.database)
+    # Of 100 it would be 7.
+    await execute(own.database, "UPDATE billing_meters SET available_bits = NULL WHERE id = :id", id=meter_id)
+    assert await repair(own.database) == Repaired(customers=0, meters=1)
+    assert await rows_of(own.database) == right
+    assert await disagreements(own.database) == []

@@ -3,25 +3,14 @@
 Each case changes rows so that the sums still agree where they can, and is undone by a rollback.
 """
 
-import dataclasses
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 
 import pytest
 
 from resolvers.maintenance.entry_rules import OPTIONAL_FIELDS, RULES
 from storage.ledger import LedgerEntryKind, ledger_entries
 from tests.conftest import Gateway, empty_database, gateway_on, migrated
-from tests.ledgers import keep_books
-from tests.steps import found_after
-
-
-@dataclasses.dataclass
-class Books:
-    """The gateway, and what stands for the ids of its rows in the statements and findings below."""
-
-    gateway: Gateway
-    names: Mapping[str, str]
+from tests.ledgers import Books, change, found_in, keep_books, named
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +21,6 @@ async def books(
     url = empty_database(dialect, request, tmp_path_factory.mktemp("tampered"))
     async with gateway_on(await migrated(url)) as gateway:
         yield Books(gateway, await keep_books(gateway))
-
-
-def named(text_: str, names: Mapping[str, str]) -> str:
-    """Return the text with the ids for their names, which stand in it like `<M>`."""
-    return re.sub("<([A-Za-z_]+)>", lambda match: names[match[1]], text_)
-
-
-async def found_in(books: Books, statements: Sequence[str]) -> list[str]:
-    """Return what `verify` finds when these statements have been run."""
-    found = await found_after(books.gateway.database, [named(each, books.names) for each in statements])
-    return [f"{each.id} {each.message}" for each in found]
-
-
-def change(table: str, values: str, where: str) -> str:
-    return f"UPDATE {table} SET {values} WHERE {where}"  # noqa: S608  # All of it is our own.
 
 
 def entry(seq: int, values: str) -> str:

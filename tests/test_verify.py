@@ -596,6 +596,16 @@ async def test_the_command_says_that_all_agrees_and_ends_with_0(
     assert "1 meters, 6 entries and 2 usage days verified: 0 disagreements." in messages
 
 
+async def test_the_command_says_what_is_overdue_by_the_machines_clock(
+    own: Gateway, migrated_url: str, tmp_path: Path
+) -> None:
+    meter_id = await make_meter(own, totalCredits="10")
+    await must(own, "holdCredits", holdId="h", amount="1", expiresInSeconds=60)
+    code, output, _ = await run_verify(migrated_url, tmp_path)
+    overdue = "what was due at 2026-03-16 12:01:00+00:00 is not written, as a running gateway does within seconds"
+    assert (code, output) == (1, f"{meter_id}: {overdue}\n")
+
+
 async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_name(
     own: Gateway, migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ def verify(as_json: AsJson = False) -> None:
             def show(total: int) -> None:
                 progress.update(task, total=total, completed=verified.meters)
 
-            async for disagreement in verify(services.database, verified, on_progress=show):
+            async for disagreement in verify(services.database, verified, on_progress=show, now=services.clock()):
                 disagreements.append(disagreement)
                 if not as_json:
                     out.print(f"{disagreement.id}: {disagreement.message}", highlight=False, markup=False)

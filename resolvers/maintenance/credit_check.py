@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from resolvers.meters.booking import BY_TIME, released
+from resolvers.maintenance.entry_rules import RULES
+from resolvers.meters.booking import BY_TIME, OVERDUE, released
 from resolvers.meters.credits import BASE, Credits, Draws, joined, parts_of, uncovered
+from resolvers.meters.holds import MAX_SECONDS
 from storage.billing_meters import BillingMeterRow
 from storage.credit_grants import CreditGrantCategory, CreditGrantRow
 from storage.holds import HoldRow, HoldState
@@ -21,9 +23,6 @@ _CLOSING = {
     _Kind.HOLD_EXPIRY: HoldState.EXPIRED,
 }
 
-#: How long something may be due without having been written.
-OVERDUE = timedelta(minutes=1)
-
 
 @dataclass(slots=True)
 class CreditCheck:
@@ -33,6 +32,9 @@ class CreditCheck:
     meter: BillingMeterRow
     credits_: Credits | None = None
     holds: dict[int, HoldRow] = field(default_factory=dict)
+    recorded_at: datetime | None = None
+    #: The end of a grant that was found to be written too late, so that it is reported once.
+    reported: datetime | None = None
     is_lost: bool = False
 
     def follow(
@@ -42,7 +44,10 @@ class CreditCheck:
 
         `voided` are, of a `VOID`, the usage that it gives back and what earlier ones gave back of it.
         """
-        if self.is_lost or (self.credits_ is None and entry.kind not in {_Kind.GRANT, _Kind.HOLD}):
+        if self.is_lost:
+            return
+        if self.credits_ is None and entry.kind not in {_Kind.GRANT, _Kind.HOLD}:
+            yield from _without_credits(entry)
             return
         if self.credits_ is None:
             total, used = before
@@ -51,11 +56,43 @@ class CreditCheck:
             )
             self.credits_ = Credits.of(self.meter, ())
         try:
-            yield from self._entry(entry, self.credits_, voided)
+            yield from self._names(entry, self.credits_)
+            yield from self._moment(entry, self.credits_)
+            if not self.is_lost:
+                yield from self._entry(entry, self.credits_, voided)
         except (LookupError, ValueError, TypeError) as error:
             # What follows would be held against a state that is not known.
             self.is_lost = True
             yield f"what it does to grants and holds cannot be replayed: {error}"
+
+    def _names(self, entry: LedgerEntryRow, credits_: Credits) -> Iterator[str]:
+        """Check which grant or hold an entry names; where it names none, what follows is not known."""
+        for what, seq, making, known in (
+            ("grant", entry.grant_seq, _Kind.GRANT, credits_.grants.keys() - {BASE}),
+            ("hold", entry.hold_seq, _Kind.HOLD, self.holds.keys()),
+        ):
+            if entry.kind is making:
+                if seq != entry.seq:
+                    yield f"its {what} is {seq} and should be {entry.seq}"
+            elif seq is None:
+                # That it has none is reported with its other fields.
+                self.is_lost = self.is_lost or f"{what}_seq" in RULES[entry.kind].has
+            elif seq not in known:
+                self.is_lost = True
+                yield f"its {what} is {seq}, which no entry before it makes"
+        hold = self.holds.get(entry.hold_seq or 0)
+        if hold is not None and entry.key != hold.hold_id:
+            yield f"its key is {entry.key!r} and should be {hold.hold_id!r}, that of its hold"
+
+    def _moment(self, entry: LedgerEntryRow, credits_: Credits) -> Iterator[str]:
+        """Check that what was due before an entry has been written, each at its own moment."""
+        end, now = credits_.next_end(), entry.recorded_at
+        is_later = self.recorded_at is None or self.recorded_at < now
+        is_late = end is not None and ((end < now and is_later) or (end <= now and entry.recorded_by != BY_TIME))
+        if is_late and end != self.reported:
+            self.reported = end
+            yield f"what was due at {end} is not written before it"
+        self.recorded_at = now
 
     def _entry(  # noqa: C901  # One branch for each kind of entry.
         self, entry: LedgerEntryRow, credits_: Credits, voided: tuple[LedgerEntryRow, int] | None
@@ -80,7 +117,10 @@ class CreditCheck:
         elif kind is _Kind.REFILL:
             credits_.refill(entry.amount)
         elif kind is _Kind.GRANT:
-            credits_.add(_granted(entry))
+            grant = _granted(entry)
+            if entry.metadata.keys() != (terms := _terms(grant).keys()):
+                yield f"it records {', '.join(sorted(entry.metadata))}, and should record {', '.join(sorted(terms))}"
+            credits_.add(grant)
         elif kind in {_Kind.GRANT_CHANGED, _Kind.REVOCATION, _Kind.EXPIRY}:
             yield from self._grant(entry, credits_)
         if draws is not None and (entry.draws or _of_base(draws, entry)) != draws:
@@ -131,23 +171,26 @@ class CreditCheck:
     def _grant(self, entry: LedgerEntryRow, credits_: Credits) -> Iterator[str]:
         grant = credits_.grants[entry.grant_seq or -1]
         if entry.kind is _Kind.GRANT_CHANGED:
-            for term, (old, new) in sorted(entry.metadata.items()):
+            if unknown := entry.metadata.keys() - _CHANGING:
+                yield f"it changes {', '.join(sorted(unknown))}, which is not a term that changes"
+            for term in sorted(entry.metadata.keys() & _CHANGING):
+                old, new = entry.metadata[term]
                 if (was := _terms(grant)[term]) != old:
                     yield f"the {term} of the grant was {old!r} before it and should be {was!r}"
                 grant = _with_term(grant, term, new)
             credits_.add(grant)
             return
-        if entry.amount > grant.open_credits:
-            yield f"it takes {entry.amount} of the grant, of which {grant.open_credits} are open"
         is_expiry, is_caused = entry.kind is _Kind.EXPIRY, entry.recorded_by == BY_TIME
-        if is_caused and (grant.is_live(entry.recorded_at) or entry.amount != grant.open_credits):
-            yield f"it ends {entry.amount} of a grant, of which {grant.open_credits} are open"
-        sums = {"expired_credits" if is_expiry else "revoked_credits": entry.amount}
+        if entry.amount > grant.open_credits or (is_caused and entry.amount != grant.open_credits):
+            yield f"it takes {entry.amount} of the grant, of which {grant.open_credits} are open"
+        if is_caused and grant.is_live(entry.recorded_at):
+            yield f"it ends a grant at {entry.recorded_at} that ends at {grant.expires_at}"
+        ended = "expired_credits" if is_expiry else "revoked_credits"
         credits_.add(
             grant._replace(
-                open_credits=grant.open_credits - entry.amount,
+                open_credits=max(0, grant.open_credits - entry.amount),
                 is_closed=grant.is_closed or (not is_expiry and not is_caused and entry.requested_amount is None),
-                **{name: getattr(grant, name) + amount for name, amount in sums.items()},
+                **{ended: getattr(grant, ended) + entry.amount},
             )
         )
 
@@ -159,7 +202,8 @@ class CreditCheck:
             return
         replayed = {} if self.credits_ is None else dict(self.credits_.grants)
         replayed.pop(BASE, None)
-        yield from _compared("grant", replayed, {row.seq: row for row in grants}, _GRANT_FIELDS)
+        rows = list(grants)
+        yield from _compared("grant", replayed, {row.seq: row for row in rows}, _GRANT_FIELDS)
         found = {row.seq: row for row in holds}
         yield from _compared("hold", self.holds, found, _HOLD_FIELDS)
         of_replay = self.meter if self.credits_ is not None else None
@@ -170,8 +214,10 @@ class CreditCheck:
         for name, has in (("has_grants", bool(replayed)), ("has_holds", bool(self.holds))):
             if getattr(meter, name) != has:
                 yield f"its {name} is {getattr(meter, name)} and should be {has}"
-        if self.credits_ is not None and uncovered(self.meter) and self.credits_.in_order(meter.updated_at):
+        if uncovered(meter) and any(grant.open_credits for grant in rows):
             yield "some of its usage is paid by no credit, and some of its credits are open"
+        for seq, hold in sorted(found.items()):
+            yield from (f"hold {seq}: {message}" for message in _times(hold))
         yield from self._due(meter, found, now)
 
     def _due(self, meter: BillingMeterRow, holds: Mapping[int, HoldRow], now: datetime | None) -> Iterator[str]:
@@ -182,17 +228,41 @@ class CreditCheck:
         if due is not None and (meter.next_due_at is None or meter.next_due_at > due):
             yield f"something of it is due at {due}, and it says {meter.next_due_at}"
         if now is not None and due is not None and due < now - OVERDUE:
-            yield f"what was due at {due} is not written"
+            yield f"what was due at {due} is not written, as a running gateway does within seconds"
 
 
 _GRANT_FIELDS = (
     *("key", "amount", "priority", "category", "expires_at", "open_credits", "pinned_credits", "drawn_credits"),
     *("covered_credits", "expired_credits", "revoked_credits", "is_closed", "created_at", "reason"),
 )
+#: The terms of a grant that a `GRANT_CHANGED` changes.
+_CHANGING = frozenset(("priority", "expiresAt"))
 _HOLD_FIELDS = (
     *("hold_id", "amount", "requested_amount", "state", "committed_amount", "created_at", "closed_at", "pins"),
     "metadata",
 )
+
+
+def _without_credits(entry: LedgerEntryRow) -> Iterator[str]:
+    """Check an entry of a meter that has neither a grant nor a hold yet."""
+    if entry.held_credits_after:
+        yield f"the held credits after it are {entry.held_credits_after} and should be 0"
+    for name in ("draws", "grant_seq", "hold_seq"):
+        if (value := getattr(entry, name)) is not None:
+            yield f"its {name} is {value}, and its meter has neither a grant nor a hold yet"
+
+
+def _times(hold: HoldRow) -> Iterator[str]:
+    """Check a hold's end. An extension has no entry, so of the end it is only known between what it lies."""
+    first, last = (hold.created_at + timedelta(seconds=seconds) for seconds in (hold.expires_in_seconds, MAX_SECONDS))
+    if not hold.created_at < first <= hold.expires_at <= last:
+        yield f"its expires_at is {hold.expires_at} and should be {first} to {last}"
+    if hold.closed_at is None:
+        return
+    if hold.state is HoldState.EXPIRED and hold.closed_at != hold.expires_at:
+        yield f"its expires_at is {hold.expires_at}, and it expired at {hold.closed_at}"
+    if hold.state is not HoldState.EXPIRED and hold.closed_at >= hold.expires_at:
+        yield f"its expires_at is {hold.expires_at}, and it was closed later, at {hold.closed_at}"
 
 
 def _compared(

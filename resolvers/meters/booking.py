@@ -4,7 +4,7 @@ Every command first books what is due, each at its own moment; nothing else is n
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from resolvers.meters.commands import Decision, Known, after, newest_entry
@@ -14,6 +14,9 @@ from storage.ledger import LedgerEntryKind, LedgerEntryRow
 
 #: What is recorded as who has recorded the entries that nobody asked for.
 BY_TIME = "tollgate"
+
+#: After how long what is due is overdue, where no gateway has written it.
+OVERDUE = timedelta(minutes=1)
 
 Booked = tuple[BillingMeterRow, LedgerEntryRow]
 
