@@ -75,7 +75,7 @@ fuzz: $(DEV_READY) ## Draw thousands of operations and requests, where `test` dr
 		tests/test_abuse.py::test_every_bad_value_of_every_argument_is_refused_or_harmless $(PYTEST_ARGS)
 
 torture: $(DEV_READY) ## Kill, cut and restart under load, a million hostile requests, the model for many more rounds.
-	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py tests/test_credits.py tests/test_abuse.py $(PYTEST_ARGS)
+	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py tests/test_credits.py tests/test_credit_torture.py tests/test_abuse.py $(PYTEST_ARGS)
 
 bench: $(DEV_READY) ## Measure beside the comparators. QUICK=1 takes two minutes.
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(BENCH_ARGS)

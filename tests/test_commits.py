@@ -45,6 +45,11 @@ STATE = text("""SELECT
   (SELECT count(*) FROM ledger_entries) AS entries,
   (SELECT count(*) FROM api_keys) AS keys,
   (SELECT count(*) FROM api_keys WHERE revoked_at IS NOT NULL) AS revoked,
+  (SELECT count(*) FROM credit_grants) AS grants,
+  (SELECT count(*) FROM credit_grants WHERE priority = 1) AS changed,
+  (SELECT count(*) FROM holds) AS holds,
+  (SELECT count(*) FROM holds WHERE expires_at > created_at + INTERVAL '1 hour') AS extended,
+  (SELECT sum(held_credits) FROM billing_meters) AS held,
   (SELECT sum(total_credits) FROM billing_meters) AS total,
   (SELECT sum(used_credits) FROM billing_meters) AS used""")
 
@@ -54,6 +59,7 @@ class Books(NamedTuple):
 
     gateway: Gateway
     customer_id: str
+    grant_id: str
     key_id: str
     folder: Path
 
@@ -71,13 +77,24 @@ class Books(NamedTuple):
 Answer = str | bool | None
 
 
+#: What stands for the ids of the rows that the commands are about.
+CUSTOMER, GRANT = "the customer", "the grant"
+
+#: The mutations whose repetition is no replay.
+NOT_REPLAYED = {
+    *("updateCustomer", "updateBillingMeter", "createCustomerSession"),
+    *("updateCreditGrant", "extendHold"),
+}
+
+
 def mutation(field: str, **values: Any) -> Callable[[Books], Awaitable[Answer]]:
-    """Return the command that sends this mutation; an empty value is the customer's id."""
+    """Return the command that sends this mutation."""
 
     async def send(books: Books) -> Answer:
-        filled = {name: books.customer_id if value == "" else value for name, value in values.items()}
+        ids = {CUSTOMER: books.customer_id, GRANT: books.grant_id}
+        filled = {name: ids.get(value, value) for name, value in values.items()}
         name = field[0].upper() + field[1:]
-        replayed = "" if field in {"updateCustomer", "updateBillingMeter", "createCustomerSession"} else "replayed"
+        replayed = "" if field in NOT_REPLAYED else "replayed"
         query = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename ... on {name}Success {{ "
         query += f"{replayed or '__typename'} }} }} }}"
         body = await books.gateway.run(query, {"input": filled})
@@ -157,7 +174,7 @@ COMMANDS = {
     "createCustomer, keyed": Command(
         mutation("createCustomer", email="a@example.com", idempotencyKey="k"), {"customers": 1}, is_resolved=True
     ),
-    "updateCustomer": Command(mutation("updateCustomer", id="", name="New"), {"renamed": 1}, is_resolved=False),
+    "updateCustomer": Command(mutation("updateCustomer", id=CUSTOMER, name="New"), {"renamed": 1}, is_resolved=False),
     "createBillingMeter": Command(
         mutation("createBillingMeter", workspaceId="w", externalMeterId="n", totalCredits="7"),
         {"meters": 1, "entries": 1, "total": 7},
@@ -186,7 +203,44 @@ COMMANDS = {
     ),
     "recordUsage": Command(mutation("recordUsage", **EVENT), {"entries": 1, "used": 5}, is_resolved=True),
     "recordUsageBatch": Command(send_batch, {"entries": 2, "used": 10}, is_resolved=True),
-    "createCustomerSession": Command(mutation("createCustomerSession", customerId=""), {"keys": 1}, is_resolved=False),
+    "grantCredits": Command(
+        mutation("grantCredits", **METER, amount="50"), {"entries": 1, "grants": 1, "total": 50}, is_resolved=True
+    ),
+    "grantCredits, keyed": Command(
+        mutation("grantCredits", **METER, amount="50", idempotencyKey="k"),
+        {"entries": 1, "grants": 1, "total": 50},
+        is_resolved=True,
+    ),
+    "updateCreditGrant": Command(
+        mutation("updateCreditGrant", id=GRANT, priority=1), {"entries": 1, "changed": 1}, is_resolved=True
+    ),
+    "revokeCreditGrant": Command(
+        mutation("revokeCreditGrant", id=GRANT), {"entries": 1, "total": -30}, is_resolved=True
+    ),
+    "revokeCreditGrant, keyed": Command(
+        mutation("revokeCreditGrant", id=GRANT, amount="10", idempotencyKey="k"),
+        {"entries": 1, "total": -10},
+        is_resolved=True,
+    ),
+    "holdCredits": Command(
+        mutation("holdCredits", **METER, holdId="e", amount="5"),
+        {"entries": 1, "holds": 1, "held": 5},
+        is_resolved=True,
+    ),
+    "commitHold": Command(
+        mutation("commitHold", **METER, holdId="held", amount="5"),
+        {"entries": 1, "held": -7, "used": 5},
+        is_resolved=True,
+    ),
+    "releaseHold": Command(
+        mutation("releaseHold", **METER, holdId="held"), {"entries": 1, "held": -7}, is_resolved=True
+    ),
+    "extendHold": Command(
+        mutation("extendHold", **METER, holdId="held", expiresInSeconds=7_200), {"extended": 1}, is_resolved=True
+    ),
+    "createCustomerSession": Command(
+        mutation("createCustomerSession", customerId=CUSTOMER), {"keys": 1}, is_resolved=False
+    ),
     "keys create": Command(make_key, {"keys": 1}, is_resolved=True),
     "keys revoke": Command(revoke_key, {"revoked": 1}, is_resolved=True),
     "import": Command(import_lines, {"entries": 1, "used": 5}, is_resolved=True),
@@ -209,8 +263,10 @@ async def filled(gateway: Gateway, folder: Path) -> Books:
     customer_id = await make_customer(gateway, "c@example.com", name="Old")
     await make_meter(gateway, totalCredits="1000")
     await must(gateway, "recordUsage", eventId="old", amount="9")
+    granted = await must(gateway, "grantCredits", "creditGrant { id }", amount="30")
+    await must(gateway, "holdCredits", holdId="held", amount="7")
     row, _ = await create_api_key(gateway.database, org_id="o", environment=Environment.LIVE, now=datetime.now(UTC))
-    return Books(gateway, customer_id, row.id, folder)
+    return Books(gateway, customer_id, granted["creditGrant"]["id"], row.id, folder)
 
 
 async def verified(books: Books) -> bool:
@@ -239,7 +295,10 @@ async def books(gateway: Gateway, tmp_path: Path) -> Books:
 
 
 #: Those that the gateway resolves although a caller's repetition is another command.
-SENT_WITHOUT_A_KEY = {"createBillingMeter", "updateBillingMeter", "refillBillingMeter", "keys create"}
+SENT_WITHOUT_A_KEY = {
+    *("createBillingMeter", "updateBillingMeter", "refillBillingMeter", "keys create"),
+    *("grantCredits", "updateCreditGrant", "revokeCreditGrant", "extendHold"),
+}
 
 
 # The answer is lost.
@@ -420,7 +479,8 @@ async def test_a_refusal_that_names_what_a_standby_may_lack_is_not_answered(
 async def test_an_update_that_changes_nothing_is_not_acknowledged_either(
     postgresql: PostgresServer, books: Books, url: str
 ) -> None:
-    commands = [COMMANDS[name].run for name in ("updateCustomer", "updateBillingMeter")]
+    updates = ("updateCustomer", "updateBillingMeter", "updateCreditGrant", "extendHold")
+    commands = [COMMANDS[name].run for name in updates]
     async with standby_away(postgresql, url):
         for command in commands:
             assert await command(books) == "UNKNOWN"

@@ -9,10 +9,10 @@ import secrets
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,43 @@ MUTATIONS = {
         f"... on RefillBillingMeterSuccess {{ replayed entry {{ {ENTRY} }} }}",
     ),
     "voidUsage": ("VoidUsageInput!", f"... on VoidUsageSuccess {{ replayed entry {{ {ENTRY} }} }}"),
+    "grantCredits": (
+        "GrantCreditsInput!",
+        f"... on GrantCreditsSuccess {{ replayed creditGrant {{ id }} entry {{ {ENTRY} }} }}",
+    ),
+    "revokeCreditGrant": (
+        "RevokeCreditGrantInput!",
+        f"... on RevokeCreditGrantSuccess {{ replayed entry {{ {ENTRY} }} }}",
+    ),
+    "holdCredits": ("HoldCreditsInput!", f"... on HoldCreditsSuccess {{ replayed entry {{ {ENTRY} }} }}"),
+    "commitHold": ("CommitHoldInput!", f"... on CommitHoldSuccess {{ replayed accepted entry {{ {ENTRY} }} }}"),
+    "releaseHold": ("ReleaseHoldInput!", "... on ReleaseHoldSuccess { replayed released }"),
+    "updateCreditGrant": ("UpdateCreditGrantInput!", "... on UpdateCreditGrantSuccess { creditGrant { priority } }"),
+    "extendHold": ("ExtendHoldInput!", "... on ExtendHoldSuccess { hold { holdId } }"),
     "createBillingMeter": (
         "CreateBillingMeterInput!",
         "... on CreateBillingMeterSuccess { replayed billingMeter { id } }",
     ),
+}
+
+#: What these answer about a grant that was revoked or a hold that was closed meanwhile; they are not replayed.
+MAY_COME_LATE = {"updateCreditGrant": "CreditGrantNotLive", "extendHold": "HoldNotOpen"}
+
+#: How often each write is drawn.
+WEIGHTS = {
+    "recordUsage": 50,
+    "recordUsageBatch": 10,
+    "refillBillingMeter": 6,
+    "voidUsage": 10,
+    "createBillingMeter": 4,
+    "grantCredits": 4,
+    "updateCreditGrant": 2,
+    "revokeCreditGrant": 2,
+    "holdCredits": 10,
+    "commitHold": 6,
+    "releaseHold": 2,
+    "extendHold": 2,
+    "again": 8,
 }
 
 Answer = dict[str, Any]
@@ -88,10 +121,15 @@ class Write:
         return None
 
     def _settle(self, results: list[Answer]) -> None:
+        if self.field in MAY_COME_LATE and results[0]["__typename"] == MAY_COME_LATE[self.field]:
+            self.results = []
+            return
         assert {result["__typename"][-7:] for result in results} == {"Success"}, results
         # What is written is written as a whole.
-        (replayed,) = {result.pop("replayed") for result in results}
-        if self.results is None:
+        (replayed,) = {result.pop("replayed", None) for result in results}
+        if self.field in MAY_COME_LATE:
+            self.results = []
+        elif self.results is None:
             assert replayed is False or self.is_unknown
             self.results = results
         else:
@@ -114,14 +152,14 @@ class Load:
         print(f"Seed: {self.seed}")  # noqa: T201  # pytest shows it where the test fails.
         self.random = random.Random(self.seed)  # noqa: S311  # So that a run can be repeated.
         self._voidable: list[Answer] = []
+        #: The holds that no write closes yet, and the grants that none revokes, by their ids.
+        self._holds: list[Answer] = []
+        self._grants: list[str] = []
         self._ids = iter(range(10**9))
 
     def draw(self) -> Write:
         """Return the next write, of any kind, mostly usage; sometimes one that was answered before."""
-        kind = self.random.choices(
-            ["recordUsage", "recordUsageBatch", "refillBillingMeter", "voidUsage", "createBillingMeter", "again"],
-            weights=[60, 10, 8, 10, 4, 8],
-        )[0]
+        kind = self.random.choices([*WEIGHTS], weights=[*WEIGHTS.values()])[0]
         number = next(self._ids)
         answered = [write for write in self.writes if write.results is not None] if kind == "again" else []
         if answered:
@@ -136,11 +174,36 @@ class Load:
             event = self._voidable.pop(self.random.randrange(len(self._voidable)))
             names = {name: event[name] for name in ("workspaceId", "externalMeterId", "eventId")}
             input = names | {"reason": "x", "idempotencyKey": f"v{number}"}
+        elif (drawn := self._of_credits(kind, number)) is not None:
+            input = drawn
         else:
             kind, input = "recordUsage", self._event(str(number))
         write = Write(kind, input)
         self.writes.append(write)
         return write
+
+    def _of_credits(self, kind: str, number: int) -> Answer | None:
+        """Return the input of a write of this kind, of grants and holds; None: there is none that it could be about."""
+        input: Answer | None = None
+        if kind == "grantCredits":
+            input = self._meter() | {"amount": str(self.random.randint(1, 30)), "idempotencyKey": f"g{number}"}
+            # Long enough that one which was not written is written in time.
+            ends = datetime.now(UTC) + timedelta(seconds=60)
+            input |= self.random.choice([{}, {"priority": 0}, {"priority": 0, "expiresAt": ends.isoformat()}])
+        elif kind == "updateCreditGrant" and self._grants:
+            input = {"id": self.random.choice(self._grants), "priority": 10}
+        elif kind == "revokeCreditGrant" and self._grants:
+            grant_id = self._grants.pop(self.random.randrange(len(self._grants)))
+            input = {"id": grant_id, "idempotencyKey": f"x{number}"}
+        elif kind == "holdCredits":
+            held = {"holdId": f"h{number}", "amount": str(self.random.randint(1, 9)), "expiresInSeconds": 43_200}
+            input = self._meter() | held
+        elif kind == "extendHold" and self._holds:
+            input = self.random.choice(self._holds) | {"expiresInSeconds": 43_200}
+        elif kind in {"commitHold", "releaseHold"} and self._holds:
+            hold = self._holds.pop(self.random.randrange(len(self._holds)))
+            input = hold | ({"amount": str(self.random.randint(0, 12))} if kind == "commitHold" else {})
+        return input
 
     def _meter(self) -> Answer:
         return {"workspaceId": "w", "externalMeterId": self.random.choice(METERS)}
@@ -169,10 +232,20 @@ class Load:
             await asyncio.sleep(0.02)
         else:
             pytest.fail(f"{MAX_TRIES} tries were all unavailable")
-        if is_first and write.field == "recordUsage":
-            self._voidable.append(write.input)
+        if is_first:
+            self._keep(write)
         self.answered += 1
         self._notify()
+
+    def _keep(self, write: Write) -> None:
+        """Keep what later writes may be about."""
+        (result, *_) = write.results or ({},)
+        if write.field == "recordUsage":
+            self._voidable.append(write.input)
+        elif write.field == "holdCredits":
+            self._holds.append({name: write.input[name] for name in ("workspaceId", "externalMeterId", "holdId")})
+        elif write.field == "grantCredits" and "expiresAt" not in write.input:
+            self._grants.append(result["creditGrant"]["id"])
 
     def _notify(self) -> None:
         for condition, event in self._awaited:
@@ -228,20 +301,30 @@ class Load:
         results = [result for write in self.writes for result in write.results or ()]
         written = {result["entry"]["id"]: result["entry"] for result in results if "entry" in result}
         assert len(written) == len([result for result in results if "entry" in result])
+        released = {write.input["holdId"] for write in self.writes if write.field == "releaseHold"}
         found: dict[str, Answer] = {}
+        others: list[Answer] = []
         for name, meter_id in zip(METERS, meter_ids, strict=True):
             meter = await meter_of(gateway, name, around=datetime.now(UTC).date())
             assert meter["id"] == meter_id
             opening, *entries = meter["ledger"]
             assert (opening["kind"], opening["amount"]) == ("OPENING", str(CREDITS))
-            found |= {entry["id"]: {name: entry[name] for name in ENTRY.split()} for entry in entries}
+            others += [entry for entry in entries if is_unanswered(entry, released)]
+            shown = [entry for entry in entries if not is_unanswered(entry, released)]
+            found |= {entry["id"]: {name: entry[name] for name in ENTRY.split()} for entry in shown}
         assert found == written
+        assert {entry["key"] for entry in others if entry["kind"] == "RELEASE"} == released
         created = {result["billingMeter"]["id"] for result in results if "billingMeter" in result}
         assert len(created) == len([write for write in self.writes if write.field == "createBillingMeter"])
         verified = Verified()
         assert [found async for found in verify(gateway.database, verified)] == []
         assert verified.meters == len(METERS) + len(created)
-        assert verified.entries == len(METERS) + len(created) + len(written)
+        assert verified.entries == len(METERS) + len(created) + len(written) + len(others)
+
+
+def is_unanswered(entry: Answer, released: Collection[str]) -> bool:
+    """Whether the entry is none that an answer shows: it follows from time, or changes a grant, or is a release."""
+    return entry["kind"] in {"EXPIRY", "GRANT_CHANGED"} or (entry["kind"] == "RELEASE" and entry["key"] in released)
 
 
 async def make_meters(gateway: Gateway) -> list[str]:
