@@ -23,6 +23,8 @@ class Services:
     api_keys: ApiKeys = field(init=False)
     meter_writer: MeterWriter = field(init=False)
     bounds: Bounds = field(init=False)
+    #: Of how many meters something was overdue when the sweeper last looked.
+    overdue_meters: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.bounds = self.settings.bounds

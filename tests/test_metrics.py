@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import pytest
 from gateway.telemetry.figures import FIGURES
 from gateway.telemetry.metrics import MAX_OPERATIONS
 from gateway.telemetry.processes import start_time
+from gateway.workers.sweeper import sweep
 from tests.comparisons import recorded_comparisons
 from tests.conftest import Caller, Gateway, gateway_on
 from tests.operations import READ_METER, RECORD_USAGE
 from tests.scraping import BEARER, TOKEN, Samples, samples
 from tests.servers import Server, serving
-from tests.steps import execute, make_meter
+from tests.steps import execute, make_meter, must
 
 
 @pytest.fixture
@@ -141,6 +143,47 @@ class TestFigures:
             ("tollgate_usage_group_duration_seconds_count",): 7,
             ("tollgate_usage_wait_seconds_count",): 7,
         }
+
+    async def test_grants_and_holds_are_counted_by_what_is_written_of_them(self, measured: Gateway) -> None:
+        await make_meter(measured, totalCredits="10")
+        before = await samples(measured.client)
+        kinds = ("GRANT", "REVOCATION", "EXPIRY", "HOLD", "RELEASE", "HOLD_EXPIRY")
+        assert [before["tollgate_credit_entries_total", kind] for kind in kinds] == [0] * 6
+        ends = (measured.clock.now + timedelta(seconds=10)).isoformat()
+        for _ in range(2):  # The second one is a replay.
+            await must(measured, "grantCredits", amount="5", expiresAt=ends, idempotencyKey="g")
+        for hold_id in ("a", "b", "c"):
+            await must(measured, "holdCredits", holdId=hold_id, amount="2", expiresInSeconds=5)
+        await must(measured, "commitHold", holdId="a", amount="3")
+        await must(measured, "commitHold", holdId="a", amount="3")
+        await must(measured, "commitHold", holdId="b", amount="0")
+        measured.clock.forward(seconds=10)
+        await measured.mutate("commitHold", "", workspaceId="w", externalMeterId="m", holdId="c", amount="1")
+        found = risen(before, await samples(measured.client))
+        of_credits: dict[str, dict[str, float]] = {
+            key[0][9:]: {} for key in found if key[0].startswith("tollgate_credit_")
+        }
+        for key, value in found.items():
+            if key[0][9:] in of_credits:
+                of_credits[key[0][9:]][key[1]] = value
+        assert of_credits == {
+            "credit_entries_total": {"GRANT": 1, "HOLD": 3, "RELEASE": 1, "HOLD_EXPIRY": 1, "EXPIRY": 1},
+            "credit_entry_credits_total": {"GRANT": 5, "HOLD": 6, "RELEASE": 2, "HOLD_EXPIRY": 2, "EXPIRY": 3},
+        }
+        assert {key[1]: value for key, value in found.items() if key[0] == "tollgate_usage_events_total"} == {
+            "ACCEPTED": 1,
+            "REPLAYED": 1,
+            "HOLD_NOT_OPEN": 1,
+        }
+        assert found["tollgate_usage_credits_total", "ACCEPTED"] == 3
+
+    async def test_what_is_overdue_is_counted_at_each_look(self, measured: Gateway) -> None:
+        await make_meter(measured, totalCredits="10")
+        await must(measured, "holdCredits", holdId="h", amount="2", expiresInSeconds=5)
+        for seconds, overdue in ((0, 0), (5 + 60, 1), (0, 0)):
+            measured.clock.forward(seconds=seconds)
+            await sweep(measured.services)
+            assert (await samples(measured.client))["tollgate_overdue_meters",] == overdue
 
     async def test_a_group_is_counted_once_and_each_wait_for_it(self, measured: Gateway) -> None:
         await make_meter(measured, totalCredits="100")

@@ -65,6 +65,11 @@ WAITS = Figure("histogram", "tollgate_usage_wait_seconds", "How long requests wa
 WAITING = Figure("gauge", "tollgate_usage_waiting_events", "Usage events that wait for their transaction to begin.")
 EVENTS = Figure("counter", "tollgate_usage_events", "Usage events, by what became of them.", ("result",))
 CREDITS = Figure("counter", "tollgate_usage_credits", "Credits that usage events asked for.", ("result",))
+CREDIT_ENTRIES = Figure(
+    "counter", "tollgate_credit_entries", "Ledger entries of grants and holds that were written.", ("kind",)
+)
+CREDIT_AMOUNTS = Figure("counter", "tollgate_credit_entry_credits", "The credits of these entries.", ("kind",))
+OVERDUE = Figure("gauge", "tollgate_overdue_meters", "Meters with a grant or hold whose end is long due to be written.")
 
 FIGURES = (
     REQUESTS,
@@ -82,4 +87,7 @@ FIGURES = (
     WAITING,
     EVENTS,
     CREDITS,
+    CREDIT_ENTRIES,
+    CREDIT_AMOUNTS,
+    OVERDUE,
 )

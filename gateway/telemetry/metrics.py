@@ -22,6 +22,8 @@ from gateway.telemetry.figures import (
     AWAITED,
     BUGS,
     CONNECTIONS,
+    CREDIT_AMOUNTS,
+    CREDIT_ENTRIES,
     CREDITS,
     EVENTS,
     FIGURES,
@@ -30,6 +32,7 @@ from gateway.telemetry.figures import (
     IN_FLIGHT,
     LATENCY,
     MAX_CONNECTIONS,
+    OVERDUE,
     REFUSALS,
     REQUESTS,
     STATEMENTS,
@@ -44,14 +47,18 @@ from gateway.telemetry.requests import INTERNAL_SERVER_ERROR, OK, REASONS, Reque
 from resolvers.errors import (
     AmountOutOfRange,
     BillingMeterNotFound,
+    HoldNotFound,
+    HoldNotOpen,
     IdempotencyConflict,
     InvalidInput,
     LimitRefusal,
     Refusal,
 )
 from resolvers.meters.commands import Command, Decision
+from resolvers.meters.holds import CommitHold
 from resolvers.meters.record_usage import RecordUsage
 from storage.engine.failures import description
+from storage.ledger import LedgerEntryKind, LedgerEntryRow
 
 if TYPE_CHECKING:
     from gateway.services import Services
@@ -68,6 +75,14 @@ MAX_OPERATIONS = 100
 ANONYMOUS, OTHER, NONE = "(anonymous)", "(other)", "(none)"
 
 _BILLION = 1_000_000_000
+
+#: The kinds of entries that are about grants and holds and no usage.
+OF_CREDITS = frozenset(
+    (
+        *(LedgerEntryKind.GRANT, LedgerEntryKind.REVOCATION, LedgerEntryKind.EXPIRY),
+        *(LedgerEntryKind.HOLD, LedgerEntryKind.RELEASE, LedgerEntryKind.HOLD_EXPIRY),
+    )
+)
 
 #: What may become of a usage event, besides a refusal, which is counted by its code.
 _RESULTS = ("ACCEPTED", "PARTIAL", "REPLAYED", "CHECKED", "UNAVAILABLE")
@@ -96,6 +111,8 @@ class Metrics:
             self._values[EVENTS.name][result,] = [0.0]
         for result in ("ACCEPTED", "REFUSED"):
             self._values[CREDITS.name][result,] = [0.0]
+        for figure in (CREDIT_ENTRIES, CREDIT_AMOUNTS):
+            self._values[figure.name] = {(kind.name,): [0.0] for kind in OF_CREDITS}
 
     def answered(self, request: Request) -> None:
         """Count a request that was answered."""
@@ -114,6 +131,7 @@ class Metrics:
         commands: Sequence[Command],
         results: Sequence[Decision | Refusal],
         *,
+        entries: Sequence[LedgerEntryRow],
         waits_ns: Sequence[int],
         took_ns: int,
     ) -> None:
@@ -123,13 +141,18 @@ class Metrics:
         for wait_ns in waits_ns:
             self._observe(WAITS, (), wait_ns / _BILLION)
         accepted = refused = 0
+        for entry in entries:
+            if entry.kind in OF_CREDITS:
+                self._add(CREDIT_ENTRIES, (entry.kind.name,), 1)
+                self._add(CREDIT_AMOUNTS, (entry.kind.name,), entry.amount)
         for command, result in zip(commands, results, strict=True):
-            if not isinstance(command, RecordUsage):
+            event = _usage_of(command)
+            if event is None:
                 continue
             if isinstance(result, Refusal):
                 word = result.code
                 if isinstance(result, LimitRefusal):
-                    refused += command.amount
+                    refused += event.amount
             elif result.entry is None:
                 word = "CHECKED"
             elif result.replayed:
@@ -144,7 +167,7 @@ class Metrics:
 
     def failed(self, commands: Sequence[Command]) -> None:
         """Count the usage events among commands that were not carried out."""
-        self._add(EVENTS, ("UNAVAILABLE",), sum(isinstance(command, RecordUsage) for command in commands))
+        self._add(EVENTS, ("UNAVAILABLE",), sum(_usage_of(command) is not None for command in commands))
 
     @asynccontextmanager
     async def watching(
@@ -156,6 +179,7 @@ class Metrics:
             self._set(STATEMENTS, (), statements.count)
             self._set(IN_FLIGHT, (), in_flight() - self._asking)
             self._set(WAITING, (), services.meter_writer.pending)
+            self._set(OVERDUE, (), services.overdue_meters)
             for use, state in services.database.connections.items():
                 self._set(CONNECTIONS, (use,), state.in_use)
                 self._set(AWAITED, (use,), state.awaited)
@@ -253,6 +277,13 @@ class Metrics:
                     _log.warning("A file in the folder of /metrics was not left by a gateway of this release: %s", file)
 
 
+def _usage_of(command: Command) -> RecordUsage | None:
+    """Return the usage event that a command records; a commit of 0 is a release."""
+    if isinstance(command, CommitHold):
+        return command.usage if command.usage.amount else None
+    return command if isinstance(command, RecordUsage) else None
+
+
 def _refusals() -> Iterator[type[Refusal]]:
     """Yield the refusals that a usage event may come to."""
     yield from (
@@ -260,5 +291,7 @@ def _refusals() -> Iterator[type[Refusal]]:
         IdempotencyConflict,
         InvalidInput,
         AmountOutOfRange,
+        HoldNotFound,
+        HoldNotOpen,
         *LimitRefusal.__subclasses__(),
     )

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 from gateway.services import Services
 from resolvers.errors import Unavailable
-from resolvers.meters.booking import Settle
+from resolvers.meters.booking import OVERDUE, Settle
 from storage import billing_meters
 from storage.billing_meters import MeterName
 from storage.engine.database import DatabaseUnavailable
@@ -56,8 +56,10 @@ async def _sweep_again_and_again(services: Services) -> None:
 
 async def sweep(services: Services) -> int:
     """Have what is due written of some meters, and return of how many it was. Raises `DatabaseUnavailable`."""
+    now = services.clock()
     async with services.database.read() as reader:
-        due = await billing_meters.due(reader, services.clock(), limit=METERS_AT_ONCE)
+        services.overdue_meters = len(await billing_meters.due(reader, now - OVERDUE, limit=METERS_AT_ONCE))
+        due = await billing_meters.due(reader, now, limit=METERS_AT_ONCE)
     names = iter(due)
     return sum(await asyncio.gather(*[_settle(services, names) for _ in range(min(len(due), SETTLED_AT_ONCE))]))
 

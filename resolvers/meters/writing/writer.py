@@ -30,7 +30,7 @@ from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome
 from storage.engine.failures import outages
 from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryKind
+from storage.ledger import LedgerEntryRow
 
 _log = logging.getLogger(__name__)
 
@@ -43,22 +43,23 @@ MAX_NAMES = 100_000
 #: How long the second lane waits for the meters of one submission before it tries the others again.
 LOCK_SECONDS = 0.1
 
-_USAGE, _VOID, _GRANT, _HOLD = (
-    *(LedgerEntryKind.USAGE, LedgerEntryKind.VOID),
-    *(LedgerEntryKind.GRANT, LedgerEntryKind.HOLD),
-)
-
-#: What an entry's amount adds to its usage day, by the entry's kind: it is multiplied by this.
-_ON_DAY = {_USAGE: 1, _VOID: -1}
-
 
 class MeterObserver(Protocol):
     """What is notified of every group."""
 
     def decided(
-        self, commands: Sequence[Command], results: Sequence[Result], *, waits_ns: Sequence[int], took_ns: int
+        self,
+        commands: Sequence[Command],
+        results: Sequence[Result],
+        *,
+        entries: Sequence[LedgerEntryRow],
+        waits_ns: Sequence[int],
+        took_ns: int,
     ) -> None:
-        """Note that a group is committed: its commands, the result of each, how long each submission waited for it."""
+        """Note that a group is committed: its commands, the result of each, how long each submission waited for it.
+
+        `entries` are all that it wrote, also those that no command asked for.
+        """
 
     def failed(self, commands: Sequence[Command]) -> None:
         """Note that commands were not carried out, because the database was out of reach or the queue full."""
@@ -181,6 +182,7 @@ class MeterWriter:
             self._observer.decided(
                 [command for submission, _ in answered for command in submission.commands],
                 [result for _, results in answered for result in results],
+                entries=group.written,
                 waits_ns=[began - submission.queued_at for submission, _ in answered],
                 took_ns=ended - began,
             )
