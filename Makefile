@@ -85,10 +85,13 @@ FRONTEND := examples/frontend
 FRONTEND_READY := $(FRONTEND)/node_modules/.package-lock.json
 CLIENT := examples/python-client
 CLIENT_READY := $(CLIENT)/.venv/.ready
+LLM_PROXY := examples/llm-proxy
+LLM_PROXY_READY := $(LLM_PROXY)/.venv/.ready
 
 .PHONY: examples
-examples: $(FRONTEND_READY) $(CLIENT_READY) ## Build the examples from the schema, and test them.
-	@PATH="$(CURDIR)/$(BIN):$$PATH" && pytest tests/examples/frontend.py tests/examples/python_client.py tests/examples/deploy.py $(PYTEST_ARGS)
+examples: $(FRONTEND_READY) $(CLIENT_READY) $(LLM_PROXY_READY) ## Build the examples from the schema, and test them.
+	@PATH="$(CURDIR)/$(BIN):$$PATH" && pytest tests/examples/frontend.py tests/examples/python_client.py \
+		tests/examples/llm_proxy.py tests/examples/deploy.py $(PYTEST_ARGS)
 
 $(FRONTEND_READY): $(FRONTEND)/package.json $(FRONTEND)/package-lock.json $(FRONTEND)/.npmrc $(DEV_READY)
 	@echo 'npm ci'
@@ -100,6 +103,14 @@ $(CLIENT_READY): $(CLIENT)/requirements.lock $(DEV_READY)
 	@$(BIN)/python -m venv --clear $(CLIENT)/.venv
 	@$(CLIENT)/.venv/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes \
 		--requirement $(CLIENT)/requirements.lock
+	@touch $@
+
+# They are half a gigabyte, which uv installs in a third of pip's time.
+$(LLM_PROXY_READY): $(LLM_PROXY)/requirements.lock $(DEV_READY)
+	@echo 'Installing $(LLM_PROXY)/requirements.lock into $(LLM_PROXY)/.venv ...'
+	@$(BIN)/python -m venv --clear --without-pip $(LLM_PROXY)/.venv
+	@$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(LLM_PROXY)/.venv/bin/python \
+		--requirement $(LLM_PROXY)/requirements.lock
 	@touch $@
 
 lint: lint-format lint-style lint-spelling lint-types lint-imports lint-dependencies ## Check format, style, spelling, types and imports.
@@ -142,13 +153,15 @@ format: $(DEV_READY) ## Format, and mend what can be mended.
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' $(LOCK_ARGS)
 
-lock: $(DEV_READY) ## Write the lock files anew from pyproject.toml and the client's requirements.
+lock: $(DEV_READY) ## Write the lock files anew from pyproject.toml and the examples' requirements.
 	@$(UV_COMPILE) pyproject.toml --group build --output-file requirements.lock
 	@$(UV_COMPILE) pyproject.toml --group dev --all-extras --constraint requirements.lock --output-file requirements-dev.lock
 	@$(UV_COMPILE) pyproject.toml --group build --extra otel --constraint requirements-dev.lock \
 		--output-file requirements-otel.lock
 	@$(UV_COMPILE) $(CLIENT)/requirements.in --output-file $(CLIENT)/requirements.lock
-	@if grep -n '://' requirements.lock requirements-dev.lock requirements-otel.lock $(CLIENT)/requirements.lock; then \
+	@$(UV_COMPILE) $(LLM_PROXY)/requirements.in --output-file $(LLM_PROXY)/requirements.lock
+	@if grep -n '://' requirements.lock requirements-dev.lock requirements-otel.lock $(CLIENT)/requirements.lock \
+		$(LLM_PROXY)/requirements.lock; then \
 		echo 'The lock files may not name an address: any mirror must serve.' >&2; exit 1; fi
 
 # Its node and npm are those of the environment.
@@ -158,7 +171,7 @@ graphiql: $(DEV_READY) ## Build GraphiQL's page from its source.
 clean: ## Remove the environment, caches and builds; databases stay.
 	@rm -rf $(VENV) .venv-* $(AUDITS)/node_modules gateway/pages/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find $(wildcard $(PACKAGES) tests) -name __pycache__ -type d -prune -exec rm -rf {} +
-	@rm -rf $(CLIENT)/.venv $(CLIENT)/tollgate_client
+	@rm -rf $(CLIENT)/.venv $(CLIENT)/tollgate_client $(LLM_PROXY)/.venv
 	@rm -rf $(FRONTEND)/node_modules $(FRONTEND)/dist $(FRONTEND)/*/gql $(FRONTEND)/persisted-documents.json
 
 $(RUN_READY): requirements.lock pyproject.toml

@@ -64,6 +64,7 @@ def test_the_packages_of_the_examples_are_locked_without_an_address() -> None:
     assert [name for name, each in packages.items() if "resolved" in each] == []
     assert [name for name, each in packages.items() if name and "integrity" not in each] == []
     assert [name for name, each in packages.items() if each.get("hasInstallScript")] == []
-    lock = (ROOT / "examples" / "python-client" / "requirements.lock").read_text("utf-8")
-    assert "://" not in lock
-    assert lock.count("==") <= lock.count("--hash=sha256:")
+    for example in ("python-client", "llm-proxy"):
+        lock = (ROOT / "examples" / example / "requirements.lock").read_text("utf-8")
+        assert "://" not in lock
+        assert lock.count("==") <= lock.count("--hash=sha256:")

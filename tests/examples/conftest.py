@@ -15,6 +15,7 @@ from tests.servers import TOLLGATE, Server, free_port, serving
 ROOT = Path(__file__).parent.parent.parent
 FRONTEND = ROOT / "examples" / "frontend"
 CLIENT = ROOT / "examples" / "python-client"
+LLM_PROXY = ROOT / "examples" / "llm-proxy"
 
 
 class Demo(NamedTuple):
