@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from statistics import median
 from typing import Annotated
 
@@ -118,7 +119,7 @@ async def make(url: str, count: int, ends: datetime) -> None:
         made = _meters(count, ends, datetime.now(UTC), key_id)
         for _ in range(0, count, METERS_AT_ONCE):
             rows = [row for _, row in zip(range(METERS_AT_ONCE), made, strict=False)]
-            await database.write(lambda writer, rows=rows: _insert(writer, rows))
+            await database.write(partial(_insert, made=rows))
     finally:
         await database.close()
 

@@ -198,7 +198,7 @@ class HoldNotOpen(Refusal):
     code = "HOLD_NOT_OPEN"
 
     def __init__(self, hold: HoldRow) -> None:
-        super().__init__(f"The hold {hold.hold_id!r} is {hold.state.value} since {hold.closed_at}.")
+        super().__init__(f"The hold {hold.hold_id!r} is {hold.state.value}, and no longer open.")
         self.hold = hold
 
 

@@ -244,8 +244,8 @@ class _Fetches:
             meter_ids = [key.meter_id for key in some]
             async with self._database.read() as reader:
                 due = await self._visible(reader, meter_ids)
-                found = await credit_grants.pages_by_meters(reader, meter_ids, *of, now=self._clock())
-            return [[*map(due.grant, found[meter_id])] for meter_id in meter_ids]
+                found = await credit_grants.pages_by_meters(reader, [*due.visible], *of, now=self._clock())
+            return [[*map(due.grant, found.get(meter_id, ()))] for meter_id in meter_ids]
 
         return await _by_group(keys, lambda key: (key.page, key.wanted), load)
 
@@ -254,8 +254,8 @@ class _Fetches:
             meter_ids = [key.meter_id for key in some]
             async with self._database.read() as reader:
                 due = await self._visible(reader, meter_ids)
-                found = await holds.pages_by_meters(reader, meter_ids, *of, now=self._clock())
-            return [[*map(due.hold, found[meter_id])] for meter_id in meter_ids]
+                found = await holds.pages_by_meters(reader, [*due.visible], *of, now=self._clock())
+            return [[*map(due.hold, found.get(meter_id, ()))] for meter_id in meter_ids]
 
         return await _by_group(keys, lambda key: (key.page, key.state), load)
 
@@ -263,14 +263,14 @@ class _Fetches:
         now = self._clock()
         async with self._database.read() as reader:
             due = await self._visible(reader, keys)
-            grants = await credit_grants.usable(reader, keys)
-        found: list[list[CreditGrantRow]] = []
-        for meter_id in keys:
-            meter, known = due.visible[meter_id], due.known.get(meter_id)
+            grants = await credit_grants.usable(reader, [*due.visible])
+        found: dict[str, list[CreditGrantRow]] = {}
+        for meter_id, meter in due.visible.items():
+            known = due.known.get(meter_id)
             of_meter = Credits.of(meter, [grant for grant in grants if grant.meter_id == meter_id])
             credits_ = known.credits if known is not None and known.credits is not None else of_meter
-            found.append(credits_.in_order(max(now, meter.updated_at)))
-        return found
+            found[meter_id] = credits_.in_order(max(now, meter.updated_at))
+        return [found.get(meter_id, []) for meter_id in keys]
 
     async def _visible(self, reader: Reader, meter_ids: Sequence[str]) -> Due:
         """Read the meters of these ids that the actor may see, and what is due of them."""
@@ -291,7 +291,8 @@ class _Fetches:
                 found = await billing_meters.pages_by_customers(
                     reader, customer_ids, page, workspace_ids=self._actor.workspace_ids
                 )
-            return [found[customer_id] for customer_id in customer_ids]
+                due = await due_of(reader, [meter for rows in found.values() for meter in rows], self._clock())
+            return [[*map(due.meter, found[customer_id])] for customer_id in customer_ids]
 
         return await _by_group(keys, lambda key: key.page, load)
 

@@ -119,7 +119,7 @@ class Walk:
                 self.gateway.clock.forward(seconds=float(seconds))
                 return []
         newest = (await self._entries())[0]["id"]
-        answer = await self._send(words)
+        answer = await self.send(" ".join(words))
         typename = answer["__typename"]
         written = await self._lines(newest)
         if not typename.endswith("Success"):
@@ -128,8 +128,9 @@ class Walk:
             return [*written, "replayed"]
         return [*written, *(["over the limit"] if answer.get("overLimit") else [])]
 
-    async def _send(self, words: list[str]) -> dict[str, Any]:
-        what, *rest = words
+    async def send(self, step: str) -> dict[str, Any]:
+        """Send the mutation of a step alone, and return what is answered."""
+        what, *rest = step.split()
         field, names = _MUTATIONS[what]
         values = dict(zip(names, rest, strict=False)) | self._options(field, rest[len(names) :])
         if "id" in names:

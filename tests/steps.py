@@ -19,9 +19,12 @@ from resolvers.maintenance.verify import Verified, verify, verify_snapshot
 from resolvers.meters.record_usage import RecordUsage
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
+from storage.credit_grants import CreditGrantRow
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
+from storage.holds import HoldRow
 from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.maintenance import audit
 from storage.tables import metadata
 from storage.tenants import Environment
 from storage.usage import UsageRange
@@ -60,6 +63,18 @@ async def make_meter(caller: Caller, external_meter_id: str = "m", **values: Any
     values = {"externalMeterId": external_meter_id} | values
     made = await must(caller, "createBillingMeter", "billingMeter { id }", **values)
     return str(made["billingMeter"]["id"])
+
+
+async def make_grant(caller: Caller, amount: int, **values: Any) -> str:
+    """Grant credits to the meter `m`, unless the values say otherwise, and return the grant's id."""
+    made = await must(caller, "grantCredits", "creditGrant { id }", amount=str(amount), **values)
+    return str(made["creditGrant"]["id"])
+
+
+async def hold(caller: Caller, hold_id: str, amount: int, **values: Any) -> str:
+    """Hold credits of the meter `m`, unless the values say otherwise, and return the id of the hold."""
+    made = await must(caller, "holdCredits", "hold { id }", holdId=hold_id, amount=str(amount), **values)
+    return str(made["hold"]["id"])
 
 
 async def make_customer(caller: Caller, email: str = "ada@example.com", **values: Any) -> str:
@@ -152,29 +167,47 @@ async def meter_of(
     return meter | {"ledger": entries, "usage": usage}
 
 
+#: What an entry's amount adds to the meter's total, used and held credits, by the entry's kind.
+_ADDS = {
+    LedgerEntryKind.OPENING: (1, 0, 0),
+    LedgerEntryKind.REFILL: (1, 0, 0),
+    LedgerEntryKind.GRANT: (1, 0, 0),
+    LedgerEntryKind.EXPIRY: (-1, 0, 0),
+    LedgerEntryKind.REVOCATION: (-1, 0, 0),
+    LedgerEntryKind.USAGE: (0, 1, 0),
+    LedgerEntryKind.VOID: (0, -1, 0),
+    LedgerEntryKind.HOLD: (0, 0, 1),
+    LedgerEntryKind.RELEASE: (0, 0, -1),
+    LedgerEntryKind.HOLD_EXPIRY: (0, 0, -1),
+}
+
+
 class Books(NamedTuple):
-    """All rows of one meter: its own, its ledger from the oldest entry on, and its days."""
+    """All rows of one meter: its own, its ledger from the oldest entry on, its days, its grants and its holds."""
 
     meter: BillingMeterRow
     entries: list[LedgerEntryRow]
     days: dict[tuple[str, str], int]
+    grants: list[CreditGrantRow]
+    holds: list[HoldRow]
 
     def check(self) -> None:
         """Assert what holds of every meter at any time."""
         assert [entry.seq for entry in self.entries] == list(range(1, self.meter.last_seq + 1))
-        total = used = 0
+        held_by = {hold.seq: hold.amount for hold in self.holds}
+        total = used = held = 0
         for entry in self.entries:
-            if entry.kind in {LedgerEntryKind.OPENING, LedgerEntryKind.REFILL}:
-                total += entry.amount
-            elif entry.kind is LedgerEntryKind.USAGE:
-                used += entry.amount
-            elif entry.kind is LedgerEntryKind.VOID:
-                used -= entry.amount
+            if entry.kind in _ADDS:
+                to_total, to_used, to_held = (sign * entry.amount for sign in _ADDS[entry.kind])
+                total, used, held = total + to_total, used + to_used, held + to_held
             else:
-                assert entry.kind is LedgerEntryKind.SETTINGS
+                assert entry.kind in {LedgerEntryKind.SETTINGS, LedgerEntryKind.GRANT_CHANGED}
                 assert entry.amount == 0
-            assert (entry.total_credits_after, entry.used_credits_after) == (total, used)
-        assert (self.meter.total_credits, self.meter.used_credits) == (total, used)
+            if entry.kind is LedgerEntryKind.USAGE and entry.hold_seq is not None:
+                held -= held_by[entry.hold_seq]
+            sums = (entry.total_credits_after, entry.used_credits_after, entry.held_credits_after)
+            assert sums == (total, used, held)
+        assert (self.meter.total_credits, self.meter.used_credits, self.meter.held_credits) == (total, used, held)
         assert sum(self.days.values()) == used
         event_ids = [entry.key for entry in self.entries if entry.kind is LedgerEntryKind.USAGE]
         assert len(event_ids) == len(set(event_ids))
@@ -197,7 +230,9 @@ async def books_of(
         (entries,) = await ledger.by_ranges(reader, [(meter.id, 0, meter.last_seq + 1_000)])
         always = UsageRange(meter.id, date.min, date.max)
         (days,) = await usage.by_ranges(reader, [always], usage_names=None)
-    books = Books(meter, entries[::-1], {(str(row.day), row.usage_name): row.total_usage for row in days})
+        grants, holds = await audit.grants_of(reader, [meter.id]), await audit.holds_of(reader, [meter.id])
+    by_day = {(str(row.day), row.usage_name): row.total_usage for row in days}
+    books = Books(meter, entries[::-1], by_day, sorted(grants[meter.id]), sorted(holds[meter.id]))
     books.check()
     return books
 

@@ -1,6 +1,7 @@
 """Malformed values: each is told by its channel, which names the field and the rule, and nothing changes."""
 
 import base64
+import itertools
 import json
 import random
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from resolvers.actor import Scope
 from resolvers.errors import InvalidInput
 from resolvers.values import check_metadata, check_text
 from tests.conftest import Caller, Gateway
-from tests.steps import make_customer, make_meter, must
+from tests.steps import hold, make_customer, make_grant, make_meter, must
 
 MAX_AMOUNT = 2**63 - 1
 
@@ -86,14 +87,18 @@ BAD_AMOUNT_LITERALS = (
     "{value: 1}",
 )
 
-#: Where an amount goes in; the first two are required.
+#: Where an amount goes in; the first five are required.
 AMOUNTS = (
     ("recordUsage", "amount"),
     ("createBillingMeter", "totalCredits"),
+    ("grantCredits", "amount"),
+    ("holdCredits", "amount"),
+    ("commitHold", "amount"),
     ("createBillingMeter", "spendCap"),
     ("updateBillingMeter", "spendCap"),
     ("refillBillingMeter", "refill"),
     ("voidUsage", "amount"),
+    ("revokeCreditGrant", "amount"),
 )
 
 #: Each text that callers choose, and the most characters that it may have.
@@ -120,6 +125,19 @@ TEXTS = (
     ("voidUsage", "eventId", 255),
     ("voidUsage", "reason", 500),
     ("voidUsage", "idempotencyKey", 255),
+    ("grantCredits", "workspaceId", 256),
+    ("grantCredits", "externalMeterId", 256),
+    ("grantCredits", "reason", 500),
+    ("grantCredits", "idempotencyKey", 255),
+    ("updateCreditGrant", "reason", 500),
+    ("revokeCreditGrant", "reason", 500),
+    ("revokeCreditGrant", "idempotencyKey", 255),
+    *(
+        (mutation, field, 255 if field == "holdId" else 256)
+        for mutation in ("holdCredits", "commitHold", "releaseHold", "extendHold")
+        for field in ("workspaceId", "externalMeterId", "holdId")
+    ),
+    ("commitHold", "usageName", 128),
 )
 
 BAD_EMAILS = (
@@ -224,6 +242,7 @@ BAD_TIMES: tuple[Any, ...] = (
     f"{ARABIC_DAY}T11:00:00Z",
     "0001-01-01T00:00:00+01:00",
     "9999-12-31T23:59:59-01:00",
+    "10000-01-01T00:00:00Z",
     "now",
     "",
     1773658800,
@@ -233,8 +252,16 @@ BAD_TIMES: tuple[Any, ...] = (
     {},
 )
 
+#: Where a time goes in.
+TIMES = (
+    ("recordUsage", "occurredAt"),
+    ("commitHold", "occurredAt"),
+    ("grantCredits", "expiresAt"),
+    ("updateCreditGrant", "expiresAt"),
+)
+
 #: Where a metadata object goes in.
-METADATA = ("createCustomer", "updateCustomer", "recordUsage")
+METADATA = ("createCustomer", "updateCustomer", "recordUsage", "grantCredits", "holdCredits", "commitHold")
 
 USAGE = """query ($id: ID!, $from: Date, $to: Date, $names: [String!]) {
   usage(billingId: $id, from: $from, to: $to, names: $names) { day totalBillingUsage }
@@ -250,18 +277,24 @@ STATE = """{
       id totalCredits usedCredits allowOverages spendCap timezone updatedAt customer { id }
       usage { day totalBillingUsage billingUsageName }
       ledger(first: 100) { nodes { id kind amount key metadata } }
+      creditGrants(first: 10) { nodes { id openCredits pinnedCredits priority expiresAt state metadata } }
+      holds(first: 10) { nodes { id holdId state expiresAt committedAmount metadata } }
     }
   }
 }"""
 
 
 class Tenant:
-    """An organization with a customer, its meter `m` and one debit, and the mutations that would be accepted."""
+    """An organization with a customer, its meter `m`, and mutations that would be accepted.
 
-    def __init__(self, gateway: Gateway, customer_id: str, meter_id: str) -> None:
+    The meter has one debit, one grant and the hold `held`.
+    """
+
+    def __init__(self, gateway: Gateway, customer_id: str, meter_id: str, grant_id: str) -> None:
         self.gateway = gateway
         self.customer_id = customer_id
         self.meter_id = meter_id
+        self.grant_id = grant_id
         names = {"workspaceId": "w", "externalMeterId": "m"}
         self.inputs: dict[str, dict[str, Any]] = {
             "createCustomer": {"email": "new@example.com"},
@@ -271,6 +304,13 @@ class Tenant:
             "refillBillingMeter": names | {"refill": "5"},
             "recordUsage": names | {"eventId": "new", "amount": "1"},
             "voidUsage": names | {"eventId": "first", "reason": "a mistake", "idempotencyKey": "new"},
+            "grantCredits": names | {"amount": "5"},
+            "updateCreditGrant": {"id": grant_id, "priority": 40},
+            "revokeCreditGrant": {"id": grant_id, "amount": "1"},
+            "holdCredits": names | {"holdId": "another", "amount": "1"},
+            "commitHold": names | {"holdId": "held", "amount": "2"},
+            "releaseHold": names | {"holdId": "held"},
+            "extendHold": names | {"holdId": "held", "expiresInSeconds": 2_000},
         }
 
     async def state(self) -> dict[str, Any]:
@@ -332,26 +372,33 @@ async def tenant(gateway: Gateway) -> Tenant:
     customer_id = await make_customer(gateway, name="Ada", externalId="ada", metadata={"plan": "starter"})
     meter_id = await make_meter(gateway, totalCredits="100", spendCap="50", customerId=customer_id)
     await must(gateway, "recordUsage", eventId="first", amount="30")
-    return Tenant(gateway, customer_id, meter_id)
+    grant_id = await make_grant(gateway, 10)
+    await hold(gateway, "held", 3)
+    return Tenant(gateway, customer_id, meter_id, grant_id)
 
 
 @pytest.mark.parametrize(
-    ("mutation", "success"),
+    "mutation",
     [
-        ("createCustomer", "CreateCustomerSuccess"),
-        ("updateCustomer", "UpdateCustomerSuccess"),
-        ("createBillingMeter", "CreateBillingMeterSuccess"),
-        ("updateBillingMeter", "UpdateBillingMeterSuccess"),
-        ("refillBillingMeter", "RefillBillingMeterSuccess"),
-        ("recordUsage", "RecordUsageSuccess"),
-        ("voidUsage", "VoidUsageSuccess"),
+        "createCustomer",
+        "updateCustomer",
+        "createBillingMeter",
+        "updateBillingMeter",
+        "refillBillingMeter",
+        "recordUsage",
+        "voidUsage",
+        "grantCredits",
+        "updateCreditGrant",
+        "revokeCreditGrant",
+        "holdCredits",
+        "commitHold",
+        "releaseHold",
+        "extendHold",
     ],
 )
-async def test_the_values_around_a_bad_one_are_accepted_and_change_something(
-    tenant: Tenant, mutation: str, success: str
-) -> None:
+async def test_the_values_around_a_bad_one_are_accepted_and_change_something(tenant: Tenant, mutation: str) -> None:
     before = await tenant.state()
-    assert await tenant.mutate(mutation) == {"__typename": success}
+    assert await tenant.mutate(mutation) == {"__typename": f"{mutation[0].upper()}{mutation[1:]}Success"}
     assert await tenant.state() != before
 
 
@@ -411,7 +458,7 @@ class TestAmounts:
 
     async def test_null_is_refused_where_an_amount_is_required(self, tenant: Tenant) -> None:
         before = await tenant.state()
-        for mutation, field in AMOUNTS[:2]:
+        for mutation, field in AMOUNTS[:5]:
             error = await tenant.error(mutation, **{field: None})
             assert error["message"].startswith(f"Variable '$input' has invalid value at .{field}: ")
             assert error["extensions"] == {"code": "BAD_USER_INPUT"}
@@ -420,9 +467,10 @@ class TestAmounts:
             assert error["extensions"] == {"code": "GRAPHQL_VALIDATION_FAILED"}
         assert await tenant.state() == before
 
-    async def test_a_refill_or_a_void_of_zero_is_invalid(self, tenant: Tenant) -> None:
+    async def test_nothing_to_give_or_take_is_invalid(self, tenant: Tenant) -> None:
         before = await tenant.state()
-        for mutation, field in (("refillBillingMeter", "refill"), ("voidUsage", "amount")):
+        of_amount = ("voidUsage", "grantCredits", "revokeCreditGrant", "holdCredits")
+        for mutation, field in (("refillBillingMeter", "refill"), *[(each, "amount") for each in of_amount]):
             for value in (0, "0", "00"):
                 answer = await tenant.mutate(mutation, **{field: value})
                 assert answer == invalid(field, "must be greater than 0.")
@@ -686,20 +734,20 @@ class TestDays:
 class TestTimes:
     async def test_a_bad_variable_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
-        for value in BAD_TIMES:
-            with subtests.test(value=shown(value)):
-                error = await tenant.error("recordUsage", occurredAt=value)
-                assert error["message"] == f"Variable '$input' has invalid value at .occurredAt: {TIME_RULE}"
+        for (mutation, field), value in itertools.product(TIMES, BAD_TIMES):
+            with subtests.test(mutation=mutation, value=shown(value)):
+                error = await tenant.error(mutation, **{field: value})
+                assert error["message"] == f"Variable '$input' has invalid value at .{field}: {TIME_RULE}"
                 assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
     async def test_a_bad_literal_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
-        for value in (*BAD_TIMES, 10**400):
+        for (mutation, field), value in itertools.product(TIMES, (*BAD_TIMES, 10**400)):
             literal = json.dumps(value)
-            with subtests.test(literal=shown(literal)):
-                error = await tenant.literal_error("recordUsage", "occurredAt", literal)
-                assert error["message"] == f"input.occurredAt: {TIME_RULE}"
+            with subtests.test(mutation=mutation, literal=shown(literal)):
+                error = await tenant.literal_error(mutation, field, literal)
+                assert error["message"] == f"input.{field}: {TIME_RULE}"
                 assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
@@ -728,7 +776,133 @@ class TestTimes:
             ("1969-12-31T23:59:59Z", "must not be before 1970."),
             ("0001-01-01T00:00:00Z", "must not be before 1970."),
         ):
-            assert await tenant.mutate("recordUsage", occurredAt=sent) == invalid("occurredAt", rule)
+            for mutation in ("recordUsage", "commitHold"):
+                assert await tenant.mutate(mutation, occurredAt=sent) == invalid("occurredAt", rule)
+        assert await tenant.state() == before
+
+    async def test_an_end_that_is_not_ahead_is_invalid(self, tenant: Tenant) -> None:
+        before = await tenant.state()
+        for sent in ("0001-01-01T00:00:00Z", "2026-03-16T11:59:59.999999Z", "2026-03-16T12:00:00Z"):
+            for mutation in ("grantCredits", "updateCreditGrant"):
+                assert await tenant.mutate(mutation, expiresAt=sent) == invalid("expiresAt", "must be later than now.")
+        assert await tenant.state() == before
+        for sent in ("2026-03-16T12:00:00.000001Z", "9999-12-31T23:59:59.999999Z"):
+            assert await tenant.mutate("grantCredits", expiresAt=sent) == {"__typename": "GrantCreditsSuccess"}
+            assert await tenant.mutate("updateCreditGrant", expiresAt=sent) == {
+                "__typename": "UpdateCreditGrantSuccess"
+            }
+
+
+class TestTerms:
+    """What else a grant or a hold is given."""
+
+    async def test_a_value_out_of_its_range_is_invalid(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
+        before = await tenant.state()
+        cases: tuple[tuple[str, str, Any, str], ...] = (
+            *((each, "priority", -1, "must be 0 to 100.") for each in ("grantCredits", "updateCreditGrant")),
+            *((each, "priority", 101, "must be 0 to 100.") for each in ("grantCredits", "updateCreditGrant")),
+            *(
+                (mutation, "expiresInSeconds", seconds, "must be 1 to 86400.")
+                for mutation in ("holdCredits", "extendHold")
+                for seconds in (-1, 0, 86_401)
+            ),
+            ("holdCredits", "policy", "FORCE", "must be REJECT or PARTIAL: a hold is not forced."),
+            *(
+                (mutation, "maxOpenHolds", most, "must be 1 or more.")
+                for mutation in ("createBillingMeter", "updateBillingMeter")
+                for most in (-1, 0)
+            ),
+        )
+        for mutation, field, value, rule in cases:
+            with subtests.test(mutation=mutation, field=field, value=value):
+                assert await tenant.mutate(mutation, **{field: value}) == invalid(field, rule)
+        assert await tenant.state() == before
+
+    async def test_a_lost_value_never_widens_what_is_done(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
+        cases: tuple[tuple[str, dict[str, Any], str, str], ...] = (
+            ("grantCredits", {"expiresAt": None}, "expiresAt", "must not be null; leave it out for no end."),
+            ("updateCreditGrant", {"priority": None}, "priority", "must not be null; leave it out to keep it."),
+            ("updateCreditGrant", {"expiresAt": None}, "expiresAt", "must not be null; removeExpiry removes it."),
+            (
+                "updateCreditGrant",
+                {"expiresAt": None, "removeExpiry": True},
+                "expiresAt",
+                "must not be null; removeExpiry removes it.",
+            ),
+            (
+                "updateCreditGrant",
+                {"expiresAt": "2027-01-01T00:00:00Z", "removeExpiry": True},
+                "removeExpiry",
+                "must not be true beside an expiresAt.",
+            ),
+            (
+                "revokeCreditGrant",
+                {"amount": None},
+                "amount",
+                "must not be null; leave it out to take back all that is open.",
+            ),
+            (
+                "createBillingMeter",
+                {"maxOpenHolds": None},
+                "maxOpenHolds",
+                "must not be null; leave it out for the operator's.",
+            ),
+            (
+                "updateBillingMeter",
+                {"maxOpenHolds": None},
+                "maxOpenHolds",
+                "must not be null; removeMaxOpenHolds removes it.",
+            ),
+            (
+                "updateBillingMeter",
+                {"maxOpenHolds": 5, "removeMaxOpenHolds": True},
+                "removeMaxOpenHolds",
+                "must not be true beside maxOpenHolds.",
+            ),
+        )
+        before = await tenant.state()
+        for mutation, values, field, rule in cases:
+            with subtests.test(mutation=mutation, values=values):
+                assert await tenant.mutate(mutation, **values) == invalid(field, rule)
+        assert await tenant.state() == before
+
+    async def test_null_is_bad_user_input_where_there_is_a_default(
+        self, tenant: Tenant, subtests: pytest.Subtests
+    ) -> None:
+        before = await tenant.state()
+        for mutation, field in (
+            ("grantCredits", "priority"),
+            ("grantCredits", "category"),
+            ("updateCreditGrant", "removeExpiry"),
+            ("holdCredits", "policy"),
+            ("holdCredits", "expiresInSeconds"),
+            ("extendHold", "expiresInSeconds"),
+            ("commitHold", "policy"),
+            ("commitHold", "usageName"),
+            ("commitHold", "ifClosed"),
+        ):
+            with subtests.test(mutation=mutation, field=field):
+                error = await tenant.error(mutation, **{field: None})
+                assert error["message"].startswith(f"Variable '$input' has invalid value at .{field}: ")
+                assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+        assert await tenant.state() == before
+
+    async def test_what_is_no_integer_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
+        before = await tenant.state()
+        values: tuple[Any, ...] = (0.5, "50", True, 2**31, -(2**31) - 1, [50], {})
+        for mutation, field in (
+            ("grantCredits", "priority"),
+            ("updateCreditGrant", "priority"),
+            ("holdCredits", "expiresInSeconds"),
+            ("extendHold", "expiresInSeconds"),
+            ("createBillingMeter", "maxOpenHolds"),
+            ("updateBillingMeter", "maxOpenHolds"),
+        ):
+            for value in values:
+                with subtests.test(mutation=mutation, field=field, value=value):
+                    error = await tenant.error(mutation, **{field: value})
+                    assert error["message"].startswith(f"Variable '$input' has invalid value at .{field}: Int cannot")
+                    assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
 
@@ -741,6 +915,8 @@ class TestPages:
             ("{ billingMeters(after: $cursor) { nodes { id } } }", "mtr_"),
             ("{ customers { nodes { billingMeters(before: $cursor) { nodes { id } } } } }", "mtr_"),
             ("{ billingMeters { nodes { ledger(after: $cursor) { nodes { id } } } } }", "ent_"),
+            ("{ billingMeters { nodes { creditGrants(after: $cursor) { nodes { id } } } } }", "grt_"),
+            ("{ billingMeters { nodes { holds(last: 1, before: $cursor) { nodes { id } } } } }", "hld_"),
         ],
     )
     async def test_what_is_no_cursor_of_the_list_is_bad_user_input(
@@ -748,8 +924,8 @@ class TestPages:
     ) -> None:
         argument = "after" if "after" in query else "before"
         digits = "0" * 24
-        ids = ("", "cus_", f"cus_{digits}", f"mtr_{digits}", f"ent_{digits}_1", f"key_{digits}", f"{own}{digits}0")
-        foreign = [id_ for id_ in ids if not id_.startswith(own) or len(id_) != len(own + digits) + 2 * (own == "ent_")]
+        whole = [f"cus_{digits}", f"mtr_{digits}", f"ent_{digits}_1", f"grt_{digits}_1", f"hld_{digits}_1"]
+        foreign = [*(id_ for id_ in whole if not id_.startswith(own)), "", "cus_", f"key_{digits}", f"{own}{digits}0"]
         malformed = ("=", "a", "!!!!", "é", "1", "\x00", "x" * 10_000, f"{own}{digits}", " bXRyXw")
         for cursor in [*map(cursor_of, foreign), *malformed]:
             with subtests.test(cursor=shown(cursor)):
@@ -757,13 +933,21 @@ class TestPages:
                 assert error["message"] == f"{argument} is not a cursor of this list."
                 assert error["extensions"] == {"code": "BAD_USER_INPUT"}
 
-    async def test_a_cursor_of_another_ledger_is_bad_user_input(self, tenant: Tenant) -> None:
-        error = await tenant.gateway.error(
-            "query ($cursor: String) { billingMeters { nodes { ledger(after: $cursor) { nodes { id } } } } }",
-            {"cursor": cursor_of(f"ent_{'0' * 24}_1")},
-        )
-        assert error["message"] == "after and before must be cursors of this meter's ledger."
-        assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+    @pytest.mark.parametrize(
+        ("field", "prefix", "shown_as"),
+        [("ledger", "ent_", "ledger"), ("creditGrants", "grt_", "credit grants"), ("holds", "hld_", "holds")],
+    )
+    async def test_a_cursor_of_another_meter_is_bad_user_input(
+        self, tenant: Tenant, field: str, prefix: str, shown_as: str
+    ) -> None:
+        for argument in ("after", "before"):
+            page = f"{field}({argument}: $cursor) {{ nodes {{ id }} }}"
+            error = await tenant.gateway.error(
+                f"query ($cursor: String) {{ billingMeters {{ nodes {{ {page} }} }} }}",
+                {"cursor": cursor_of(f"{prefix}{'0' * 24}_1")},
+            )
+            assert error["message"] == f"after and before must be cursors of this meter's {shown_as}."
+            assert error["extensions"] == {"code": "BAD_USER_INPUT"}
 
     @pytest.mark.parametrize(
         "query",
@@ -772,6 +956,8 @@ class TestPages:
             "{ billingMeters(PAGE) { nodes { id } } }",
             "{ customers { nodes { billingMeters(PAGE) { nodes { id } } } } }",
             "{ billingMeters { nodes { ledger(PAGE) { nodes { id } } } } }",
+            "{ billingMeters { nodes { creditGrants(PAGE) { nodes { id } } } } }",
+            "{ billingMeters { nodes { holds(PAGE) { nodes { id } } } } }",
         ],
     )
     async def test_a_page_has_1_to_100_rows_from_one_end(
@@ -854,8 +1040,12 @@ class TestMetadata:
         assert await tenant.mutate(mutation, metadata=value) == {"__typename": success}
         state = await tenant.state()
         kept = [customer["metadata"] for customer in state["customers"]["nodes"]]
-        kept += [entry["metadata"] for meter in state["billingMeters"]["nodes"] for entry in meter["ledger"]["nodes"]]
-        assert kept.count(value) == 1
+        for meter in state["billingMeters"]["nodes"]:
+            kept += [
+                each["metadata"] for field in ("ledger", "creditGrants", "holds") for each in meter[field]["nodes"]
+            ]
+        # A hold's is on its entry, too.
+        assert kept.count(value) == (2 if mutation == "holdCredits" else 1)
 
     async def test_it_comes_back_as_it_was_sent(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
         values: tuple[dict[str, Any], ...] = (
@@ -882,7 +1072,9 @@ class TestMetadata:
         assert answer == invalid("metadata", "must not be null; leave it out to keep it.")
         assert await tenant.state() == before
         assert await tenant.mutate("createCustomer", metadata=None) == {"__typename": "CreateCustomerSuccess"}
-        assert await tenant.mutate("recordUsage", metadata=None) == {"__typename": "RecordUsageSuccess"}
+        for mutation in ("recordUsage", "grantCredits", "holdCredits", "commitHold"):
+            success = f"{mutation[0].upper()}{mutation[1:]}Success"
+            assert await tenant.mutate(mutation, metadata=None) == {"__typename": success}
 
     @pytest.mark.parametrize(
         ("value", "rule"),
@@ -961,6 +1153,8 @@ class TestTypes:
             ("createBillingMeter", "allowOverages"),
             ("updateBillingMeter", "allowOverages"),
             ("updateBillingMeter", "removeSpendCap"),
+            ("updateBillingMeter", "removeMaxOpenHolds"),
+            ("updateCreditGrant", "removeExpiry"),
         ):
             for value in not_booleans:
                 with subtests.test(mutation=mutation, field=field, value=value):
@@ -972,13 +1166,22 @@ class TestTypes:
                     assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
-    async def test_what_is_no_policy_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
+    async def test_what_is_no_value_of_an_enumeration_is_bad_user_input(
+        self, tenant: Tenant, subtests: pytest.Subtests
+    ) -> None:
         before = await tenant.state()
-        for value in ("reject", "NOPE", "", 1, True, None, ["REJECT"]):
-            with subtests.test(value=value):
-                error = await tenant.error("recordUsage", policy=value)
-                assert error["message"].startswith("Variable '$input' has invalid value at .policy: ")
-                assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+        for mutation, field, good in (
+            ("recordUsage", "policy", "REJECT"),
+            ("holdCredits", "policy", "REJECT"),
+            ("commitHold", "policy", "REJECT"),
+            ("commitHold", "ifClosed", "RECORD"),
+            ("grantCredits", "category", "PAID"),
+        ):
+            for value in (good.lower(), "NOPE", "", 1, True, None, [good]):
+                with subtests.test(mutation=mutation, field=field, value=value):
+                    error = await tenant.error(mutation, **{field: value})
+                    assert error["message"].startswith(f"Variable '$input' has invalid value at .{field}: ")
+                    assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
     async def test_an_unknown_a_missing_and_a_foreign_input_are_bad_user_input(
@@ -1028,6 +1231,32 @@ class TestTypes:
                 assert await tenant.mutate("updateBillingMeter", customerId=id_) == missing
         assert await tenant.state() == before
 
+    async def test_an_id_of_no_grant_or_hold_names_nothing(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
+        before = await tenant.state()
+        missing = {
+            "__typename": "CreditGrantNotFound",
+            "code": "CREDIT_GRANT_NOT_FOUND",
+            "message": "There is no credit grant of this id.",
+        }
+        digits = tenant.meter_id.removeprefix("mtr_")
+        # The meter's other entries are no grants, and neither is its hold.
+        numbers = (1, 2, 4, 5, 0, "03", "3 ", "-3", "x", "", 10**17, 10**18)
+        ids = [f"grt_{digits}_{number}" for number in numbers]
+        ids += [f"grt_{'0' * 24}_3", f"ent_{digits}_3", f"hld_{digits}_3", tenant.meter_id, "grt_", "", "é\x00"]
+        for id_ in ids:
+            with subtests.test(id=shown(id_)):
+                assert await tenant.mutate("updateCreditGrant", id=id_) == missing
+                assert await tenant.mutate("revokeCreditGrant", id=id_) == missing
+                if id_.startswith(("grt_", "hld_")):
+                    data = await tenant.gateway.data(
+                        "query ($id: ID!) { node(id: $id) { id } nodes(ids: [$id]) { id } }", {"id": id_}
+                    )
+                    assert data == {"node": None, "nodes": [None]}
+        for number in (1, 2, 3, 5):
+            data = await tenant.gateway.data(f'{{ node(id: "hld_{digits}_{number}") {{ id }} }}')
+            assert data == {"node": None}
+        assert await tenant.state() == before
+
 
 class TestPrecedence:
     """Malformed, no permission, not found, replay or conflict, time window, limit: the first that applies is told."""
@@ -1046,6 +1275,14 @@ class TestPrecedence:
             ("refillBillingMeter", "refill", "0", "must be greater than 0."),
             ("recordUsage", "eventId", "", "must have 1 to 255 characters; it has 0."),
             ("voidUsage", "amount", "0", "must be greater than 0."),
+            ("grantCredits", "amount", "0", "must be greater than 0."),
+            ("grantCredits", "expiresAt", None, "must not be null; leave it out for no end."),
+            ("updateCreditGrant", "priority", 101, "must be 0 to 100."),
+            ("revokeCreditGrant", "amount", "0", "must be greater than 0."),
+            ("holdCredits", "policy", "FORCE", "must be REJECT or PARTIAL: a hold is not forced."),
+            ("commitHold", "usageName", "", "must have 1 to 128 characters; it has 0."),
+            ("releaseHold", "holdId", "", "must have 1 to 255 characters; it has 0."),
+            ("extendHold", "expiresInSeconds", 0, "must be 1 to 86400."),
         )
         for mutation, field, value, rule in cases:
             with subtests.test(mutation=mutation):
@@ -1098,13 +1335,22 @@ class TestPrecedence:
             ("refillBillingMeter", "externalMeterId", "missing"),
             ("recordUsage", "externalMeterId", "missing"),
             ("voidUsage", "eventId", "missing"),
+            ("grantCredits", "externalMeterId", "missing"),
+            ("updateCreditGrant", "id", "missing"),
+            ("revokeCreditGrant", "id", "missing"),
+            ("holdCredits", "externalMeterId", "missing"),
+            ("commitHold", "holdId", "missing"),
+            ("releaseHold", "holdId", "missing"),
+            ("extendHold", "holdId", "missing"),
         ):
             with subtests.test(mutation=mutation):
                 error = await tenant.error(mutation, without_scope, **{field: value})
-                scope = {"recordUsage": "usage:write", "voidUsage": "usage:correct"}.get(mutation, "billing:write")
-                assert error["message"] == f"The key lacks the scope {scope}."
+                of_holds = dict.fromkeys(("holdCredits", "commitHold", "releaseHold", "extendHold"), "usage:write")
+                scopes = of_holds | {"recordUsage": "usage:write", "voidUsage": "usage:correct"}
+                assert error["message"] == f"The key lacks the scope {scopes.get(mutation, 'billing:write')}."
                 assert error["extensions"] == {"code": "FORBIDDEN"}
-                if mutation != "updateCustomer":
+                # What an id names is in a workspace that is not known before.
+                if field != "id":
                     error = await tenant.error(mutation, elsewhere, **{field: value})
                     assert error["message"] == "The key is limited to other workspaces than 'w'."
                     assert error["extensions"] == {"code": "FORBIDDEN"}

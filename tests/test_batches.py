@@ -7,7 +7,8 @@ import pytest
 
 from resolvers.actor import Scope
 from tests.conftest import REFUSALS, Caller, Gateway
-from tests.steps import disagreements, entry_id, make_meter, meter_of, unchanged
+from tests.credit_walks import Walk
+from tests.steps import books_of, disagreements, entry_id, make_meter, meter_of, unchanged
 
 #: The statements of a batch on meters that are known, whatever its size: lock, look up, update, upsert, insert.
 OF_A_BATCH = 5
@@ -504,6 +505,52 @@ async def test_a_malformed_value_elsewhere_refuses_the_request(gateway: Gateway)
         assert error["message"].startswith("Variable '$a' has invalid value: An amount is a whole number")
         error = await gateway.error(f'mutation ($a: BigInt! = "x") {{ {listed} }}')
         assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+
+
+# Grants and holds.
+
+
+async def test_a_batch_draws_on_grants_and_leaves_what_is_held(gateway: Gateway) -> None:
+    walks = [Walk(gateway, name=name) for name in ("plain", "granted", "held", "due")]
+    for walk, steps in zip(
+        walks,
+        (
+            "meter 10",
+            "meter 10; grant a 5 p10; grant b 5 p90",
+            "meter 10; hold h 6; hold g 1",
+            "meter 10; grant a 5 60s; hold h 12 60s; wait 60",
+        ),
+        strict=True,
+    ):
+        await walk.take(steps)
+    before = [(await books_of(gateway, walk.names["externalMeterId"])).meter.last_seq for walk in walks]
+    results = await batch(
+        gateway,
+        *[
+            item(event, amount, externalMeterId=walk.names["externalMeterId"])
+            for event, amount in (("e", 4), ("f", 9))
+            for walk in walks
+        ],
+        item("h", 1, externalMeterId="held"),
+        item("x", 9, externalMeterId="held", policy="FORCE"),
+        item("y", 9, externalMeterId="granted", policy="PARTIAL"),
+    )
+    assert [result.get("accepted", result.get("code")) for result in results] == [
+        *("4", "4", "INSUFFICIENT_CREDITS", "4"),
+        *("INSUFFICIENT_CREDITS", "9", "INSUFFICIENT_CREDITS", "INSUFFICIENT_CREDITS"),
+        *("IDEMPOTENCY_CONFLICT", "9", "7"),
+    ]
+    drawn = {}
+    for walk, seq in zip(walks, before, strict=True):
+        entries = (await books_of(gateway, walk.names["externalMeterId"])).entries[seq:]
+        drawn[walk.names["externalMeterId"]] = [(entry.kind.name, entry.amount, entry.draws) for entry in entries]
+        await walk.check()
+    assert drawn == {
+        "plain": [("USAGE", 4, None)],
+        "granted": [("USAGE", 4, [[2, 4]]), ("USAGE", 9, [[2, 1], [0, 8]]), ("USAGE", 7, [[0, 2], [3, 5]])],
+        "held": [("USAGE", 9, [[0, 3]])],
+        "due": [("HOLD_EXPIRY", 12, None), ("EXPIRY", 5, None), ("USAGE", 4, [[0, 4]])],
+    }
 
 
 # One transaction.

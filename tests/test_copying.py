@@ -26,9 +26,10 @@ from storage.maintenance import copying
 from storage.tables import TABLES
 from tests import commands
 from tests.commands import Done
-from tests.conftest import Gateway, empty_database
+from tests.conftest import Gateway, empty_database, gateway_on
+from tests.credit_walks import Walk
 from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port
-from tests.steps import execute, make_meter, opened, rows_of
+from tests.steps import disagreements, execute, make_meter, opened, rows_of
 
 #: What the demo makes on any day, but the usage of each day.
 DEMO = {
@@ -205,6 +206,50 @@ async def test_extreme_values_arrive_as_they_are(
         "credit_grants": len(TEXTS),
         "holds": len(TEXTS),
     }
+
+
+#: Meters with grants and holds of all states, some of which are due: what is done, and the states that are seen.
+CREDITS = {
+    "living": (
+        """meter 5; grant live 10 60s p1 promo; grant used 3 p0; use e 3; grant gone 4; revoke gone; grant ended 2 1s;
+        hold committed 4; commit committed 2; hold released 1; release released; hold over 1 1s; wait 1;
+        hold open 6 10s; void committed 1; update live 90s; revoke live 1""",
+        """live LIVE open 2 pinned 6 drawn 1 revoked 1; used DEPLETED drawn 3; gone REVOKED revoked 4;
+        ended EXPIRED expired 2; committed COMMITTED 2; released RELEASED; over EXPIRED; open OPEN""",
+    ),
+    "due": ("meter 5; grant a 10 1s p1; hold h 3 1s; use e 2; wait 1", "a EXPIRED drawn 2 expired 8; h EXPIRED"),
+    "overdrawn": (
+        "meter 0 overages; use e 9; grant covering 4; grant b 1; use f 3",
+        "covering DEPLETED drawn 4; b DEPLETED drawn 1",
+    ),
+}
+
+
+async def test_grants_and_holds_of_all_states_are_copied_and_verified(own: Gateway, target_url: str) -> None:
+    walks, states = [Walk(own, name=name) for name in CREDITS], []
+    for walk, (steps, seen) in zip(walks, CREDITS.values(), strict=True):
+        await walk.take(steps)
+        states.append(" ".join(seen.split()))
+        assert await walk.states() == states[-1]
+    async with opened(target_url) as target:
+        await migrations.begin_copy(target)
+        copied = await copy(own.database, target)
+        assert copied.disagreements == []
+        assert (copied.rows["credit_grants"], copied.rows["holds"]) == (7, 5)
+        assert copied.verified.meters == 3
+        assert await rows_of(target) == await rows_of(own.database)
+        assert await disagreements(target) == []
+    # What is due on the copy is seen there and is booked there.
+    async with gateway_on(target_url) as gateway:
+        gateway.org_id, gateway.key = own.org_id, own.key
+        gateway.clock.now = own.clock.now
+        for walk, state in zip(walks, states, strict=True):
+            there = Walk(gateway, name=walk.names["externalMeterId"])
+            there.meter_id, there.ids, there.grants = walk.meter_id, walk.ids, walk.grants
+            assert await there.states() == state
+            assert await there.take("refill 1") == await walk.take("refill 1")
+            assert await there.states() == await walk.states()
+            await there.check()
 
 
 async def test_what_breaks_an_invariant_is_copied_and_told(own: Gateway, target_url: str) -> None:

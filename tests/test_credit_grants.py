@@ -1,9 +1,14 @@
 """Credit grants: the order of use, what becomes of them, what a void gives back, and what is refused."""
 
+from typing import Any
+
 import pytest
 
-from tests.conftest import Gateway
+from resolvers.actor import Scope
+from storage.tenants import Environment
+from tests.conftest import Caller, Gateway, gateway_on
 from tests.credit_walks import Walk
+from tests.steps import disagreements, entry_id, make_grant, make_meter, must, unchanged
 
 # The order of use.
 
@@ -306,3 +311,383 @@ async def test_what_is_uncovered_is_paid_in_the_order_of_use(
     assert await walk.burn_down() == burn_down
     assert await walk.meter() == meter
     await walk.check()
+
+
+# What is answered, and what is refused.
+
+GRANT = """id amount openCredits pinnedCredits drawnCredits expiredCredits revokedCredits priority category expiresAt
+  state createdAt reason metadata billingMeter { id }"""
+CONFLICT = "... on IdempotencyConflict { firstEntry { id kind } }"
+ANSWERS = {
+    "grantCredits": f"""
+      ... on GrantCreditsSuccess {{
+        replayed creditGrant {{ {GRANT} }} billingMeter {{ totalCredits }} entry {{ id kind key reason metadata }}
+      }}
+      ... on TooManyCreditGrants {{ max }} {CONFLICT}""",
+    "updateCreditGrant": f"""
+      ... on UpdateCreditGrantSuccess {{
+        creditGrant {{ {GRANT} }} billingMeter {{ totalCredits }} entry {{ id kind key reason metadata }}
+      }}
+      ... on CreditGrantNotLive {{ creditGrant {{ id state }} }}""",
+    "revokeCreditGrant": f"""
+      ... on RevokeCreditGrantSuccess {{
+        replayed revoked shortfall creditGrant {{ {GRANT} }} billingMeter {{ totalCredits }}
+        entry {{ id kind key reason metadata }}
+      }} {CONFLICT}""",
+}
+
+
+async def ask(caller: Caller, field: str, **values: Any) -> dict[str, Any]:
+    """Run a mutation of grants, of the meter `m` unless the values have an id, and return what is answered."""
+    names = {} if "id" in values else {"workspaceId": "w", "externalMeterId": "m"}
+    return await caller.mutate(field, ANSWERS[field], **names | values)
+
+
+def conflict(key: str, entry: str, kind: str) -> dict[str, Any]:
+    return {
+        "__typename": "IdempotencyConflict",
+        "code": "IDEMPOTENCY_CONFLICT",
+        "message": f"{key!r} was used before with other values.",
+        "firstEntry": {"id": entry, "kind": kind},
+    }
+
+
+NOT_FOUND = {
+    "__typename": "CreditGrantNotFound",
+    "code": "CREDIT_GRANT_NOT_FOUND",
+    "message": "There is no credit grant of this id.",
+}
+
+
+async def test_a_grant_is_answered_whole(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="5")
+    made = await ask(
+        own,
+        "grantCredits",
+        amount="20",
+        priority=10,
+        category="PROMOTIONAL",
+        expiresAt="2026-04-01T00:00:00+02:00",
+        reason="a welcome",
+        metadata={"campaign": "spring"},
+        idempotencyKey="k",
+    )
+    grant_id = f"grt_{meter_id.removeprefix('mtr_')}_2"
+    grant = {
+        "id": grant_id,
+        "amount": "20",
+        "openCredits": "20",
+        "pinnedCredits": "0",
+        "drawnCredits": "0",
+        "expiredCredits": "0",
+        "revokedCredits": "0",
+        "priority": 10,
+        "category": "PROMOTIONAL",
+        "expiresAt": "2026-03-31T22:00:00Z",
+        "state": "LIVE",
+        "createdAt": "2026-03-16T12:00:00Z",
+        "reason": "a welcome",
+        "metadata": {"campaign": "spring"},
+        "billingMeter": {"id": meter_id},
+    }
+    assert made == {
+        "__typename": "GrantCreditsSuccess",
+        "replayed": False,
+        "creditGrant": grant,
+        "billingMeter": {"totalCredits": "25"},
+        "entry": {
+            "id": entry_id(meter_id, 2),
+            "kind": "GRANT",
+            "key": "k",
+            "reason": "a welcome",
+            "metadata": {
+                "priority": [None, 10],
+                "category": [None, "PROMOTIONAL"],
+                "expiresAt": [None, "2026-03-31T22:00:00+00:00"],
+            },
+        },
+    }
+    own.clock.forward(seconds=1)
+    changed = await ask(
+        own, "updateCreditGrant", id=grant_id, priority=20, expiresAt="2026-05-01T00:00:00Z", reason="a longer spring"
+    )
+    assert changed == {
+        "__typename": "UpdateCreditGrantSuccess",
+        "creditGrant": grant | {"priority": 20, "expiresAt": "2026-05-01T00:00:00Z"},
+        "billingMeter": {"totalCredits": "25"},
+        "entry": {
+            "id": entry_id(meter_id, 3),
+            "kind": "GRANT_CHANGED",
+            "key": None,
+            "reason": "a longer spring",
+            "metadata": {
+                "priority": [10, 20],
+                "expiresAt": ["2026-03-31T22:00:00+00:00", "2026-05-01T00:00:00+00:00"],
+            },
+        },
+    }
+    # What it is already is no change.
+    async with unchanged(own):
+        again = await ask(own, "updateCreditGrant", id=grant_id, priority=20, reason="once more")
+        assert again == changed | {"entry": None}
+    endless = await ask(own, "updateCreditGrant", id=grant_id, removeExpiry=True)
+    assert endless["creditGrant"] == grant | {"priority": 20, "expiresAt": None}
+    assert endless["entry"]["metadata"] == {"expiresAt": ["2026-05-01T00:00:00+00:00", None]}
+    revoked = await ask(own, "revokeCreditGrant", id=grant_id, amount="30", reason="a mistake", idempotencyKey="r")
+    assert revoked == {
+        "__typename": "RevokeCreditGrantSuccess",
+        "replayed": False,
+        "revoked": "20",
+        "shortfall": "10",
+        "creditGrant": grant
+        | {"priority": 20, "expiresAt": None, "openCredits": "0", "revokedCredits": "20", "state": "DEPLETED"},
+        "billingMeter": {"totalCredits": "5"},
+        "entry": {"id": entry_id(meter_id, 5), "kind": "REVOCATION", "key": "r", "reason": "a mistake", "metadata": {}},
+    }
+    closed = await ask(own, "revokeCreditGrant", id=grant_id)
+    assert (closed["revoked"], closed["shortfall"]) == ("0", "0")
+    assert (closed["creditGrant"]["state"], closed["entry"]["key"]) == ("REVOKED", None)
+    assert await disagreements(own.database, meter_id) == []
+
+
+async def test_a_repeated_grant_is_replayed_as_it_now_is(gateway: Gateway) -> None:
+    await make_meter(gateway)
+    terms = {"amount": "20", "priority": 10, "expiresAt": "2026-04-01T00:00:00Z", "metadata": {"a": 1}}
+    first = await ask(gateway, "grantCredits", **terms, idempotencyKey="k")
+    await must(gateway, "recordUsage", eventId="e", amount="5")
+    await ask(gateway, "updateCreditGrant", id=first["creditGrant"]["id"], priority=90)
+    gateway.clock.forward(days=1)
+    async with unchanged(gateway):
+        again = await ask(gateway, "grantCredits", **terms, idempotencyKey="k")
+    now = {"openCredits": "15", "drawnCredits": "5", "priority": 90}
+    assert again == first | {"replayed": True, "creditGrant": first["creditGrant"] | now}
+    # Also when its end, which was ahead, is past, and it is due.
+    gateway.clock.forward(days=30)
+    again = await ask(gateway, "grantCredits", **terms, idempotencyKey="k")
+    now = {"openCredits": "0", "drawnCredits": "5", "expiredCredits": "15", "priority": 90, "state": "EXPIRED"}
+    assert again == first | {
+        "replayed": True,
+        "creditGrant": first["creditGrant"] | now,
+        "billingMeter": {"totalCredits": "5"},
+    }
+    # Any other value is another grant.
+    async with unchanged(gateway):
+        for other in (
+            {"amount": "21"},
+            {"priority": 90},
+            {"category": "PROMOTIONAL"},
+            {"expiresAt": "2026-04-01T00:00:01Z"},
+            {"metadata": {"a": 2}},
+            {"reason": "why"},
+        ):
+            answer = await ask(gateway, "grantCredits", **terms | other, idempotencyKey="k")
+            assert answer == conflict("k", first["entry"]["id"], "GRANT")
+        answer = await ask(gateway, "grantCredits", amount="20", priority=10, metadata={"a": 1}, idempotencyKey="k")
+        assert answer == conflict("k", first["entry"]["id"], "GRANT")
+    # Without a key each is another one, and keys of other kinds are others.
+    ids = {(await ask(gateway, "grantCredits", amount="1"))["creditGrant"]["id"] for _ in range(2)}
+    assert len(ids) == 2
+    await must(gateway, "refillBillingMeter", refill="1", idempotencyKey="k")
+
+
+async def test_a_repeated_revocation_is_replayed(gateway: Gateway) -> None:
+    await make_meter(gateway)
+    grant_id, other_id = await make_grant(gateway, 10), await make_grant(gateway, 10)
+    part = await ask(gateway, "revokeCreditGrant", id=grant_id, amount="4", reason="why", idempotencyKey="k")
+    whole = await ask(gateway, "revokeCreditGrant", id=other_id, idempotencyKey="all")
+    async with unchanged(gateway):
+        again = await ask(gateway, "revokeCreditGrant", id=grant_id, amount="4", reason="why", idempotencyKey="k")
+        assert again == part | {"replayed": True, "billingMeter": {"totalCredits": "6"}}
+        assert await ask(gateway, "revokeCreditGrant", id=other_id, idempotencyKey="all") == whole | {"replayed": True}
+        for key, values, first in (
+            ("k", {"id": grant_id, "amount": "5", "reason": "why"}, part),
+            ("k", {"id": grant_id, "reason": "why"}, part),
+            ("k", {"id": grant_id, "amount": "4"}, part),
+            ("k", {"id": other_id, "amount": "4", "reason": "why"}, part),
+            ("all", {"id": other_id, "amount": "10"}, whole),
+            ("all", {"id": grant_id}, whole),
+        ):
+            answer = await ask(gateway, "revokeCreditGrant", **values, idempotencyKey=key)
+            assert answer == conflict(key, first["entry"]["id"], "REVOCATION")
+    # A part of it again, without a key.
+    for _ in range(2):
+        assert (await ask(gateway, "revokeCreditGrant", id=grant_id, amount="2"))["revoked"] == "2"
+
+
+@pytest.mark.parametrize("field", ["grantCredits", "revokeCreditGrant"])
+async def test_a_key_of_the_gateways_own_form_is_refused(gateway: Gateway, field: str) -> None:
+    await make_meter(gateway)
+    grant_id = await make_grant(gateway, 10)
+    values = {"amount": "1"} if field == "grantCredits" else {"id": grant_id}
+    async with unchanged(gateway):
+        answer = await ask(gateway, field, **values, idempotencyKey="tollgate/x")
+    assert answer == {
+        "__typename": "InvalidInput",
+        "code": "INVALID_INPUT",
+        "message": "idempotencyKey must not begin with tollgate/, which is reserved.",
+        "field": ["input", "idempotencyKey"],
+    }
+
+
+async def test_a_grant_that_others_have_is_not_found(gateway: Gateway) -> None:
+    await make_meter(gateway)
+    grant_id = await make_grant(gateway, 10)
+    strangers = {
+        "of another organization": await gateway.caller(org_id=f"{gateway.org_id}-other"),
+        "of the other environment": await gateway.caller(environment=Environment.LIVE),
+        "of another workspace": await gateway.caller(workspaces=["elsewhere"]),
+    }
+    async with unchanged(gateway):
+        for caller in strangers.values():
+            assert await ask(caller, "updateCreditGrant", id=grant_id, priority=1) == NOT_FOUND
+            assert await ask(caller, "revokeCreditGrant", id=grant_id) == NOT_FOUND
+            query = "query ($id: ID!) { node(id: $id) { id } nodes(ids: [$id]) { id } }"
+            assert await caller.data(query, {"id": grant_id}) == {"node": None, "nodes": [None]}
+    # With the workspace among its own it is found.
+    assert (await ask(await gateway.caller(workspaces=["w"]), "revokeCreditGrant", id=grant_id))["revoked"] == "10"
+
+
+async def test_a_grant_that_is_not_live_is_not_changed(gateway: Gateway) -> None:
+    await make_meter(gateway)
+    revoked = await make_grant(gateway, 10)
+    expiring = await make_grant(gateway, 10, expiresAt="2026-03-16T12:01:00Z")
+    await ask(gateway, "revokeCreditGrant", id=revoked)
+    gateway.clock.forward(minutes=1)
+    await must(gateway, "refillBillingMeter", refill="1")
+    async with unchanged(gateway):
+        for grant_id, state, message in (
+            (revoked, "REVOKED", "The credit grant was revoked."),
+            (expiring, "EXPIRED", "The credit grant has expired."),
+        ):
+            for change in ({"priority": 1}, {"expiresAt": "2027-01-01T00:00:00Z"}, {"removeExpiry": True}, {}):
+                assert await ask(gateway, "updateCreditGrant", id=grant_id, **change) == {
+                    "__typename": "CreditGrantNotLive",
+                    "code": "CREDIT_GRANT_NOT_LIVE",
+                    "message": message,
+                    "creditGrant": {"id": grant_id, "state": state},
+                }
+
+
+async def test_a_meter_has_at_most_so_many_live_grants(migrated_url: str) -> None:
+    async with gateway_on(migrated_url, max_live_grants=3) as gateway:
+        walk = Walk(gateway)
+        await walk.take("meter 0; grant a 1; grant b 1 60s; grant c 1")
+        async with unchanged(gateway):
+            answer = await ask(gateway, "grantCredits", amount="1")
+        assert answer == {
+            "__typename": "TooManyCreditGrants",
+            "code": "TOO_MANY_CREDIT_GRANTS",
+            "message": "The billing meter may have at most 3 live credit grants.",
+            "max": 3,
+        }
+        # A replay and an end that is past come before it, and the limit of amounts after it.
+        assert await walk.take("grant a 1; grant d 1 0s; grant d 9223372036854775807") == (
+            "replayed; InvalidInput expiresAt; TooManyCreditGrants 3"
+        )
+        # What is depleted, revoked or expired does not count; what a hold reserves does.
+        assert await walk.take("use e 1; grant d 1; grant e 1") == "USAGE 1: b 1; GRANT 1 d; TooManyCreditGrants 3"
+        assert await walk.take("revoke a; grant e 1; grant f 1") == "REVOCATION 1 a; GRANT 1 e; TooManyCreditGrants 3"
+        assert await walk.take("hold h 3; grant f 1") == "HOLD 3 h: c 1, d 1, e 1; TooManyCreditGrants 3"
+        assert await walk.take("commit h 1; grant f 1 60s; wait 60; grant g 1") == (
+            "USAGE 1 h: c 1; GRANT 1 f; EXPIRY 1 f; GRANT 1 g"
+        )
+        # A void may pass it.
+        assert await walk.take("void h; grant x 1") == "VOID 1: c 1; TooManyCreditGrants 3"
+        assert (await walk.states()).count("LIVE") == 4
+        await walk.check()
+
+
+async def test_the_total_never_passes_the_greatest_amount(gateway: Gateway) -> None:
+    walk = Walk(gateway)
+    greatest = 2**63 - 1
+    await walk.take(f"meter 0; grant a {greatest - 1} 60s; grant b 1")
+    async with unchanged(gateway):
+        answer = await ask(gateway, "grantCredits", amount="1")
+    assert answer == {
+        "__typename": "AmountOutOfRange",
+        "code": "AMOUNT_OUT_OF_RANGE",
+        "message": "The meter's total credits would pass 9223372036854775807, the greatest amount.",
+    }
+    assert await walk.take("grant c 1; wait 60; grant c 5") == (f"AmountOutOfRange; EXPIRY {greatest - 1} a; GRANT 5 c")
+    await walk.check()
+
+
+async def test_a_grant_to_no_meter_is_refused(gateway: Gateway) -> None:
+    await make_meter(gateway)
+    async with unchanged(gateway):
+        assert await ask(gateway, "grantCredits", amount="1", externalMeterId="missing") == {
+            "__typename": "BillingMeterNotFound",
+            "code": "BILLING_METER_NOT_FOUND",
+            "message": "There is no billing meter 'missing' in workspace 'w'.",
+        }
+
+
+@pytest.mark.parametrize("scope", [scope for scope in Scope if scope is not Scope.BILLING_WRITE])
+async def test_grants_want_the_scope_billing_write(gateway: Gateway, scope: Scope) -> None:
+    await make_meter(gateway)
+    grant_id = await make_grant(gateway, 10)
+    caller = await gateway.caller(scope)
+    async with unchanged(gateway):
+        for field, values in (
+            ("grantCredits", {"workspaceId": "w", "externalMeterId": "m", "amount": "1"}),
+            ("updateCreditGrant", {"id": grant_id, "priority": 1}),
+            ("revokeCreditGrant", {"id": grant_id}),
+        ):
+            name = field[0].upper() + field[1:]
+            document = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename }} }}"
+            error = await caller.error(document, {"input": values})
+            assert error["message"] == "The key lacks the scope billing:write."
+            assert error["extensions"] == {"code": "FORBIDDEN"}
+
+
+async def test_one_that_may_write_alone_sees_its_grant_and_reads_no_other(gateway: Gateway) -> None:
+    await make_meter(gateway)
+    grant_id = await make_grant(gateway, 10)
+    writer = await gateway.caller(Scope.BILLING_WRITE)
+    selection = "... on GrantCreditsSuccess { creditGrant { amount state reason } entry { kind } }"
+    made = await writer.mutate(
+        "grantCredits", selection, workspaceId="w", externalMeterId="m", amount="3", reason="why"
+    )
+    assert made["creditGrant"] == {"amount": "3", "state": "LIVE", "reason": "why"}
+    assert made["entry"] == {"kind": "GRANT"}
+    error = await writer.error("query ($id: ID!) { node(id: $id) { id } }", {"id": grant_id})
+    assert error["extensions"] == {"code": "FORBIDDEN"}
+
+
+async def test_one_document_makes_changes_and_revokes_in_its_order(gateway: Gateway) -> None:
+    meter_id = await make_meter(gateway)
+    first = f"grt_{meter_id.removeprefix('mtr_')}_2"
+    data = await gateway.data(
+        f"""mutation {{
+          a: grantCredits(
+            input: {{workspaceId: "w", externalMeterId: "m", amount: 5, idempotencyKey: "a"}}
+          ) {{ ...made }}
+          b: grantCredits(input: {{workspaceId: "w", externalMeterId: "m", amount: "7"}}) {{ ...made }}
+          again: grantCredits(
+            input: {{workspaceId: "w", externalMeterId: "m", amount: 5, idempotencyKey: "a"}}
+          ) {{ ...made }}
+          other: grantCredits(
+            input: {{workspaceId: "w", externalMeterId: "m", amount: 6, idempotencyKey: "a"}}
+          ) {{ ...made }}
+          c: updateCreditGrant(input: {{id: "{first}", priority: 1}}) {{
+            ... on UpdateCreditGrantSuccess {{ entry {{ kind }} }}
+          }}
+          d: revokeCreditGrant(input: {{id: "{first}", amount: 2}}) {{ ... on RevokeCreditGrantSuccess {{ revoked }} }}
+          e: revokeCreditGrant(input: {{id: "{first}"}}) {{ ... on RevokeCreditGrantSuccess {{ revoked }} }}
+          f: updateCreditGrant(input: {{id: "{first}", priority: 2}}) {{ __typename }}
+        }}
+        fragment made on GrantCreditsResult {{
+          __typename ... on GrantCreditsSuccess {{ replayed billingMeter {{ totalCredits }} }}
+        }}"""
+    )
+    made = {"__typename": "GrantCreditsSuccess", "replayed": False}
+    assert data == {
+        "a": made | {"billingMeter": {"totalCredits": "5"}},
+        "b": made | {"billingMeter": {"totalCredits": "12"}},
+        "again": made | {"replayed": True, "billingMeter": {"totalCredits": "12"}},
+        "other": {"__typename": "IdempotencyConflict"},
+        "c": {"entry": {"kind": "GRANT_CHANGED"}},
+        "d": {"revoked": "2"},
+        "e": {"revoked": "3"},
+        "f": {"__typename": "CreditGrantNotLive"},
+    }

@@ -1,6 +1,7 @@
 """Customers' sessions: who makes them, how long they live, and that they see one customer and change nothing."""
 
 import hashlib
+import json
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,8 @@ from storage.api_keys import api_keys
 from storage.tables import metadata
 from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway
-from tests.steps import execute, make_customer, make_meter, must, new_key, session_of
+from tests.credit_walks import Walk
+from tests.steps import execute, make_customer, make_grant, make_meter, must, new_key, session_of
 
 CREATED = "... on CreateCustomerSessionSuccess { token expiresAt customer { id email } }"
 VIEWER = "{ viewer { orgId environment scopes workspaceIds customer { id } } }"
@@ -479,6 +481,63 @@ class TestSeeing:
             {"id": house.entry("w", "ada", 3)},
         )
         assert data == {"node": {"kind": "VOID", "voids": {"id": house.entry("w", "ada")}}}
+
+    async def test_the_customer_sees_grants_holds_and_draws_and_not_why(self, gateway: Gateway, house: House) -> None:
+        of_ada, of_bob = Walk(gateway, name="ada"), Walk(gateway, name="bob")
+        reason = {"reason": "he complained"}
+        for walk, name in ((of_ada, "ada"), (of_bob, "bob")):
+            made = await make_grant(
+                gateway, 20, externalMeterId=name, priority=1, metadata={"campaign": "spring"}, **reason
+            )
+            walk.ids["a"] = made
+            await gateway.mutate("updateCreditGrant", "", id=made, priority=2, **reason)
+            await gateway.mutate("revokeCreditGrant", "", id=made, amount="1", **reason)
+            await walk.take("hold h 25; use f 3; commit h 24; void h 2; hold open 1")
+        ids = {
+            "meter": house.meters["w", "ada"],
+            "grant": of_ada.ids["a"],
+            "hold": house.entry("w", "ada", 6).replace("ent_", "hld_"),
+            "entry": house.entry("w", "ada", 3),
+        }
+        query = """query ($meter: ID!, $grant: ID!, $hold: ID!, $entry: ID!) {
+          billingMeter(workspaceId: "w", externalMeterId: "ada") { ...meter }
+          grant: node(id: $grant) { ... on CreditGrant { amount reason metadata billingMeter { id } } }
+          hold: node(id: $hold) { ... on Hold { holdId state metadata billingMeter { id } } }
+          nodes(ids: [$meter, $grant, $hold, $entry]) { __typename id ... on LedgerEntry { reason } }
+        }
+        fragment meter on BillingMeter {
+          heldCredits pinnedCredits maxOpenHolds availableCredits
+          creditGrants(first: 9) { nodes { ...grant metadata billingMeter { id } } }
+          burnDown { openCredits creditGrant { ...grant } }
+          holds(first: 9) { nodes { ...hold metadata billingMeter { id } } }
+          ledger(first: 9) { nodes {
+            kind amount reason metadata heldCreditsAfter
+            draws { amount creditGrant { ...grant } } creditGrant { ...grant } hold { ...hold }
+          } }
+        }
+        fragment grant on CreditGrant { id amount openCredits drawnCredits revokedCredits state reason }
+        fragment hold on Hold { id holdId amount committedAmount state }"""
+        seen, of_key = await house.browser.run(query, ids), await gateway.run(query, ids)
+        assert "errors" not in seen
+        # Of what was given back without a grant it sees why, as before.
+        assert json.dumps(of_key).count('"reason": "he complained"') > 5
+        assert json.dumps(of_key).count('"reason": "wrong"') == 1
+        expected = json.dumps(of_key).replace('"reason": "he complained"', '"reason": null')
+        assert seen == json.loads(expected)
+        assert [each["__typename"] for each in seen["data"]["nodes"]] == [
+            *("BillingMeter", "CreditGrant", "Hold", "LedgerEntry")
+        ]
+        assert [grant["id"] for grant in seen["data"]["billingMeter"]["creditGrants"]["nodes"]] == [of_ada.ids["a"]]
+        # Another customer's are as if they were not there.
+        others = {
+            "meter": house.meters["w", "bob"],
+            "grant": of_bob.ids["a"],
+            "hold": house.entry("w", "bob", 6).replace("ent_", "hld_"),
+            "entry": house.entry("w", "bob", 3),
+        }
+        hidden = await house.browser.data(query, others)
+        assert (hidden["grant"], hidden["hold"], hidden["nodes"]) == (None, None, [None] * 4)
+        assert (await gateway.data(query, others))["grant"]["reason"] == "he complained"
 
     async def test_a_session_reads_by_as_many_statements_as_its_key(self, gateway: Gateway, house: House) -> None:
         query = "query ($id: ID!) { customer(id: $id) { billingMeters { nodes { usage { totalBillingUsage } } } } }"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,20 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import storage
 from resolvers.maintenance.verify import Verified, verify
-from storage import billing_meters, customers, ids, ledger, migrations, usage
+from resolvers.meters.credits import base_of
+from storage import billing_meters, credit_grants, customers, holds, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.billing_meters import billing_meters as meters_table
+from storage.credit_grants import CreditGrantCategory, CreditGrantRow, CreditGrantState, GrantFilter
 from storage.customers import CustomerFilter, CustomerRow
 from storage.customers import customers as customers_table
 from storage.engine.columns import Columns
 from storage.engine.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome
 from storage.engine.pages import Page
 from storage.engine.transactions import Reader, Writer
+from storage.holds import HoldRow, HoldState
 from storage.ledger import LedgerEntryKind, LedgerKey
+from storage.maintenance import audit
 from storage.tables import TABLES, metadata
 from storage.tenants import Environment
 from storage.usage import UsageRange
@@ -40,7 +45,7 @@ NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 ORG = "org"
 
 #: How many rows the plans are made for.
-CUSTOMERS, METERS, DAYS, ENTRIES = 20_000, 20_000, 10_000, 50_000
+CUSTOMERS, METERS, DAYS, ENTRIES, GRANTS = 20_000, 20_000, 10_000, 50_000, 20_000
 
 
 def customer(name: str) -> CustomerRow:
@@ -719,6 +724,15 @@ async def filled(
         f" {day}, 1, 'reject', NULL, NULL, {moment}, 'key_', NULL, '{{}}', 0, NULL, NULL, NULL": ENTRIES,
     }
 
+    # Of each meter's two hundred grants one is open and one has covered usage, and of its holds one is open.
+    one, two = (f"CASE n % 200 WHEN {each} THEN 1 ELSE 0 END" for each in (0, 1))
+    rows |= {
+        f"credit_grants SELECT 'mtr_' || {part}, n % 200 + 1, 'k' || n, 1, 50, 'paid', NULL, {one}, 0, 0, {two}, 0, 0,"
+        f" {no}, {moment}, NULL, '{{}}'": GRANTS,
+        f"holds SELECT 'mtr_' || {part}, n % 200 + 1, 'h' || (n % 200), 1, 1, 60,"
+        f" CASE n % 200 WHEN 0 THEN 'open' ELSE 'released' END, NULL, {moment}, {moment}, NULL, '[]', '{{}}'": GRANTS,
+    }
+
     async def fill(writer: Writer) -> None:
         for values, count in rows.items():
             await writer._connection.exec_driver_sql(f"INSERT INTO {values} FROM {numbers.format(count - 1)}")
@@ -745,12 +759,6 @@ EVENTS = [LedgerKey(meter_id, LedgerEntryKind.USAGE, "k3") for meter_id in METER
 
 #: The hot look-ups: how many rows each finds here, the table, and the columns of its index that it goes by.
 LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]]] = {
-    "meters of which something is due": (
-        lambda db: billing_meters.due(db, datetime(2027, 1, 1, tzinfo=UTC), limit=20),
-        20,
-        "billing_meters",
-        ["next_due_at"],
-    ),
     "usage by ranges": (
         lambda db: usage.by_ranges(db, RANGES),
         12,
@@ -854,8 +862,89 @@ LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]
 }
 
 
+LATER = datetime(2027, 1, 1, tzinfo=UTC)
+SEQS = [(meter_id, 2) for meter_id in METER_IDS]
+GRANT_PAGES: dict[str, tuple[Page, GrantFilter, int, list[str]]] = {
+    "first page": (Page(25), GrantFilter(), 3 * 26, ["meter_id"]),
+    "later page": (Page(25, older_than=100), GrantFilter(), 3 * 26, ["meter_id", "seq"]),
+    "last page": (Page(25, newer_than=190, backward=True), GrantFilter(), 3 * 10, ["meter_id", "seq"]),
+    "live": (Page(25), GrantFilter(CreditGrantState.LIVE), 3, ["meter_id"]),
+    "depleted": (Page(25), GrantFilter(CreditGrantState.DEPLETED), 3 * 26, ["meter_id"]),
+    "expired": (Page(25), GrantFilter(CreditGrantState.EXPIRED), 0, ["meter_id"]),
+    "revoked": (Page(25), GrantFilter(CreditGrantState.REVOKED), 0, ["meter_id"]),
+    "promotional": (Page(25), GrantFilter(category=CreditGrantCategory.PROMOTIONAL), 0, ["meter_id"]),
+    "ending": (Page(25), GrantFilter(expires_before=LATER), 0, ["meter_id"]),
+}
+HOLD_PAGES: dict[str, tuple[Page, HoldState | None, int, list[str]]] = {
+    "first page": (Page(25), None, 3 * 26, ["meter_id"]),
+    "later page": (Page(25, older_than=100), None, 3 * 26, ["meter_id", "seq"]),
+    "last page": (Page(25, newer_than=190, backward=True), None, 3 * 10, ["meter_id", "seq"]),
+    # Those that are open have long been due.
+    "open": (Page(25), HoldState.OPEN, 0, ["meter_id"]),
+    "expired": (Page(25), HoldState.EXPIRED, 3, ["meter_id"]),
+    "released": (Page(25), HoldState.RELEASED, 3 * 26, ["meter_id"]),
+    "committed": (Page(25), HoldState.COMMITTED, 0, ["meter_id"]),
+}
+
+LOOKUPS |= {
+    "usable grants": (lambda db: credit_grants.usable(db, METER_IDS), 3, "credit_grants", ["meter_id"]),
+    "covering grants": (lambda db: credit_grants.covering(db, METER_IDS), 3, "credit_grants", ["meter_id"]),
+    "grants by numbers": (lambda db: credit_grants.by_seqs(db, SEQS), 3, "credit_grants", ["meter_id", "seq"]),
+    "holds by names": (
+        lambda db: holds.by_names(db, [(meter_id, "h7") for meter_id in METER_IDS]),
+        3,
+        "holds",
+        ["meter_id", "hold_id"],
+    ),
+    "holds by numbers": (lambda db: holds.by_seqs(db, SEQS), 3, "holds", ["meter_id", "seq"]),
+    "open holds": (lambda db: holds.open_of(db, METER_IDS), 3, "holds", ["meter_id"]),
+    "changed grants": (
+        lambda db: nothing(credit_grants.update_grants(db, [grant(meter_id) for meter_id in METER_IDS])),
+        0,
+        "credit_grants",
+        ["meter_id", "seq"],
+    ),
+    "changed holds": (
+        lambda db: nothing(holds.update_holds(db, [held(meter_id) for meter_id in METER_IDS])),
+        0,
+        "holds",
+        ["meter_id", "seq"],
+    ),
+}
+for list_name, (of_page, of_grants, grants_found, by_columns) in GRANT_PAGES.items():
+    LOOKUPS[f"grants, {list_name}"] = (
+        partial(credit_grants.pages_by_meters, meter_ids=METER_IDS, page=of_page, wanted=of_grants, now=LATER),
+        grants_found,
+        "credit_grants",
+        by_columns,
+    )
+for list_name, (of_page, of_holds, holds_found, by_columns) in HOLD_PAGES.items():
+    LOOKUPS[f"holds, {list_name}"] = (
+        partial(holds.pages_by_meters, meter_ids=METER_IDS, page=of_page, state=of_holds, now=LATER),
+        holds_found,
+        "holds",
+        by_columns,
+    )
+
 #: Those whose plan does not hang on the values that are looked up, as a filter's does.
 SAME_FOR_ALL_VALUES = list(LOOKUPS)
+
+# The sweeper looks every two seconds, and `verify` reads all: that these are planned each time costs little.
+LOOKUPS |= {
+    "meters with something due": (
+        lambda db: billing_meters.due(db, LATER, limit=20),
+        20,
+        "billing_meters",
+        ["next_due_at"],
+    ),
+    "all grants of meters": (
+        lambda db: audit.grants_of(db, METER_IDS),
+        600,
+        "credit_grants",
+        ["meter_id"],
+    ),
+    "all holds of meters": (lambda db: audit.holds_of(db, METER_IDS), 600, "holds", ["meter_id"]),
+}
 
 #: The filters of the lists: how many rows each finds here, and the columns of its index that it goes by.
 FILTERS: dict[str, tuple[str, dict[str, Any], int, list[str]]] = {
@@ -944,6 +1033,21 @@ for filter_name, (filtered, wanted_rows, rows_found, by_columns) in FILTERS.item
             filtered,
             by_columns,
         )
+
+
+def grant(meter_id: str) -> CreditGrantRow:
+    """Return a grant of the meter."""
+    return base_of(meter("m"), 0)._replace(meter_id=meter_id, seq=2, key="k1", amount=1, drawn_credits=1)
+
+
+def held(meter_id: str) -> HoldRow:
+    """Return a hold of the meter."""
+    return HoldRow(meter_id, 2, "h1", 1, 1, 60, HoldState.RELEASED, None, NOW, NOW, NOW, [], {})
+
+
+async def nothing(change: Awaitable[None]) -> list[Any]:
+    await change
+    return []
 
 
 async def found_one(lookup: Awaitable[BillingMeterRow | None]) -> list[BillingMeterRow]:

@@ -1,9 +1,14 @@
 """Holds: what they reserve, what becomes of them, and what is refused."""
 
+from typing import Any
+
 import pytest
 
-from tests.conftest import Gateway
+from resolvers.actor import Scope
+from storage.tenants import Environment
+from tests.conftest import Caller, Gateway, gateway_on
 from tests.credit_walks import Walk
+from tests.steps import books_of, disagreements, entry_id, make_meter, meter_of, must, unchanged
 
 # What a hold reserves.
 
@@ -398,3 +403,533 @@ async def test_a_hold_is_open_until_its_end(gateway: Gateway, steps: str, state:
     )
     assert await walk.states() == state
     await walk.check()
+
+
+# What is answered, and what is refused.
+
+HOLD = """id holdId amount requestedAmount state committedAmount expiresAt createdAt closedAt metadata
+  billingMeter { id }"""
+METER = "billingMeter { usedCredits heldCredits pinnedCredits availableCredits }"
+ENTRY = """entry {
+  id kind amount requestedAmount policy key usageName day occurredAt metadata usedCreditsAfter heldCreditsAfter
+  hold { id }
+}"""
+LIMITS = f"""
+  ... on IdempotencyConflict {{ firstEntry {{ id kind }} }}
+  ... on InsufficientCredits {{ available held openHolds {METER} }}
+  ... on SpendCapExceeded {{ available held openHolds {METER} }}"""
+NOT_OPEN = "... on HoldNotOpen { hold { id state closedAt } }"
+ANSWERS = {
+    "holdCredits": f"""
+      ... on HoldCreditsSuccess {{ replayed refused hold {{ {HOLD} }} {METER} {ENTRY} }}
+      ... on TooManyHolds {{ max }} {LIMITS}""",
+    "commitHold": f"""
+      ... on CommitHoldSuccess {{ replayed accepted refused overLimit hold {{ {HOLD} }} {METER} {ENTRY} }}
+      {NOT_OPEN} {LIMITS}""",
+    "releaseHold": f"... on ReleaseHoldSuccess {{ replayed released hold {{ {HOLD} }} {METER} }} {NOT_OPEN}",
+    "extendHold": f"... on ExtendHoldSuccess {{ hold {{ {HOLD} }} {METER} }} {NOT_OPEN}",
+    "recordUsage": LIMITS,
+}
+
+
+async def ask(caller: Caller, field: str, hold_id: str = "h", **values: Any) -> dict[str, Any]:
+    """Run a mutation of the hold `h` of the meter `m`, unless the values say otherwise, and return what is answered."""
+    name = "eventId" if field == "recordUsage" else "holdId"
+    values = {"workspaceId": "w", "externalMeterId": "m", name: hold_id} | values
+    return await caller.mutate(field, ANSWERS[field], **values)
+
+
+def conflict(entry: str, kind: str) -> dict[str, Any]:
+    return {
+        "__typename": "IdempotencyConflict",
+        "code": "IDEMPOTENCY_CONFLICT",
+        "message": "'h' was used before with other values.",
+        "firstEntry": {"id": entry, "kind": kind},
+    }
+
+
+async def test_a_hold_and_its_commit_are_answered_whole(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="10", timezone="Pacific/Auckland")
+    made = await ask(own, "holdCredits", amount="12", policy="PARTIAL", expiresInSeconds=60, metadata={"model": "m"})
+    hold_id = f"hld_{meter_id.removeprefix('mtr_')}_2"
+    hold = {
+        "id": hold_id,
+        "holdId": "h",
+        "amount": "10",
+        "requestedAmount": "12",
+        "state": "OPEN",
+        "committedAmount": None,
+        "expiresAt": "2026-03-16T12:01:00Z",
+        "createdAt": "2026-03-16T12:00:00Z",
+        "closedAt": None,
+        "metadata": {"model": "m"},
+        "billingMeter": {"id": meter_id},
+    }
+    held = {"usedCredits": "0", "heldCredits": "10", "pinnedCredits": "10", "availableCredits": "0"}
+    entry = {
+        "id": entry_id(meter_id, 2),
+        "kind": "HOLD",
+        "amount": "10",
+        "requestedAmount": "12",
+        "policy": "PARTIAL",
+        "key": "h",
+        "usageName": None,
+        "day": None,
+        "occurredAt": "2026-03-16T12:00:00Z",
+        "metadata": {"model": "m"},
+        "usedCreditsAfter": "0",
+        "heldCreditsAfter": "10",
+        "hold": {"id": hold_id},
+    }
+    assert made == {
+        "__typename": "HoldCreditsSuccess",
+        "replayed": False,
+        "refused": "2",
+        "hold": hold,
+        "billingMeter": held,
+        "entry": entry,
+    }
+    own.clock.forward(seconds=30)
+    extended = await ask(own, "extendHold", expiresInSeconds=60)
+    hold |= {"expiresAt": "2026-03-16T12:01:30Z"}
+    assert extended == {"__typename": "ExtendHoldSuccess", "hold": hold, "billingMeter": held}
+    own.clock.forward(seconds=45)
+    committed = await ask(
+        own,
+        "commitHold",
+        amount="4",
+        usageName="tokens",
+        occurredAt="2026-03-16T10:59:59Z",
+        metadata={"request": 7},
+    )
+    free = {"usedCredits": "4", "heldCredits": "0", "pinnedCredits": "0", "availableCredits": "6"}
+    assert committed == {
+        "__typename": "CommitHoldSuccess",
+        "replayed": False,
+        "accepted": "4",
+        "refused": "0",
+        "overLimit": False,
+        "hold": hold | {"state": "COMMITTED", "committedAmount": "4", "closedAt": "2026-03-16T12:01:15Z"},
+        "billingMeter": free,
+        "entry": entry
+        | {
+            "id": entry_id(meter_id, 3),
+            "kind": "USAGE",
+            "amount": "4",
+            "requestedAmount": "4",
+            "usageName": "tokens",
+            # A second before midnight there.
+            "day": "2026-03-16",
+            "occurredAt": "2026-03-16T10:59:59Z",
+            "metadata": {"request": 7},
+            "usedCreditsAfter": "4",
+            "heldCreditsAfter": "0",
+        },
+    }
+    assert (await meter_of(own))["usage"] == {("2026-03-16", "tokens"): 4}
+    # Without a time it counts on the day of the commit, which there is the next one.
+    await ask(own, "holdCredits", "g", amount="3")
+    await ask(own, "commitHold", "g", amount="3")
+    assert (await meter_of(own))["usage"] == {("2026-03-16", "tokens"): 4, ("2026-03-17", "default"): 3}
+    await ask(own, "holdCredits", "r", amount="3")
+    released = await ask(own, "releaseHold", "r")
+    assert (released["released"], released["replayed"], released["hold"]["state"]) == ("3", False, "RELEASED")
+    assert released["hold"]["committedAmount"] is None
+    assert released["hold"]["closedAt"] == "2026-03-16T12:01:15Z"
+    assert await disagreements(own.database, meter_id) == []
+
+
+async def test_a_commit_of_0_is_answered_as_a_release(gateway: Gateway) -> None:
+    meter_id = await make_meter(gateway, totalCredits="10")
+    await ask(gateway, "holdCredits", amount="6")
+    answer = await ask(gateway, "commitHold", amount="0")
+    assert (answer["accepted"], answer["refused"], answer["overLimit"], answer["replayed"]) == ("0", "0", False, False)
+    assert (answer["hold"]["state"], answer["hold"]["committedAmount"]) == ("RELEASED", None)
+    assert (answer["entry"]["id"], answer["entry"]["kind"]) == (entry_id(meter_id, 3), "RELEASE")
+    async with unchanged(gateway):
+        again = await ask(gateway, "commitHold", amount="0")
+        assert again == answer | {"replayed": True}
+        released = await ask(gateway, "releaseHold")
+        assert (released["released"], released["replayed"], released["hold"]) == ("6", True, answer["hold"])
+
+
+async def test_a_replay_has_the_first_entry_and_the_hold_as_it_now_is(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    values: dict[str, Any] = {"amount": "12", "policy": "PARTIAL", "expiresInSeconds": 60, "metadata": {"a": 1}}
+    made = await ask(gateway, "holdCredits", **values)
+    usage: dict[str, Any] = {
+        "amount": "14",
+        "usageName": "tokens",
+        "occurredAt": "2026-03-16T11:00:00Z",
+        "metadata": {"b": 2},
+    }
+    committed = await ask(gateway, "commitHold", **usage)
+    assert (committed["accepted"], committed["refused"]) == ("10", "4")
+    await must(gateway, "refillBillingMeter", refill="100")
+    gateway.clock.forward(days=60)
+    now = {"usedCredits": "10", "heldCredits": "0", "pinnedCredits": "0", "availableCredits": "100"}
+    async with unchanged(gateway):
+        again = await ask(gateway, "holdCredits", **values)
+        assert again == made | {
+            "replayed": True,
+            "hold": committed["hold"],
+            "billingMeter": now,
+            "entry": made["entry"],
+        }
+        # Its time is long out of the window, which a replay does not ask for.
+        writer = await gateway.caller(Scope.USAGE_WRITE, Scope.BILLING_READ)
+        assert await ask(writer, "commitHold", **usage) == committed | {"replayed": True, "billingMeter": now}
+        assert (await ask(gateway, "commitHold", **usage, ifClosed="RECORD"))["replayed"] is True
+        others: tuple[dict[str, Any], ...] = (
+            {"amount": "11"},
+            {"policy": "REJECT"},
+            {"expiresInSeconds": 61},
+            {"metadata": {"a": 2}},
+        )
+        for other in others:
+            assert await ask(gateway, "holdCredits", **values | other) == conflict(made["entry"]["id"], "HOLD")
+        others = (
+            {"amount": "10"},
+            {"amount": "0"},
+            {"policy": "FORCE"},
+            {"usageName": "images"},
+            {"occurredAt": "2026-03-16T11:00:01Z"},
+            {"metadata": {}},
+        )
+        for other in others:
+            answer = await ask(gateway, "commitHold", **usage | other)
+            assert answer == conflict(committed["entry"]["id"], "USAGE")
+
+
+async def test_an_id_is_a_holds_or_an_events(gateway: Gateway) -> None:
+    meter_id = await make_meter(gateway, totalCredits="10")
+    await ask(gateway, "recordUsage", amount="1")
+    async with unchanged(gateway):
+        assert await ask(gateway, "holdCredits", amount="1") == conflict(entry_id(meter_id, 2), "USAGE")
+        for field, values in (
+            ("commitHold", {"amount": "1"}),
+            ("commitHold", {"amount": "1", "ifClosed": "RECORD"}),
+            ("commitHold", {"amount": "0"}),
+            ("releaseHold", {}),
+            ("extendHold", {"expiresInSeconds": 60}),
+        ):
+            for hold_id in ("h", "missing"):
+                assert await ask(gateway, field, hold_id, **values) == {
+                    "__typename": "HoldNotFound",
+                    "code": "HOLD_NOT_FOUND",
+                    "message": f"The billing meter has no hold {hold_id!r}.",
+                }
+    await make_meter(gateway, "other", totalCredits="10")
+    other = {"externalMeterId": "other"}
+    # Another meter's ids are its own.
+    await ask(gateway, "holdCredits", amount="1", **other)
+    held = (await books_of(gateway, "other")).entries[1]
+    async with unchanged(gateway, "other"):
+        answer = await ask(gateway, "recordUsage", amount="1", **other)
+        assert answer == conflict(entry_id(held.meter_id, 2), "HOLD")
+        # A check of 0 has no id.
+        assert (await ask(gateway, "recordUsage", amount="0", **other))["__typename"] == "RecordUsageSuccess"
+
+
+async def test_a_hold_that_is_closed_says_how_and_since_when(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="30")
+    ids = {
+        name: (await ask(gateway, "holdCredits", name, amount="1", expiresInSeconds=60))["hold"]["id"]
+        for name in ("committed", "released", "expired")
+    }
+    gateway.clock.forward(seconds=20)
+    await ask(gateway, "commitHold", "committed", amount="1")
+    await ask(gateway, "releaseHold", "released")
+    gateway.clock.forward(seconds=3_600)
+    await must(gateway, "refillBillingMeter", refill="1")
+    async with unchanged(gateway):
+        for name, field, values in (
+            ("committed", "releaseHold", {}),
+            ("committed", "extendHold", {"expiresInSeconds": 60}),
+            ("released", "commitHold", {"amount": "1"}),
+            ("released", "extendHold", {"expiresInSeconds": 60}),
+            ("expired", "commitHold", {"amount": "1"}),
+            ("expired", "commitHold", {"amount": "1", "policy": "FORCE"}),
+            ("expired", "commitHold", {"amount": "0"}),
+            ("expired", "releaseHold", {}),
+            ("expired", "extendHold", {"expiresInSeconds": 60}),
+        ):
+            since = "12:01:00" if name == "expired" else "12:00:20"
+            assert await ask(gateway, field, name, **values) == {
+                "__typename": "HoldNotOpen",
+                "code": "HOLD_NOT_OPEN",
+                "message": f"The hold '{name}' is {name}, and no longer open.",
+                "hold": {"id": ids[name], "state": name.upper(), "closedAt": f"2026-03-16T{since}Z"},
+            }
+        # The state comes before a time that is outside the window, and that before the limit.
+        early = {"amount": "1000", "policy": "REJECT", "occurredAt": "1960-01-01T00:00:00Z"}
+        answer = await ask(gateway, "commitHold", "expired", **early)
+        assert answer["__typename"] == "HoldNotOpen"
+        for record in ("expired", "released"):
+            answer = await ask(gateway, "commitHold", record, **early, ifClosed="RECORD")
+            assert answer == {
+                "__typename": "InvalidInput",
+                "code": "INVALID_INPUT",
+                "message": "occurredAt must not be before 1970.",
+                "field": ["input", "occurredAt"],
+            }
+
+
+async def test_a_commit_is_in_the_time_window_of_usage(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    await ask(gateway, "holdCredits", amount="6")
+    writer = await gateway.caller(Scope.USAGE_WRITE)
+    async with unchanged(gateway):
+        for occurred_at, rule in (
+            ("2026-03-16T12:05:00.000001Z", "must be at most 5 minutes ahead."),
+            ("2026-02-09T11:59:59Z", "must be at most 35 days ago; older ones need the scope usage:correct."),
+        ):
+            # It comes before the limit.
+            answer = await ask(writer, "commitHold", amount="1000", policy="REJECT", occurredAt=occurred_at)
+            assert answer == {
+                "__typename": "InvalidInput",
+                "code": "INVALID_INPUT",
+                "message": f"occurredAt {rule}",
+                "field": ["input", "occurredAt"],
+            }
+    committed = await ask(gateway, "commitHold", amount="6", occurredAt="2026-02-09T11:59:59Z")
+    assert committed["entry"]["day"] == "2026-02-09"
+
+
+async def test_an_extension_ends_at_most_24_hours_after_the_hold_was_made(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    await ask(gateway, "holdCredits", amount="6", expiresInSeconds=86_400)
+    gateway.clock.forward(seconds=0.000001)
+    async with unchanged(gateway):
+        for seconds in (86_400, 86_400):
+            assert await ask(gateway, "extendHold", expiresInSeconds=seconds) == {
+                "__typename": "InvalidInput",
+                "code": "INVALID_INPUT",
+                "message": "expiresInSeconds must end at most 24 hours after the hold was made.",
+                "field": ["input", "expiresInSeconds"],
+            }
+        kept = await ask(gateway, "extendHold", expiresInSeconds=86_399)
+        assert kept["hold"]["expiresAt"] == "2026-03-17T12:00:00Z"
+
+
+async def test_a_refusal_says_what_is_reserved(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    await ask(gateway, "holdCredits", "a", amount="4")
+    await ask(gateway, "holdCredits", "b", amount="3")
+    meter = {"usedCredits": "0", "heldCredits": "7", "pinnedCredits": "7", "availableCredits": "3"}
+    refusal = {"available": "3", "held": "7", "openHolds": 2, "billingMeter": meter}
+    insufficient = {"__typename": "InsufficientCredits", "code": "INSUFFICIENT_CREDITS"} | refusal
+    async with unchanged(gateway):
+        for field, hold_id, amount in (("recordUsage", "e", "5"), ("holdCredits", "c", "5"), ("commitHold", "a", "9")):
+            assert await ask(gateway, field, hold_id, amount=amount, policy="REJECT") == insufficient | {
+                "message": "5 credits are asked for and 3 are available."
+            }
+    await must(gateway, "updateBillingMeter", allowOverages=True, spendCap="2")
+    meter |= {"availableCredits": "5"}
+    exceeded = {"__typename": "SpendCapExceeded", "code": "SPEND_CAP_EXCEEDED"} | refusal | {"available": "5"}
+    async with unchanged(gateway):
+        for field, hold_id, amount in (("recordUsage", "e", "6"), ("holdCredits", "c", "6"), ("commitHold", "a", "10")):
+            assert await ask(gateway, field, hold_id, amount=amount, policy="REJECT") == exceeded | {
+                "message": "6 credits are asked for and 5 are available."
+            }
+
+
+async def test_a_meter_has_at_most_so_many_open_holds(migrated_url: str) -> None:
+    async with gateway_on(migrated_url, max_open_holds=3) as gateway:
+        walk = Walk(gateway)
+        await walk.take("meter 10; hold a 1; hold b 1 60s; hold c 1")
+        async with unchanged(gateway):
+            answer = await ask(gateway, "holdCredits", amount="1")
+        assert answer == {
+            "__typename": "TooManyHolds",
+            "code": "TOO_MANY_HOLDS",
+            "message": "The billing meter may have at most 3 open holds.",
+            "max": 3,
+        }
+        # A replay and a conflict come before it, and the limit after it.
+        assert await walk.take("hold a 1; hold a 2; hold d 1000") == "replayed; IdempotencyConflict; TooManyHolds 3"
+        # What is closed does not count.
+        assert await walk.take("release a; hold d 1; hold e 1") == "RELEASE 1 a; HOLD 1 d: base 1; TooManyHolds 3"
+        assert (
+            await walk.take("commit c 1; hold e 1; hold f 1") == "USAGE 1 c: base 1; HOLD 1 e: base 1; TooManyHolds 3"
+        )
+        assert await walk.take("wait 60; hold f 1; hold g 1") == "HOLD_EXPIRY 1 b; HOLD 1 f: base 1; TooManyHolds 3"
+        # Debits are not limited by it.
+        assert await walk.take("use x 1") == "USAGE 1: base 1"
+        # A meter's own is lower, or the operator's holds.
+        for most, limit in ((1, 1), (2, 2), (5, 3)):
+            await must(gateway, "updateBillingMeter", maxOpenHolds=most)
+            assert await walk.take("hold g 1") == f"TooManyHolds {limit}"
+        await must(gateway, "updateBillingMeter", maxOpenHolds=1)
+        # Those that are open stay, also where they are more than may be opened.
+        assert await walk.take("commit d 1; extend e 80s; release e; hold g 1; release f; hold g 1; hold x 1") == (
+            "USAGE 1 d: base 1; RELEASE 1 e; TooManyHolds 1; RELEASE 1 f; HOLD 1 g: base 1; IdempotencyConflict"
+        )
+        await must(gateway, "updateBillingMeter", removeMaxOpenHolds=True)
+        assert await walk.take("hold h 1; hold i 1; hold j 1") == "HOLD 1 h: base 1; HOLD 1 i: base 1; TooManyHolds 3"
+        await walk.check()
+
+
+async def test_a_meters_own_limit_of_open_holds_is_a_setting(own: Gateway) -> None:
+    meter_id = await make_meter(own, totalCredits="10", maxOpenHolds=2)
+    query = """{ billingMeter(workspaceId: "w", externalMeterId: "m") { maxOpenHolds
+      ledger(first: 1) { nodes { kind metadata } } } }"""
+    assert (await own.data(query))["billingMeter"]["maxOpenHolds"] == 2
+    walk = Walk(own)
+    assert await walk.take("hold a 1; hold b 1; hold c 1") == "HOLD 1 a: base 1; HOLD 1 b: base 1; TooManyHolds 2"
+    for values, most, changed in (
+        ({"maxOpenHolds": 3}, 3, ["2", "3"]),
+        ({"removeMaxOpenHolds": True}, None, ["3", None]),
+    ):
+        await must(own, "updateBillingMeter", **values)
+        assert (await own.data(query))["billingMeter"] == {
+            "maxOpenHolds": most,
+            "ledger": {"nodes": [{"kind": "SETTINGS", "metadata": {"maxOpenHolds": changed}}]},
+        }
+    async with unchanged(own):
+        await must(own, "updateBillingMeter", removeMaxOpenHolds=True)
+    assert await disagreements(own.database, meter_id) == []
+
+
+async def test_used_and_held_never_pass_the_greatest_amount(gateway: Gateway) -> None:
+    walk = Walk(gateway)
+    greatest = 2**63 - 1
+    await walk.take(f"meter 0 overages; hold h {greatest - 5}; use e 3")
+    out_of_range = {
+        "__typename": "AmountOutOfRange",
+        "code": "AMOUNT_OUT_OF_RANGE",
+        "message": "The meter's used credits would pass 9223372036854775807, the greatest amount.",
+    }
+    async with unchanged(gateway):
+        assert await ask(gateway, "holdCredits", "g", amount="3") == out_of_range
+        assert await ask(gateway, "holdCredits", "g", amount="3", policy="PARTIAL") == out_of_range
+        assert await ask(gateway, "recordUsage", "f", amount="3", policy="FORCE") == out_of_range
+        for policy in ("REJECT", "PARTIAL", "FORCE"):
+            # The hold stays open.
+            assert await ask(gateway, "commitHold", amount=str(greatest - 2), policy=policy) == out_of_range
+    assert await walk.take(f"hold g 2; commit h {greatest - 5}; release g; use f 2; use x 1") == (
+        f"HOLD 2 g; USAGE {greatest - 5} h; RELEASE 2 g; USAGE 2; AmountOutOfRange"
+    )
+    await walk.check()
+
+
+async def test_a_hold_of_no_meter_or_of_anothers_is_refused(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    await ask(gateway, "holdCredits", amount="6")
+    strangers = [
+        await gateway.caller(org_id=f"{gateway.org_id}-other"),
+        await gateway.caller(environment=Environment.LIVE),
+    ]
+    elsewhere = await gateway.caller(workspaces=["elsewhere"])
+    fields: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("holdCredits", {"amount": "6"}),
+        ("commitHold", {"amount": "6"}),
+        ("commitHold", {"amount": "0", "ifClosed": "RECORD"}),
+        ("releaseHold", {}),
+        ("extendHold", {"expiresInSeconds": 60}),
+    )
+    async with unchanged(gateway):
+        for field, values in fields:
+            for caller in strangers:
+                assert await ask(caller, field, **values) == {
+                    "__typename": "BillingMeterNotFound",
+                    "code": "BILLING_METER_NOT_FOUND",
+                    "message": "There is no billing meter 'm' in workspace 'w'.",
+                }
+            name = field[0].upper() + field[1:]
+            document = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename }} }}"
+            names = {"workspaceId": "w", "externalMeterId": "m", "holdId": "h"}
+            error = await elsewhere.error(document, {"input": names | values})
+            assert error["message"] == "The key is limited to other workspaces than 'w'."
+            assert error["extensions"] == {"code": "FORBIDDEN"}
+
+
+@pytest.mark.parametrize("scope", [scope for scope in Scope if scope is not Scope.USAGE_WRITE])
+async def test_holds_want_the_scope_usage_write(gateway: Gateway, scope: Scope) -> None:
+    await make_meter(gateway, totalCredits="10")
+    await ask(gateway, "holdCredits", amount="6")
+    caller = await gateway.caller(scope)
+    names = {"workspaceId": "w", "externalMeterId": "m", "holdId": "h"}
+    async with unchanged(gateway):
+        for field, values in (
+            ("holdCredits", {"amount": "6"}),
+            ("commitHold", {"amount": "6"}),
+            ("releaseHold", {}),
+            ("extendHold", {"expiresInSeconds": 60}),
+        ):
+            name = field[0].upper() + field[1:]
+            document = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename }} }}"
+            error = await caller.error(document, {"input": names | values})
+            assert error["message"] == "The key lacks the scope usage:write."
+            assert error["extensions"] == {"code": "FORBIDDEN"}
+
+
+async def test_a_forced_commit_wants_the_scope_usage_correct(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    await ask(gateway, "holdCredits", amount="6")
+    writer = await gateway.caller(Scope.USAGE_WRITE)
+    document = "mutation ($input: CommitHoldInput!) { commitHold(input: $input) { __typename } }"
+    values = {"workspaceId": "w", "externalMeterId": "m", "holdId": "h", "amount": "11", "policy": "FORCE"}
+    async with unchanged(gateway):
+        # Also where it would take no more than is held.
+        for amount in ("11", "6", "0"):
+            error = await writer.error(document, {"input": values | {"amount": amount}})
+            assert error["message"] == "The key lacks the scope usage:correct."
+            assert error["extensions"] == {"code": "FORBIDDEN"}
+    corrector = await gateway.caller(Scope.USAGE_WRITE, Scope.USAGE_CORRECT)
+    assert await corrector.data(document, {"input": values}) == {"commitHold": {"__typename": "CommitHoldSuccess"}}
+
+
+async def test_one_that_may_write_alone_holds_and_commits_and_reads_nothing(gateway: Gateway) -> None:
+    meter_id = await make_meter(gateway, totalCredits="10")
+    writer = await gateway.caller(Scope.USAGE_WRITE)
+    names = {"workspaceId": "w", "externalMeterId": "m", "holdId": "h"}
+    made = await writer.mutate(
+        "holdCredits", "... on HoldCreditsSuccess { hold { id state } entry { kind amount } }", **names, amount="6"
+    )
+    hold_id = f"hld_{meter_id.removeprefix('mtr_')}_2"
+    assert made["hold"] == {"id": hold_id, "state": "OPEN"}
+    assert made["entry"] == {"kind": "HOLD", "amount": "6"}
+    committed = await writer.mutate("commitHold", "... on CommitHoldSuccess { accepted }", **names, amount="6")
+    assert committed["accepted"] == "6"
+    error = await writer.error("query ($id: ID!) { node(id: $id) { id } }", {"id": hold_id})
+    assert error["extensions"] == {"code": "FORBIDDEN"}
+
+
+async def test_one_document_holds_commits_and_releases_in_its_order(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="10")
+    of = 'workspaceId: "w", externalMeterId: "m", holdId'
+    data = await gateway.data(
+        f"""mutation {{
+          a: holdCredits(input: {{{of}: "a", amount: 6}}) {{ ...held }}
+          again: holdCredits(input: {{{of}: "a", amount: "6"}}) {{ ...held }}
+          other: holdCredits(input: {{{of}: "a", amount: 7}}) {{ ...held }}
+          b: holdCredits(input: {{{of}: "b", amount: 5, policy: PARTIAL}}) {{ ...held }}
+          extended: extendHold(input: {{{of}: "b", expiresInSeconds: 1000}}) {{
+            ... on ExtendHoldSuccess {{ hold {{ expiresAt }} }}
+          }}
+          commitA: commitHold(input: {{{of}: "a", amount: 8}}) {{ ...committed }}
+          commitAgain: commitHold(input: {{{of}: "a", amount: 8}}) {{ ...committed }}
+          releaseB: releaseHold(input: {{{of}: "b"}}) {{ ... on ReleaseHoldSuccess {{ released }} }}
+          late: commitHold(input: {{{of}: "b", amount: 1, ifClosed: RECORD}}) {{ ...committed }}
+        }}
+        fragment held on HoldCreditsResult {{
+          __typename ... on HoldCreditsSuccess {{ replayed refused }}
+        }}
+        fragment committed on CommitHoldResult {{
+          ... on CommitHoldSuccess {{ replayed accepted refused hold {{ state }} }}
+        }}"""
+    )
+    held = {"__typename": "HoldCreditsSuccess", "replayed": False, "refused": "0"}
+    committed = {"replayed": False, "accepted": "6", "refused": "2", "hold": {"state": "COMMITTED"}}
+    assert data == {
+        "a": held,
+        "again": held | {"replayed": True},
+        "other": {"__typename": "IdempotencyConflict"},
+        "b": held | {"refused": "1"},
+        "extended": {"hold": {"expiresAt": "2026-03-16T12:16:40Z"}},
+        "commitA": committed,
+        "commitAgain": committed | {"replayed": True},
+        "releaseB": {"released": "4"},
+        "late": {"replayed": False, "accepted": "1", "refused": "0", "hold": {"state": "RELEASED"}},
+    }

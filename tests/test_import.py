@@ -36,6 +36,7 @@ from storage.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests import commands
 from tests.conftest import NOW, Gateway
+from tests.credit_walks import Walk
 from tests.steps import books_of, make_meter, settle, unchanged
 
 #: The command, as it is installed beside the interpreter.
@@ -1251,3 +1252,40 @@ async def test_what_looks_like_a_name_in_a_value_is_no_name(gateway: Gateway, tm
     ]
     counts, rejects, _ = await import_(gateway, file_of(tmp_path, lines))
     assert (counts, rejects) == (NOTHING | {"read": 3, "accepted": 3}, [])
+
+
+# Grants and holds.
+
+
+async def test_events_of_a_meter_with_grants_and_holds_are_imported(gateway: Gateway, tmp_path: Path) -> None:
+    walk = Walk(gateway)
+    await walk.take("meter 10; grant a 5 p10; grant b 20 60s; hold h 6; hold r 1; release r; wait 60")
+    file = file_of(
+        tmp_path,
+        [
+            line("e", "4"),
+            line("f", "9"),
+            line("h", "1"),
+            line("r", "1"),
+            line("g", "1000"),
+            line("e", "4"),
+            line("i", "2"),
+        ],
+    )
+    counts, rejects, failure = await import_(gateway, file)
+    assert failure is None
+    assert counts == NOTHING | {"read": 7, "accepted": 2, "replayed": 1, "conflicts": 2, "refused": 2}
+    codes = [(reject["line"], reject["code"]) for reject in rejects]
+    assert codes == [
+        (2, "INSUFFICIENT_CREDITS"),
+        (3, "IDEMPOTENCY_CONFLICT"),
+        (4, "IDEMPOTENCY_CONFLICT"),
+        (5, "INSUFFICIENT_CREDITS"),
+    ]
+    # Of 15 the hold has 5 of `a` and 1 of `b`, which has ended: 10 of the base are left.
+    assert [(entry.kind.name, entry.amount, entry.draws) for entry in (await books_of(gateway)).entries[-3:]] == [
+        ("EXPIRY", 19, None),
+        ("USAGE", 4, [[0, 4]]),
+        ("USAGE", 2, [[0, 2]]),
+    ]
+    await walk.check()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Gateway
-from tests.steps import delete_row, make_customer, make_meter, must
+from tests.steps import delete_row, hold, make_customer, make_grant, make_meter, must
 
 ROWS = "edges { cursor node { id } } nodes { id } pageInfo { hasNextPage hasPreviousPage startCursor endCursor }"
 PAGE = "first: $first, after: $after, last: $last, before: $before"
@@ -18,10 +18,16 @@ QUERIES = {
     "Customer.billingMeters": f"""query ({VARIABLES}, $of: ID!) {{
       customer(id: $of) {{ rows: billingMeters({PAGE}) {{ {ROWS} }} }}
     }}""",
-    "BillingMeter.ledger": f"""query ({VARIABLES}, $of: ID!) {{
-      node(id: $of) {{ ... on BillingMeter {{ rows: ledger({PAGE}) {{ {ROWS} }} }} }}
-    }}""",
+    **{
+        f"BillingMeter.{field}": f"""query ({VARIABLES}, $of: ID!) {{
+          node(id: $of) {{ ... on BillingMeter {{ rows: {field}({PAGE}) {{ {ROWS} }} }} }}
+        }}"""
+        for field in ("ledger", "creditGrants", "holds")
+    },
 }
+#: The lists of a meter, whose rows never go.
+OF_METER = ("BillingMeter.ledger", "BillingMeter.creditGrants", "BillingMeter.holds")
+
 NODES = "query ($ids: [ID!]!) { nodes(ids: $ids) { __typename id } }"
 NODE = "query ($id: ID!) { node(id: $id) { __typename id } }"
 
@@ -45,9 +51,10 @@ class Listing:
         """Make what the list is of."""
         if self.field == "Customer.billingMeters":
             self.of = await make_customer(self.gateway)
+        if self.field in OF_METER:
+            self.of = await make_meter(self.gateway, "mine", totalCredits="1000")
+            await make_meter(self.gateway, "other", totalCredits="1000")
         if self.field == "BillingMeter.ledger":
-            self.of = await make_meter(self.gateway, "mine")
-            await make_meter(self.gateway, "other")
             # A ledger is never empty.
             self.ids = [f"ent_{self.of.removeprefix('mtr_')}_1"]
 
@@ -62,9 +69,15 @@ class Listing:
             elif self.field == "Customer.billingMeters":
                 await make_meter(self.gateway, f"nobody's {self.made}")
                 id_ = await make_meter(self.gateway, f"theirs {self.made}", customerId=self.of)
-            else:
+            elif self.field == "BillingMeter.ledger":
                 await new_entry(self.gateway, "other")
                 id_ = await new_entry(self.gateway, "mine")
+            elif self.field == "BillingMeter.creditGrants":
+                await make_grant(self.gateway, 1, externalMeterId="other")
+                id_ = await make_grant(self.gateway, 1, externalMeterId="mine")
+            else:
+                await hold(self.gateway, f"h{self.made}", 1, externalMeterId="other")
+                id_ = await hold(self.gateway, f"h{self.made}", 1, externalMeterId="mine")
             self.ids.insert(0, id_)
 
     async def fill(self, rows: int) -> None:
@@ -179,8 +192,8 @@ async def test_a_walk_backward_comes_to_the_new_rows_last(listing: Listing) -> N
     assert sides(info) == (False, True)
 
 
-#: The lists whose rows could go. Of a ledger none ever does.
-SHRINKING = [field for field in QUERIES if field != "BillingMeter.ledger"]
+#: The lists whose rows could go.
+SHRINKING = [field for field in QUERIES if field not in OF_METER]
 
 
 @pytest.mark.parametrize("field", SHRINKING)

@@ -21,6 +21,7 @@ from resolvers.errors import Unavailable
 from storage.engine.database import Outcome
 from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on
+from tests.credit_walks import Walk
 from tests.servers import serving
 from tests.steps import disagreements, make_meter
 from tests.wire import sent, served
@@ -102,6 +103,33 @@ class TestOperations:
         status, again = await call(gateway, "POST", REFILL, content=json.dumps(NAMES | {"refill": 1.0}), headers=JSON)
         assert (status, again["billing"]["totalCredits"]) == (200, "16")
         assert [entry["amount"] for entry in (await meter(gateway))["ledger"]["nodes"]] == ["1", "5", "10"]
+
+    async def test_of_a_meter_with_grants_and_holds_total_less_used_is_what_is_unspent(self, gateway: Gateway) -> None:
+        walk = Walk(gateway)
+        for steps, total, used in (
+            ("meter 10; grant a 20 60s; grant b 5", "35", "0"),
+            # What is held is unspent.
+            ("hold h 12", "35", "0"),
+            ("use e 4", "35", "4"),
+            ("commit h 9", "35", "13"),
+            ("revoke b 2", "33", "13"),
+            ("void h 3", "33", "10"),
+            # Of 20 credits 9 + 4 - 3 are drawn, and 10 end.
+            ("wait 60", "23", "10"),
+            ("refill 1", "24", "10"),
+        ):
+            await walk.take(steps)
+            status, found = await call(gateway, "GET", BILLING, params=NAMES)
+            assert status == 200
+            assert (found["billing"]["totalCredits"], found["billing"]["usedCredits"]) == (total, used), steps
+            assert set(found["billing"]) == {
+                *("id", "totalCredits", "usedCredits", "allowOverages", "spendCap", "createdAt", "updatedAt")
+            }
+        refilled = (await call(gateway, "POST", REFILL, json=NAMES | {"refill": 5}))[1]["billing"]
+        assert (refilled["totalCredits"], refilled["usedCredits"]) == ("29", "10")
+        _, days = await call(gateway, "GET", f"{USAGE}/{walk.meter_id}")
+        assert [day["totalBillingUsage"] for day in days["data"]] == ["10"]
+        await walk.check()
 
     async def test_usage_is_that_of_the_last_366_days_unless_the_query_says_which(self, gateway: Gateway) -> None:
         meter_id = await make_meter(gateway, allowOverages=True)

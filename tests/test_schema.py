@@ -19,10 +19,12 @@ from graphql import (
     GraphQLSyntaxError,
     GraphQLUnionType,
     Node,
+    OverlappingFieldsCanBeMergedRule,
     Visitor,
     build_ast_schema,
     build_schema,
     find_schema_changes,
+    get_named_type,
     get_nullable_type,
     is_introspection_type,
     is_list_type,
@@ -30,6 +32,7 @@ from graphql import (
     lexicographic_sort_schema,
     parse,
     print_schema,
+    validate,
     visit,
 )
 from strawberry.types import get_object_definition
@@ -184,6 +187,36 @@ CHANGES: dict[str, tuple[str, str]] = {
 }
 
 
+def whole_document(of: GraphQLSchema) -> str:
+    """Return a document that selects every field of every member of every mutation's union, and what is below."""
+
+    def selection(type_: GraphQLObjectType | GraphQLInterfaceType, levels: int) -> str:
+        fields = {name: get_named_type(field.type) for name, field in type_.fields.items()}
+        below = {
+            name: selection(named, levels - 1) if levels else "__typename"
+            for name, named in fields.items()
+            if isinstance(named, GraphQLObjectType | GraphQLInterfaceType)
+        }
+        return " ".join(f"{name} {{ {below[name]} }}" if name in below else name for name in fields)
+
+    mutation = of.mutation_type
+    assert mutation is not None
+    fields = []
+    for name, field in mutation.fields.items():
+        union = get_named_type(field.type)
+        members = union.types if isinstance(union, GraphQLUnionType) else ()
+        assert members, name
+        fields.append(
+            f"{name} {{ {' '.join(f'... on {member.name} {{ {selection(member, 2)} }}' for member in members)} }}"
+        )
+    return f"mutation {{ {' '.join(fields)} }}"
+
+
+def merging_errors(of: GraphQLSchema, document: str) -> list[str]:
+    """Return what of a document can not be merged."""
+    return [error.message for error in validate(of, parse(document), [OverlappingFieldsCanBeMergedRule])]
+
+
 class TestExport:
     def test_the_committed_export_is_what_the_code_makes(self) -> None:
         assert schema.as_str() + "\n" == EXPORT
@@ -247,6 +280,18 @@ class TestMutations:
         for name, field in self.mutations().items():
             assert isinstance(field.type, GraphQLUnionType), name
             assert field.type.name == f"{name[0].upper()}{name[1:]}Result"
+
+    def test_one_document_selects_every_field_of_every_member_without_an_alias(self) -> None:
+        document = whole_document(schema._schema)
+        assert merging_errors(schema._schema, document) == []
+        # It would be seen if a field had the name of another member's, and another type.
+        other = build_schema(EXPORT.replace("  firstEntry: LedgerEntry\n", "  available: LedgerEntry\n"))
+        errors = merging_errors(other, whole_document(other))
+        assert errors
+        assert all(error.startswith("Fields 'available' conflict because they return") for error in errors)
+        # Or where one may be null and the other may not.
+        other = build_schema(EXPORT.replace("  firstEntry: LedgerEntry\n", "  billingMeter: BillingMeter\n"))
+        assert merging_errors(other, whole_document(other))
 
     def test_every_union_is_one_success_and_refusals(self) -> None:
         for name, field in self.mutations().items():

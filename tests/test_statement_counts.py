@@ -3,7 +3,8 @@
 import pytest
 
 from tests.conftest import Gateway
-from tests.steps import make_customer, make_meter, must
+from tests.credit_walks import Walk
+from tests.steps import hold, make_customer, make_grant, make_meter, must
 
 METER = """query ($w: String!, $m: String!) {
   billingMeter(workspaceId: $w, externalMeterId: $m) { id totalCredits usedCredits availableCredits createdAt }
@@ -44,4 +45,112 @@ async def test_customers_with_meters_and_usage_take_three_statements(gateway: Ga
     days = [day for customer in shown for meter in customer["billingMeters"]["nodes"] for day in meter["usage"]]
     assert sum(int(day["totalBillingUsage"]) for day in days) == 9 * min(first, 5)
     assert {day["day"] for day in days} == {"2026-03-16", "2026-03-17"}
+    assert len(statements) == 3
+
+
+# Grants and holds.
+
+PLAIN = "meter 100; use known 1"
+GRANTED = f"{PLAIN}; grant a 10 p1; grant b 10 p2; use old 1"
+HELD = f"{PLAIN}; hold h 5; hold g 5"
+BOTH = f"{GRANTED}; hold h 5; hold g 5"
+DUE = f"{PLAIN}; grant a 10 60s; hold h 5 60s; grant b 10 60s; hold i 20 60s; wait 60"
+
+#: By what is there before: steps with how many statements each takes.
+COMMANDS = {
+    # As ever: lock and look up, update the meter, add to its day, add the entry; of a void what was voided before.
+    PLAIN: {"use e 1": 5, "void known": 6, "refill 1": 4, "overages on": 4, "grant x 1": 5, "hold x 1": 5},
+    # A grant's meter reads the grants that can be used, and writes those that change.
+    GRANTED: {
+        "use e 1": 7,
+        "use e 15": 7,
+        # It also reads those that covered usage, and by their numbers those that the event drew and are used up.
+        "void old": 9,
+        "refill 1": 5,
+        "overages on": 5,
+        "grant x 1": 6,
+        # What an id names is found before: the meter and the grant.
+        "revoke a": 8,
+        "update a p3": 8,
+        "hold x 1": 7,
+    },
+    # A hold's meter looks the ids of events up among its holds, by the statement that looks up the events.
+    HELD: {"use e 1": 5, "hold x 1": 5, "commit h 3": 7, "commit h 9": 7, "release h": 6, "extend h 1000s": 5},
+    BOTH: {"use e 1": 7, "commit h 3": 9, "release h": 8, "void known": 8},
+    # What is due is booked by the same statements, with those that read and close the holds.
+    DUE: {"use e 1": 9, "refill 1": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "count"),
+    [(before, step, count) for before, steps in COMMANDS.items() for step, count in steps.items()],
+)
+async def test_a_command_takes_a_fixed_number_of_statements(
+    gateway: Gateway, before: str, step: str, count: int
+) -> None:
+    walk = Walk(gateway)
+    await walk.take(before)
+    # The gateway knows the meter's id from its names; the key it asks for again after some seconds.
+    await gateway.data("{ viewer { orgId } }")
+    with gateway.statements() as statements:
+        await walk.send(step)
+    assert len(statements) == count, "\n".join(statements)
+
+
+#: What is read of meters: the selection, and how many statements it takes beside that which reads the meters.
+READS = {
+    "heldCredits pinnedCredits maxOpenHolds availableCredits": 0,
+    "creditGrants { nodes { id state reason openCredits } }": 2,
+    "creditGrants { nodes { billingMeter { id } } }": 3,
+    "burnDown { creditGrant { id state } openCredits }": 2,
+    "holds { nodes { id holdId state } }": 2,
+    "holds { nodes { billingMeter { id } } }": 3,
+    "ledger(first: 5) { nodes { kind heldCreditsAfter } }": 1,
+    "ledger(first: 5) { nodes { draws { creditGrant { id } amount } } }": 3,
+    "ledger(first: 5) { nodes { creditGrant { id } } }": 3,
+    "ledger(first: 5) { nodes { hold { id } } }": 3,
+    "ledger(first: 5) { nodes { draws { creditGrant { id } } creditGrant { id } hold { id } } }": 5,
+    "creditGrants { nodes { id } } burnDown { openCredits } holds { nodes { id } }": 6,
+}
+
+
+@pytest.mark.parametrize("meters", [1, 4])
+@pytest.mark.parametrize(("selection", "count"), READS.items())
+async def test_grants_and_holds_of_many_meters_take_as_many_statements_as_of_one(
+    gateway: Gateway, selection: str, count: int, meters: int
+) -> None:
+    for number in range(meters):
+        walk = Walk(gateway, name=f"m{number}")
+        await walk.take("meter 100; grant a 10 p1; grant b 10 p2; use e 15; hold h 5; hold g 5; commit h 3")
+    query = f"{{ billingMeters(first: 4) {{ nodes {{ id {selection} }} }} }}"
+    with gateway.statements() as statements:
+        data = await gateway.data(query)
+    assert len(data["billingMeters"]["nodes"]) == meters
+    assert len(statements) == 1 + count, "\n".join(statements)
+
+
+@pytest.mark.parametrize("many", [1, 3])
+async def test_grants_and_holds_by_their_ids_take_two_statements_a_kind(gateway: Gateway, many: int) -> None:
+    ids = []
+    for number in range(many):
+        name = f"m{number}"
+        await make_meter(gateway, name, totalCredits="10")
+        ids += [await make_grant(gateway, 1, externalMeterId=name) for _ in range(2)]
+        ids += [await hold(gateway, f"h{each}", 1, externalMeterId=name) for each in range(2)]
+    with gateway.statements() as statements:
+        data = await gateway.data("query ($ids: [ID!]!) { nodes(ids: $ids) { id } }", {"ids": ids})
+    assert [node["id"] for node in data["nodes"]] == ids
+    assert len(statements) == 4
+
+
+async def test_of_meters_with_something_due_two_statements_more_are_read(gateway: Gateway) -> None:
+    for name in ("m", "n"):
+        await Walk(gateway, name=name).take("meter 10; grant a 10 60s; hold h 5 60s")
+    gateway.clock.forward(seconds=60)
+    await gateway.data("{ viewer { orgId } }")
+    with gateway.statements() as statements:
+        data = await gateway.data("{ billingMeters { nodes { totalCredits } } }")
+    assert data["billingMeters"]["nodes"] == [{"totalCredits": "10"}] * 2
+    # Their usable grants and their open holds.
     assert len(statements) == 3

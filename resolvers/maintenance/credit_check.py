@@ -68,7 +68,7 @@ class CreditCheck:
     def _names(self, entry: LedgerEntryRow, credits_: Credits) -> Iterator[str]:
         """Check which grant or hold an entry names; where it names none, what follows is not known."""
         for what, seq, making, known in (
-            ("grant", entry.grant_seq, _Kind.GRANT, credits_.grants.keys() - {BASE}),
+            ("grant", entry.grant_seq, _Kind.GRANT, credits_.grants.keys()),
             ("hold", entry.hold_seq, _Kind.HOLD, self.holds.keys()),
         ):
             if entry.kind is making:
@@ -77,7 +77,7 @@ class CreditCheck:
             elif seq is None:
                 # That it has none is reported with its other fields.
                 self.is_lost = self.is_lost or f"{what}_seq" in RULES[entry.kind].has
-            elif seq not in known:
+            elif seq == BASE or seq not in known:
                 self.is_lost = True
                 yield f"its {what} is {seq}, which no entry before it makes"
         hold = self.holds.get(entry.hold_seq or 0)

@@ -93,7 +93,8 @@ class Credits:
     def of(cls, meter: BillingMeterRow, grants: Iterable[CreditGrantRow]) -> "Credits":
         """Return the credits of a meter, given all its grants with something open or pinned; others may be added."""
         by_seq = {grant.seq: grant for grant in grants}
-        open_credits = max(0, unspent(meter)) - sum(grant.open_credits for grant in by_seq.values())
+        # Less than nothing where the grants were read later than the meter, and others were made in between.
+        open_credits = max(0, unspent(meter) - sum(grant.open_credits for grant in by_seq.values()))
         return cls({BASE: base_of(meter, open_credits)} | by_seq)
 
     def in_order(self, now: datetime) -> list[CreditGrantRow]:

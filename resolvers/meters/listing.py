@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from resolvers.actor import Scope
 from resolvers.context import Context
+from resolvers.meters.reading import due_of
 from resolvers.values import NAME_LENGTH, check_text
 from storage import billing_meters, ids
 from storage.billing_meters import BillingMeterRow
@@ -34,7 +35,7 @@ async def list_billing_meters(
     if available_below == 0:
         return []
     async with context.database.read() as reader:
-        return await billing_meters.page(
+        rows = await billing_meters.page(
             reader,
             page,
             org_id=actor.org_id,
@@ -43,3 +44,5 @@ async def list_billing_meters(
             customer_id=customer_id,
             available_below=available_below,
         )
+        due = await due_of(reader, rows, context.clock())
+    return [due.meter(row) for row in rows]
