@@ -15,8 +15,8 @@ import asyncpg
 from benchmarks.scenario import METERS_A_CUSTOMER, ORG, TODAY, WORKSPACE
 from resolvers.actor import IMPORT, Scope
 from resolvers.api_keys import create_api_key
-from resolvers.meters.balances import available_bits
 from resolvers.meters.settings import opened_with
+from resolvers.rules.balances import available_bits
 from storage import migrations
 from storage.billing_meters import BillingMeterRow, billing_meters
 from storage.customers import customers, folded

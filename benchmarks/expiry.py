@@ -23,10 +23,10 @@ from benchmarks.run import verify
 from benchmarks.scenario import ORG, TOLLGATE, WORKSPACE
 from benchmarks.servers import Server
 from resolvers.actor import IMPORT
-from resolvers.meters.balances import available_bits
-from resolvers.meters.commands import Decision, Known, newest_entry
 from resolvers.meters.grants import GrantCredits
 from resolvers.meters.settings import opened_with
+from resolvers.rules.balances import available_bits
+from resolvers.rules.commands import Decision, Known, newest_entry
 from storage import credit_grants, ids, ledger
 from storage.api_keys import api_keys
 from storage.billing_meters import BillingMeterRow, MeterName, billing_meters

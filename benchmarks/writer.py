@@ -18,9 +18,9 @@ from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.actor import Actor
 from resolvers.errors import Refusal
-from resolvers.meters.balances import available_credits
-from resolvers.meters.commands import Decision
 from resolvers.meters.record_usage import RecordUsage
+from resolvers.rules.balances import available_credits
+from resolvers.rules.commands import Decision
 from resolvers.values import parse_amount
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, cast
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.errors import Refusal
-from resolvers.loaders import Loaders
 from resolvers.observation import current
+from resolvers.reading.loaders import Loaders
 from storage.engine.database import Database, DatabaseUnavailable, Failed
 
 if TYPE_CHECKING:
     # The commands import this file, for which they are types alone.
-    from resolvers.meters.commands import Command, Decision
     from resolvers.meters.writing.writer import MeterWriter
+    from resolvers.rules.commands import Command, Decision
 
 Clock = Callable[[], datetime]
 

@@ -10,8 +10,8 @@ from strawberry.schema.name_converter import NameConverter
 from strawberry.utils.str_converters import to_camel_case
 
 from resolvers.errors import LimitExceeded
-from resolvers.loaders import Loaders
-from resolvers.loading import Loader
+from resolvers.reading.loaders import Loaders
+from resolvers.reading.loading import Loader
 from schema.customer_sessions import CustomerSessionMutation
 from schema.customers import Customer, CustomerMutation, CustomerQuery
 from schema.engine.engine import Engine

@@ -22,10 +22,10 @@ from gateway.cli.usage_import.recording import Import
 from gateway.cli.usage_import.rejects import new_rejects
 from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import Unavailable
-from resolvers.meters.commands import Decision, gateway_key
 from resolvers.meters.refill import Refill
 from resolvers.meters.writing.lanes import Result
 from resolvers.meters.writing.writer import MeterWriter
+from resolvers.rules.commands import Decision, gateway_key
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.ledger import OverLimitPolicy

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resolvers.errors import CreditGrantNotLive, HoldNotOpen, IdempotencyConflict, LimitRefusal, Refusal
-from resolvers.meters.booking import Settle
-from resolvers.meters.commands import Command, Decision, gateway_key
 from resolvers.meters.grants import GrantCredits, RevokeCreditGrant, UpdateCreditGrant
 from resolvers.meters.holds import CommitHold, ExtendHold, HoldCredits, ReleaseHold
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.meters.refill import Refill
 from resolvers.meters.settings import ChangeSettings
 from resolvers.meters.void_usage import VoidUsage
+from resolvers.rules.booking import Settle
+from resolvers.rules.commands import Command, Decision, gateway_key
 from storage import ledger
 from storage.billing_meters import MeterName
 from storage.credit_grants import CreditGrantCategory, state_of

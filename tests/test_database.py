@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import storage
 from resolvers.maintenance.verify import Verified, verify
-from resolvers.meters.credits import base_of
+from resolvers.rules.credits import base_of
 from storage import billing_meters, credit_grants, customers, holds, ids, ledger, migrations, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.billing_meters import billing_meters as meters_table

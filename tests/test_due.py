@@ -6,8 +6,8 @@ import pytest
 
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS
-from resolvers.loaders import GrantsOfMeter, HoldsOfMeter, Loaders
-from resolvers.meters.credits import BASE, Credits
+from resolvers.reading.loaders import GrantsOfMeter, HoldsOfMeter, Loaders
+from resolvers.rules.credits import BASE, Credits
 from storage.credit_grants import GrantFilter
 from storage.engine.pages import Page
 from storage.tenants import Environment

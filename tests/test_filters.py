@@ -17,7 +17,7 @@ from graphql import (
 from sqlalchemy import Connection, select, text
 
 from resolvers.actor import Scope
-from resolvers.meters.balances import available_bits
+from resolvers.rules.balances import available_bits
 from schema.root import schema
 from storage import migrations
 from storage.billing_meters import billing_meters

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resolvers.errors import AmountOutOfRange, InsufficientCredits, LimitRefusal, Refusal, SpendCapExceeded
-from resolvers.meters.balances import available_bits, available_credits, limit_credits, overage_credits
 from resolvers.meters.record_usage import accepted_amount
+from resolvers.rules.balances import available_bits, available_credits, limit_credits, overage_credits
 from resolvers.values import MAX_AMOUNT
 from storage.billing_meters import BillingMeterRow
 from storage.ledger import OverLimitPolicy

@@ -6,8 +6,8 @@ import pytest
 
 from resolvers.api_keys import ApiKeys
 from resolvers.context import Context, utc_now
-from resolvers.loading import Loader
 from resolvers.meters.writing.writer import MeterWriter
+from resolvers.reading.loading import Loader
 from storage.engine.database import DatabaseUnavailable, Outcome
 from tests.conftest import Gateway
 from tests.steps import until

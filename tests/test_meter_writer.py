@@ -22,7 +22,6 @@ from resolvers.errors import (
     Unavailable,
     UsageEventNotFound,
 )
-from resolvers.meters.commands import Command, Decision
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.meters.refill import Refill
 from resolvers.meters.settings import ChangeSettings
@@ -30,6 +29,7 @@ from resolvers.meters.void_usage import VoidUsage
 from resolvers.meters.writing.lanes import Submission
 from resolvers.meters.writing.writer import MAX_NAMES, MeterWriter
 from resolvers.observation import Observation
+from resolvers.rules.commands import Command, Decision
 from storage import billing_meters, customers
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, Outcome

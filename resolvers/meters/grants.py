@@ -15,8 +15,8 @@ from resolvers.errors import (
     TooManyCreditGrants,
 )
 from resolvers.idempotency import same_json
-from resolvers.meters.commands import GATEWAY_KEY, Decision, Known, after, gateway_key, is_gateway_key, newest_entry
 from resolvers.meters.names import meter_name
+from resolvers.rules.commands import GATEWAY_KEY, Decision, Known, after, gateway_key, is_gateway_key, newest_entry
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, REASON_LENGTH, check_metadata, check_text
 from storage import billing_meters, credit_grants, ids
 from storage.billing_meters import BillingMeterRow, MeterName

@@ -15,11 +15,11 @@ from resolvers.errors import (
     TooManyHolds,
 )
 from resolvers.idempotency import same_json
-from resolvers.meters.booking import close_hold, released
-from resolvers.meters.commands import Decision, Known, after, newest_entry
-from resolvers.meters.credits import joined
 from resolvers.meters.names import meter_name
 from resolvers.meters.record_usage import RecordUsage, accepted_amount
+from resolvers.rules.booking import close_hold, released
+from resolvers.rules.commands import Decision, Known, after, newest_entry
+from resolvers.rules.credits import joined
 from resolvers.values import KEY_LENGTH, check_metadata, check_text, day_of
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.holds import HoldRow, HoldState

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from resolvers.actor import Scope
 from resolvers.context import Context
-from resolvers.meters.reading import due_of
+from resolvers.rules.due import due_of
 from resolvers.values import NAME_LENGTH, check_text
 from storage import billing_meters, ids
 from storage.billing_meters import BillingMeterRow

@@ -17,9 +17,9 @@ from resolvers.errors import (
     SpendCapExceeded,
 )
 from resolvers.idempotency import same_json
-from resolvers.meters.balances import available_bits, available_credits
-from resolvers.meters.commands import Decision, Known
 from resolvers.meters.names import meter_name
+from resolvers.rules.balances import available_bits, available_credits
+from resolvers.rules.commands import Decision, Known
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, USAGE_NAME_LENGTH, check_metadata, check_text, day_of
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy

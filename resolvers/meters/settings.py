@@ -8,8 +8,8 @@ from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.customers import may_attach
 from resolvers.errors import CustomerNotFound, InvalidInput
-from resolvers.meters.commands import Decision, Known, after, gateway_key, newest_entry
 from resolvers.meters.names import meter_name
+from resolvers.rules.commands import Decision, Known, after, gateway_key, newest_entry
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.ledger import LedgerEntryKind
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.errors import ExceedsVoidable, IdempotencyConflict, InvalidInput, UsageEventNotFound
-from resolvers.meters.commands import Decision, Known, after, newest_entry
 from resolvers.meters.names import meter_name
+from resolvers.rules.commands import Decision, Known, after, newest_entry
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, check_text
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.ledger import LedgerEntryKind

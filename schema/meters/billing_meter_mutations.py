@@ -5,10 +5,10 @@ from typing import Annotated
 import strawberry
 
 from resolvers.actor import Actor
-from resolvers.meters.commands import Decision
 from resolvers.meters.create import NewBillingMeter, create_billing_meter
 from resolvers.meters.refill import refill_billing_meter
 from resolvers.meters.settings import update_billing_meter
+from resolvers.rules.commands import Decision
 from schema.engine.execution.resolving import DIRECT
 from schema.errors import (
     AlreadyExists,
@@ -98,7 +98,7 @@ class RefillBillingMeterInput:
 
 @strawberry.type(description="A billing meter was made.")
 class CreateBillingMeterSuccess:
-    """See `resolvers.meters.commands.Decision`."""
+    """See `resolvers.rules.commands.Decision`."""
 
     billing_meter: BillingMeter = strawberry.field(description="The meter, as it is now.")
     replayed: bool = strawberry.field(description="Whether an earlier request under the same key had made it.")
@@ -111,14 +111,14 @@ class CreateBillingMeterSuccess:
 
 @strawberry.type(description="A billing meter was changed, or already was as wanted.")
 class UpdateBillingMeterSuccess:
-    """See `resolvers.meters.commands.Decision`."""
+    """See `resolvers.rules.commands.Decision`."""
 
     billing_meter: BillingMeter = strawberry.field(description="The meter, as it is now.")
 
 
 @strawberry.type(description="A billing meter was refilled.")
 class RefillBillingMeterSuccess:
-    """See `resolvers.meters.commands.Decision`."""
+    """See `resolvers.rules.commands.Decision`."""
 
     billing_meter: BillingMeter = strawberry.field(
         description="The meter, as it is now; the entry tells the totals right after this refill."

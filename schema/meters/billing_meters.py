@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, cast
 import strawberry
 
 from resolvers.context import Context
-from resolvers.meters.balances import available_credits, overage_credits
-from resolvers.meters.credits import BASE
 from resolvers.meters.listing import list_billing_meters
 from resolvers.meters.names import meter_name
+from resolvers.rules.balances import available_credits, overage_credits
+from resolvers.rules.credits import BASE
 from resolvers.values import NAME_LENGTH
 from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import of_bytes, records, text

@@ -9,8 +9,8 @@ from strawberry.scalars import JSON
 
 from resolvers.context import Context
 from resolvers.errors import Forbidden
-from resolvers.loaders import HoldsOfMeter
 from resolvers.meters.holds import commit_hold, extend_hold, hold_credits, release_hold
+from resolvers.reading.loaders import HoldsOfMeter
 from resolvers.values import KEY_LENGTH
 from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import AN_ID, text

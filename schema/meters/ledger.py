@@ -10,9 +10,9 @@ from strawberry.scalars import JSON
 from resolvers.actor import Actor
 from resolvers.context import Context
 from resolvers.errors import Forbidden
-from resolvers.loaders import EntriesOfMeter
-from resolvers.meters.commands import is_gateway_key
-from resolvers.meters.credits import BASE
+from resolvers.reading.loaders import EntriesOfMeter
+from resolvers.rules.commands import is_gateway_key
+from resolvers.rules.credits import BASE
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, USAGE_NAME_LENGTH
 from schema.engine.execution.resolving import batched
 from schema.engine.limits.sizes import AN_ID, records, text

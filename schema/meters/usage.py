@@ -13,11 +13,11 @@ from resolvers.bounds import Bounds
 from resolvers.context import Context
 from resolvers.errors import InvalidInput as Refused
 from resolvers.errors import Refusal
-from resolvers.loaders import UsageOfMeter
-from resolvers.meters.commands import Decision
 from resolvers.meters.record_usage import record_usage, record_usage_batch
 from resolvers.meters.void_usage import void_usage
-from resolvers.usage import DEFAULT_DAYS, all_with_zeros, unforeseen_days, usage_days
+from resolvers.reading.loaders import UsageOfMeter
+from resolvers.reading.usage import DEFAULT_DAYS, all_with_zeros, unforeseen_days, usage_days
+from resolvers.rules.commands import Decision
 from resolvers.values import USAGE_NAME_LENGTH, check_usage_names, day_of, parse_day
 from schema.engine.execution.resolving import DIRECT
 from schema.engine.limits.sizes import AN_ID, Asked, given_length, length_of, records, text

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from resolvers.errors import BillingMeterNotFound, LimitRefusal, Refusal
-from resolvers.meters.booking import Booked, book_due, next_due, settle
-from resolvers.meters.commands import Command, Decision, Known
-from resolvers.meters.credits import BASE, Credits, parts_of
 from resolvers.meters.writing.lanes import Result, Submission
+from resolvers.rules.booking import Booked, book_due, next_due, settle
+from resolvers.rules.commands import Command, Decision, Known
+from resolvers.rules.credits import BASE, Credits, parts_of
 from storage import billing_meters, credit_grants, holds, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.engine.transactions import Writer

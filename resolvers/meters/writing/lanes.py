@@ -10,8 +10,8 @@ from contextvars import Context
 from dataclasses import dataclass, field
 
 from resolvers.errors import Refusal
-from resolvers.meters.commands import Command, Decision
 from resolvers.observation import Observation
+from resolvers.rules.commands import Command, Decision
 from storage.engine.database import Outcome
 from storage.ledger import LedgerEntryRow
 

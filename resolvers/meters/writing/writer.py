@@ -21,10 +21,10 @@ from typing import Protocol
 
 from resolvers.bounds import DEFAULT_BOUNDS
 from resolvers.errors import Unavailable
-from resolvers.meters.commands import Command, Decision
 from resolvers.meters.writing.group import Group, LockedMeter, look_up, write
 from resolvers.meters.writing.lanes import Lane, Result, Submission
 from resolvers.observation import current
+from resolvers.rules.commands import Command, Decision
 from storage import billing_meters
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome

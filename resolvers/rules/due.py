@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from resolvers.meters.booking import book_due
-from resolvers.meters.commands import Known
-from resolvers.meters.credits import Credits
+from resolvers.rules.booking import book_due
+from resolvers.rules.commands import Known
+from resolvers.rules.credits import Credits
 from storage import credit_grants, holds
 from storage.billing_meters import BillingMeterRow
 from storage.engine.transactions import Reader

@@ -11,9 +11,9 @@ from typing import NamedTuple, TypeVar
 from resolvers.actor import Actor
 from resolvers.bounds import Bounds
 from resolvers.errors import LimitExceeded
-from resolvers.loading import Loader
-from resolvers.meters.credits import Credits
-from resolvers.meters.reading import Due, due_of
+from resolvers.reading.loading import Loader
+from resolvers.rules.credits import Credits
+from resolvers.rules.due import Due, due_of
 from storage import billing_meters, credit_grants, customers, holds, ids, ledger, usage
 from storage.billing_meters import BillingMeterRow
 from storage.credit_grants import CreditGrantRow, GrantFilter

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from resolvers.meters.balances import available_bits, limit_credits
-from resolvers.meters.credits import Credits
+from resolvers.rules.balances import available_bits, limit_credits
+from resolvers.rules.credits import Credits
 from storage import ids
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.credit_grants import CreditGrantRow

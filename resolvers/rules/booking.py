@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from resolvers.meters.commands import Decision, Known, after, newest_entry
+from resolvers.rules.commands import Decision, Known, after, newest_entry
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.holds import HoldRow, HoldState
 from storage.ledger import LedgerEntryKind, LedgerEntryRow
