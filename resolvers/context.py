@@ -1,11 +1,11 @@
 """What one request has at hand."""
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from resolvers.rules.commands import Command, Decision
 
 Clock = Callable[[], datetime]
+
+
+class Admit(Protocol):
+    """Admits records beyond what was foreseen of a list whose length nobody knows before it is read."""
+
+    def __call__(self, count: int, *, name_length: int = 0) -> Awaitable[None]:
+        """Wait until there is room for so many more, whose longest name has so many characters.
+
+        Raises `LimitExceeded` where the answer would be larger than it may be.
+        """
 
 
 def utc_now() -> datetime:
@@ -38,9 +48,7 @@ class Context:
     bounds: Bounds = DEFAULT_BOUNDS
     has_one_reader: bool = field(init=False, default=False)
     """Whether one batched field at a time is resolved, so that nothing need be gathered from several."""
-    admit_days: Callable[[int, int], Awaitable[None]] | None = field(init=False, default=None)
-    """Is called with how many more usage days are to be answered than was foreseen, and with the length of their
-    longest name. Waits until there is room for them. Raises `LimitExceeded`."""
+    admit: "Admit | None" = field(init=False, default=None)
     _loaders: Loaders | None = field(init=False, default=None)
 
     @property
@@ -50,6 +58,12 @@ class Context:
         if self._loaders is None:
             self._loaders = Loaders(self.database, self.actor, self.bounds, self.clock, gathers=not self.has_one_reader)
         return self._loaders
+
+    async def admit_unforeseen(self, lists: Sequence[Sized], foreseen: int) -> None:
+        """Admit what these lists have beyond so many records each, all together. Raises `LimitExceeded`."""
+        excess = sum(map(len, lists)) - foreseen * len(lists)
+        if excess > 0 and self.admit is not None:
+            await self.admit(excess)
 
     @cached_property
     def request_id(self) -> str:

@@ -691,3 +691,43 @@ async def test_one_document_makes_changes_and_revokes_in_its_order(gateway: Gate
         "e": {"revoked": "3"},
         "f": {"__typename": "CreditGrantNotLive"},
     }
+
+
+LEDGER_WITH_DRAWS = """query ($workspaceId: String!, $externalMeterId: String!, $first: Int!) {
+  billingMeter(workspaceId: $workspaceId, externalMeterId: $externalMeterId) {
+    burnDown { openCredits creditGrant { id } }
+    ledger(first: $first) { nodes { kind draws { amount creditGrant { id } } } }
+  }
+}"""
+
+
+async def test_more_draws_than_are_foreseen_are_admitted_as_they_are_read(migrated_url: str) -> None:
+    names = {"workspaceId": "w", "externalMeterId": "m"}
+    async with gateway_on(migrated_url, max_answer_values=1_000) as gateway:
+        walk = Walk(gateway)
+        await walk.take("meter 0; " + "; ".join(f"grant g{number} 2" for number in range(12)))
+        for number in range(20):
+            await walk.take(f"use u{number} 12; void u{number}")
+        # Each has six draws: not all were foreseen, and all are answered.
+        data = await gateway.data(LEDGER_WITH_DRAWS, {**names, "first": 4})
+        assert len(data["billingMeter"]["burnDown"]) == 12
+        entries = data["billingMeter"]["ledger"]["nodes"]
+        assert [entry["kind"] for entry in entries] == ["VOID", "USAGE", "VOID", "USAGE"]
+        assert [[draw["amount"] for draw in entry["draws"]] for entry in entries] == [["2"] * 6] * 4
+        # What is foreseen of such a page may be answered; these entries have two draws more than that, each.
+        await make_meter(gateway, "n")
+        await gateway.data(LEDGER_WITH_DRAWS, {**names, "externalMeterId": "n", "first": 36})
+        error = await gateway.error(LEDGER_WITH_DRAWS, {**names, "first": 36})
+        assert error["extensions"]["code"] == "LIMIT_EXCEEDED"
+        assert "values, and at most 1000 may be returned at once" in error["message"]
+
+
+async def test_the_longest_page_of_a_ledger_may_have_its_draws(gateway: Gateway) -> None:
+    await Walk(gateway).take("meter 0; grant a 2; use e 1")
+    names = {"workspaceId": "w", "externalMeterId": "m"}
+    (*_, usage) = [
+        entry
+        for entry in (await gateway.data(LEDGER_WITH_DRAWS, {**names, "first": 100}))["billingMeter"]["ledger"]["nodes"]
+        if entry["kind"] == "USAGE"
+    ]
+    assert [draw["amount"] for draw in usage["draws"]] == ["1"]

@@ -182,8 +182,8 @@ class LimitedOperation:
             if surprise is not None:
                 context.begin_again(surprise)
             if self._cost.may_grow:
-                of_record = partial(self._cost.of_named_record, values.coerced)
-                context.admit_days = _Growth(size, limits, room, of_record).admit_days
+                of_record = partial(self._cost.of_growing_record, values.coerced)
+                context.admit = _Growth(size, limits, room, of_record).admit
 
         begin()
         plan = await self._plan(values, size)
@@ -237,19 +237,19 @@ def _passed(size: Size, limits: Limits) -> GraphQLError | None:
 
 
 class _Growth:
-    """What an answer comes to beyond what was foreseen: the usage days of names that were not asked for."""
+    """What an answer comes to beyond what was foreseen, as by the usage days of names that were not asked for."""
 
-    def __init__(self, size: Size, limits: Limits, room: Room, of_day: Callable[..., Size]) -> None:
+    def __init__(self, size: Size, limits: Limits, room: Room, of_record: Callable[..., Size]) -> None:
         self._size = size
         self._limits = limits
         self._room = room
-        self._of_day = of_day
+        self._of_record = of_record
         self._lock = asyncio.Lock()
 
-    async def admit_days(self, count: int, name_length: int) -> None:
-        """See `Context.admit_days`."""
-        day, size = self._of_day(name_length=name_length), self._size
-        grown = Size(size.rows, size.values + count * day.values, size.bytes + count * day.bytes)
+    async def admit(self, count: int, *, name_length: int = 0) -> None:
+        """See `Admit`."""
+        record, size = self._of_record(name_length=name_length), self._size
+        grown = Size(size.rows, size.values + count * record.values, size.bytes + count * record.bytes)
         too_much = _passed(grown, self._limits)
         if too_much is not None:
             raise LimitExceeded(too_much.message)

@@ -13,7 +13,7 @@ from resolvers.rules.balances import available_credits, overage_credits
 from resolvers.rules.credits import BASE
 from resolvers.values import NAME_LENGTH
 from schema.engine.execution.resolving import DIRECT, batched
-from schema.engine.limits.sizes import of_bytes, records, text
+from schema.engine.limits.sizes import foreseen, of_bytes, text
 from schema.enums import HoldState
 from schema.info import Filter, Info, given
 from schema.meters.credit_grants import CreditGrant, CreditGrantFilter, grants_of
@@ -38,6 +38,9 @@ from storage.billing_meters import BillingMeterRow
 
 if TYPE_CHECKING:
     from schema.customers import Customer
+
+#: How many steps the use of a meter's open credits has as a rule.
+FORESEEN_STEPS = 10
 
 _CustomerType = Annotated["Customer", strawberry.lazy("schema.customers")]
 
@@ -97,6 +100,7 @@ async def _burn_downs_of(context: Context, meters: Sequence["BillingMeter"]) -> 
     """Return what is open of each meter, in the order of use."""
     rows = cast("Sequence[BillingMeterRow]", meters)
     found = await context.reading.usable_grants_of_meter.load_many([row.id for row in rows])
+    await context.admit_unforeseen(found, FORESEEN_STEPS)
     return [
         [
             BurnDownStep(
@@ -201,7 +205,7 @@ class BillingMeter(Node, record=BillingMeterRow):
     burn_down: list[BurnDownStep] = batched(
         _burn_downs_of,
         description="What is open, in the order in which it will be used, the base too.",
-        metadata=records(lambda asked: asked.bounds.live_grants + 1),
+        metadata=foreseen(FORESEEN_STEPS),
     )
     holds: Connection[Hold] = batched(_holds_of, description="The meter's holds, newest first.", metadata=PAGE)
 

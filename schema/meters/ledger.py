@@ -15,7 +15,7 @@ from resolvers.rules.commands import is_gateway_key
 from resolvers.rules.credits import BASE
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, USAGE_NAME_LENGTH
 from schema.engine.execution.resolving import batched
-from schema.engine.limits.sizes import AN_ID, records, text
+from schema.engine.limits.sizes import AN_ID, foreseen, text
 from schema.enums import LedgerEntryKind, OverLimitPolicy
 from schema.relay import Connection, Node, PageArguments, connection_of, seq_of
 from schema.scalars import BigInt
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.meters.billing_meters")]
 _GrantType = Annotated["CreditGrant", strawberry.lazy("schema.meters.credit_grants")]
 _HoldType = Annotated["Hold", strawberry.lazy("schema.meters.holds")]
+
+#: How many draws an entry has as a rule.
+FORESEEN_DRAWS = 4
 
 _OPENING = ledger.LedgerEntryKind.OPENING
 
@@ -78,6 +81,7 @@ async def _reasons_of(context: Context, entries: Sequence["LedgerEntry"]) -> lis
 async def _draws_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[list["CreditDraw"]]:
     """Return the draws of each entry."""
     rows = cast("Sequence[LedgerEntryRow]", entries)
+    await context.admit_unforeseen([row.draws or () for row in rows], FORESEEN_DRAWS)
     places = dict.fromkeys((row.meter_id, seq) for row in rows for seq, _ in row.draws or () if seq != BASE)
     grants = dict(zip(places, await context.reading.credit_grant_by_id.load_many([*places]), strict=True))
     return [
@@ -189,7 +193,7 @@ class LedgerEntry(Node, record=LedgerEntryRow):
             "What a `USAGE` drew, a `HOLD` reserved and a `VOID` gave back of each grant and of the base, in order;"
             " empty where the meter had had neither grants nor holds. The rest of the amount no credit had paid."
         ),
-        metadata=records(lambda asked: asked.bounds.live_grants + 1),
+        metadata=foreseen(FORESEEN_DRAWS),
     )
     credit_grant: _GrantType | None = batched(
         _grants_of, description="The grant that the entry made, changed, ended or took from."

@@ -88,7 +88,7 @@ def _rows_of_usage(asked: Asked) -> int:
 
 
 #: The metadata of a field that is a list of usage days. A range without an end ends today.
-USAGE_DAYS = records(_rows_of_usage, names="names", is_dated=True)
+USAGE_DAYS = records(_rows_of_usage, names="names", is_dated=True, grows=True)
 
 
 @strawberry.type(description="The credits that one usage name used of a meter on one day of the meter's time zone.")
@@ -142,12 +142,12 @@ async def usage_of(
     found: Sequence[Sequence[UsageDayRow]] = read
     if fill_zeros:
         found = await all_with_zeros(read, wanted, usage_names, bounds)
-    if usage_names is None and context.admit_days is not None:
+    if usage_names is None and context.admit is not None:
         foreseen = bounds.usage_days // bounds.range_days if fill_zeros else 1
         excess = unforeseen_days(found, wanted, names_a_day=foreseen)
         if excess > 0:
             longest = max(max(map(len, days.column("usage_name")), default=0) for days in read)
-            await context.admit_days(excess, longest)
+            await context.admit(excess, name_length=longest)
     return cast("list[list[UsageDay]]", found)
 
 

@@ -114,8 +114,8 @@ class Cost:
         #: Those of them that are lists of names, whose lengths count.
         self._names: set[str] = set()
         self._needs_today = False
-        #: What one record of each list comes to that may be asked for by names.
-        self._named_counts: list[_Count] = []
+        #: What one record of each list comes to that may have more of them than is foreseen.
+        self._growing_counts: list[_Count] = []
         #: Whether it asks the schema about itself.
         self.introspects = False
         root = schema.get_root_type(node.operation)
@@ -126,13 +126,13 @@ class Cost:
 
     @property
     def may_grow(self) -> bool:
-        """Whether there are lists of which nobody knows before they are read how many names they have records of."""
-        return bool(self._named_counts)
+        """Whether there are lists of which nobody knows before they are read how many records they have."""
+        return bool(self._growing_counts)
 
-    def of_named_record(self, values: _Values, *, name_length: int) -> Size:
-        """Return what a record of such a list comes to at most whose name has so many characters."""
+    def of_growing_record(self, values: _Values, *, name_length: int) -> Size:
+        """Return what a record of such a list comes to at most, whose name, if it has one, has so many characters."""
         inputs = _Inputs(values, date.min, text_bytes(name_length))
-        sizes = [count(inputs) for count in self._named_counts]
+        sizes = [count(inputs) for count in self._growing_counts]
         return Size(1, 1 + max(size.values for size in sizes), _AROUND + max(size.bytes for size in sizes))
 
     def of(self, values: _Values, clock: Clock) -> Size:
@@ -196,7 +196,8 @@ class Cost:
         names = None
         if said is not None and said.names is not None:
             names = self._names_of(node, said.names)
-            self._named_counts.append(below)
+        if said is not None and said.grows:
+            self._growing_counts.append(below)
 
         def count(inputs: _Inputs) -> Size:
             number = 1 if rows is None else rows(inputs.values, inputs.today)

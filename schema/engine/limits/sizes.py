@@ -55,6 +55,8 @@ class Records(NamedTuple):
     """The argument that lists the texts of which each record has one; without it, each may have any."""
     is_dated: bool = False
     """Whether the number depends on what day it is."""
+    grows: bool = False
+    """Whether it may have more than that, which are admitted when they are read: see `Context.admit`."""
 
 
 class Leaf(NamedTuple):
@@ -66,9 +68,16 @@ class Leaf(NamedTuple):
     """Whether its value is one of the `names` of the list that it lies in."""
 
 
-def records(maximum: Count | None, *, names: str | None = None, is_dated: bool = False) -> dict[str, Any]:
+def records(
+    maximum: Count | None, *, names: str | None = None, is_dated: bool = False, grows: bool = False
+) -> dict[str, Any]:
     """Return the metadata of a Strawberry field that is a list of records: see `Records`."""
-    return {_RECORDS: Records(maximum, names, is_dated)}
+    return {_RECORDS: Records(maximum, names, is_dated, grows)}
+
+
+def foreseen(count: int) -> dict[str, Any]:
+    """Return the metadata of a list that has so many records as a rule, and more where they are admitted."""
+    return records(lambda _asked: count, grows=True)
 
 
 #: The metadata of what has no more records than the field above it says.
