@@ -5,14 +5,16 @@ from collections.abc import Awaitable, Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS, Bounds
 from resolvers.errors import Refusal
 from resolvers.observation import current
 from resolvers.reading.loaders import Loaders
+from resolvers.reading.long_values import LongValue
 from storage.engine.database import Database, DatabaseUnavailable, Failed
+from storage.engine.long_values import length_left_out
 
 if TYPE_CHECKING:
     # The commands import this file, for which they are types alone.
@@ -58,6 +60,19 @@ class Context:
         if self._loaders is None:
             self._loaders = Loaders(self.database, self.actor, self.bounds, self.clock, gathers=not self.has_one_reader)
         return self._loaders
+
+    async def json_of(self, rows: Sequence[Any], name: str) -> list[Any]:
+        """Return the JSON value of this name of each row, and read those that pages leave out because they are long.
+
+        The rows are customers, ledger entries, credit grants or holds. Raises `Forbidden` where something is to be read
+        and the actor may not.
+        """
+        values = [getattr(row, name) for row in rows]
+        if unread := [place for place, value in enumerate(values) if length_left_out(value)]:
+            keys = [LongValue.of(rows[place], name) for place in unread]
+            for place, value in zip(unread, await self.reading.long_value.load_many(keys), strict=True):
+                values[place] = value
+        return values
 
     async def admit_unforeseen(self, lists: Sequence[Sized], foreseen: int) -> None:
         """Admit what these lists have beyond so many records each, all together. Raises `LimitExceeded`."""

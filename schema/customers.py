@@ -15,7 +15,7 @@ from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import text
 from schema.enums import Environment
 from schema.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict, InvalidInput
-from schema.info import Filter, Info, changes_of, given, values_of
+from schema.info import Filter, Info, changes_of, given, metadata_of, values_of
 from schema.meters.billing_meters import BillingMeter, meters_connection
 from schema.relay import PAGE, After, Before, Connection, First, Last, Node, connection_of, page_arguments
 from storage import ids
@@ -55,8 +55,8 @@ class Customer(Node, record=CustomerRow):
         description="The caller's name of the customer, unique in the organization and environment.",
         metadata=text(NAME_LENGTH),
     )
-    metadata: JSON = strawberry.field(
-        description="What the caller keeps with the customer: a JSON object of at most 16 KiB."
+    metadata: JSON = batched(
+        metadata_of, description="What the caller keeps with the customer: a JSON object of at most 16 KiB."
     )
     environment: Environment = strawberry.field(description="The world that the customer belongs to.")
     created_at: datetime = strawberry.field(description="When the customer was made.")

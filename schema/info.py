@@ -1,8 +1,10 @@
 """What a resolver is given besides its arguments, and how optional ones are read."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import strawberry
+from strawberry.scalars import JSON
 from strawberry.utils.str_converters import to_camel_case
 
 from resolvers.context import Context
@@ -31,6 +33,11 @@ def not_null(field: str, value: T | None, otherwise: str) -> T | None:
     if value is None:
         raise InvalidInput(field, f"must not be null; {otherwise}")
     return given(value)
+
+
+async def metadata_of(context: Context, rows: Sequence[object]) -> list[JSON]:
+    """Return what the caller keeps with each customer, ledger entry, credit grant or hold."""
+    return await context.json_of(rows, "metadata")
 
 
 class Filter:

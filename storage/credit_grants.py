@@ -26,6 +26,7 @@ from sqlalchemy import (
     update,
 )
 
+from storage.engine.long_values import page_columns
 from storage.engine.pages import Page, numbered_pages
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
@@ -107,6 +108,7 @@ class CreditGrantRow(NamedTuple):
 
 
 _COLUMNS = [credit_grants.c[name] for name in CreditGrantRow._fields]
+_PAGE_COLUMNS = page_columns(credit_grants, CreditGrantRow._fields)
 
 #: What changes of a grant.
 _CHANGING = (
@@ -122,7 +124,7 @@ def _usable(dialect: str) -> Prepared:
     grants = credit_grants.c
     return Prepared(
         dialect,
-        select(*_COLUMNS).join(
+        select(*_PAGE_COLUMNS).join(
             wanted,
             (grants.meter_id == wanted.c.meter_id)
             & or_(grants.open_credits > literal_column("0"), grants.pinned_credits > literal_column("0")),
@@ -135,15 +137,15 @@ def _covering(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text())
     is_covering = credit_grants.c.covered_credits > literal_column("0")
     return Prepared(
-        dialect, select(*_COLUMNS).join(wanted, (credit_grants.c.meter_id == wanted.c.meter_id) & is_covering)
+        dialect, select(*_PAGE_COLUMNS).join(wanted, (credit_grants.c.meter_id == wanted.c.meter_id) & is_covering)
     )
 
 
 @cache
-def _by_seqs(dialect: str) -> Prepared:
+def _by_seqs(dialect: str, columns: tuple[ColumnElement[Any], ...]) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
     is_wanted = (credit_grants.c.meter_id == wanted.c.meter_id) & (credit_grants.c.seq == wanted.c.seq)
-    return Prepared(dialect, select(*_COLUMNS).join(wanted, is_wanted))
+    return Prepared(dialect, select(*columns).join(wanted, is_wanted))
 
 
 @cache
@@ -159,20 +161,26 @@ def _update(dialect: str) -> Prepared:
 
 
 async def usable(reader: Reader, meter_ids: Sequence[str]) -> list[CreditGrantRow]:
-    """Return the grants of these meters of which something is open or pinned."""
+    """Return the grants of these meters of which something is open or pinned. Metadata that is long is left out."""
     rows = await reader.run(_usable(reader.dialect), keys([[id_] for id_ in meter_ids]))
     return list(map(CreditGrantRow._make, rows))
 
 
 async def covering(reader: Reader, meter_ids: Sequence[str]) -> list[CreditGrantRow]:
-    """Return the grants of these meters that have covered usage which no credit had paid."""
+    """Return the grants of these meters that have covered usage which no credit had paid, also as pages have them."""
     rows = await reader.run(_covering(reader.dialect), keys([[id_] for id_ in meter_ids]))
     return list(map(CreditGrantRow._make, rows))
 
 
-async def by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], CreditGrantRow]:
-    """Return the grants of these (meter id, seq), by them. Whose the meters are is the caller's to check."""
-    rows = map(CreditGrantRow._make, await reader.run(_by_seqs(reader.dialect), keys(wanted)))
+async def by_seqs(
+    reader: Reader, wanted: Sequence[tuple[str, int]], *, is_page: bool = False
+) -> dict[tuple[str, int], CreditGrantRow]:
+    """Return the grants of these (meter id, seq), by them. Whose the meters are is the caller's to check.
+
+    In a page metadata that is long is left out: see `storage.engine.long_values`.
+    """
+    statement = _by_seqs(reader.dialect, tuple(_PAGE_COLUMNS if is_page else _COLUMNS))
+    rows = map(CreditGrantRow._make, await reader.run(statement, keys(wanted)))
     return {(row.meter_id, row.seq): row for row in rows}
 
 
@@ -235,7 +243,7 @@ def _pages(dialect: str, page: Page, shape: GrantFilter) -> Prepared:
                 CreditGrantState.DEPLETED: is_current & ~is_usable,
             }[shape.state]
         )
-    return numbered_pages(dialect, credit_grants, page, *conditions)
+    return numbered_pages(dialect, credit_grants, page, *conditions, columns=_PAGE_COLUMNS)
 
 
 async def pages_by_meters(

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from storage.billing_meters import billing_meters
+from storage.engine.long_values import page_columns
 from storage.engine.pages import Page, page_statement, unindexed
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
@@ -91,6 +92,7 @@ class CustomerFilter(NamedTuple):
 
 
 _COLUMNS = [customers.c[name] for name in CustomerRow._fields]
+_PAGE_COLUMNS = page_columns(customers, CustomerRow._fields)
 
 
 def folded(text: str) -> str:
@@ -176,7 +178,7 @@ def _has_meter_in(workspace_ids: Sequence[str]) -> ColumnElement[bool]:
 def _by_key(dialect: str, column: str) -> Select[Any]:
     # The tenant is among the keys: with a constant one, SQLite would rather read all its customers than look some up.
     wanted = keys_table(dialect, org_id=Text(), environment=Text(), key=Text())
-    return select(*_COLUMNS).join(
+    return select(*_PAGE_COLUMNS).join(
         wanted,
         (customers.c[column] == wanted.c.key)
         & (customers.c.org_id == wanted.c.org_id)
@@ -280,7 +282,7 @@ async def page(
         tenant = {"org_id": org_id, "environment": environment.value}
         rows = await reader.run(_page(reader.dialect, page.shape), tenant | page.parameters)
     else:
-        statement = _tenant(select(*_COLUMNS), org_id, environment, workspace_ids)
+        statement = _tenant(select(*_PAGE_COLUMNS), org_id, environment, workspace_ids)
         rows = await reader.fetch(_filtered(statement, wanted, page, reader.dialect), page.parameters)
     return [CustomerRow._make(row) for row in rows]
 
@@ -288,7 +290,7 @@ async def page(
 @lru_cache(maxsize=256)
 def _page(dialect: str, page: Page) -> Prepared:
     tenant = [customers.c[name] == bindparam(name, type_=Text()) for name in ("org_id", "environment")]
-    return Prepared(dialect, page_statement(select(*_COLUMNS).where(*tenant), customers.c.id, page))
+    return Prepared(dialect, page_statement(select(*_PAGE_COLUMNS).where(*tenant), customers.c.id, page))
 
 
 async def insert_customer(

@@ -22,6 +22,7 @@ from sqlalchemy import (
     update,
 )
 
+from storage.engine.long_values import page_columns
 from storage.engine.pages import Page, numbered_pages
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
@@ -88,6 +89,7 @@ class HoldRow(NamedTuple):
 
 
 _COLUMNS = [holds.c[name] for name in HoldRow._fields]
+_PAGE_COLUMNS = page_columns(holds, HoldRow._fields)
 
 
 @cache
@@ -101,7 +103,7 @@ def _by_names(dialect: str) -> Prepared:
 def _by_seqs(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
     is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.seq == wanted.c.seq)
-    return Prepared(dialect, select(*_COLUMNS).join(wanted, is_wanted))
+    return Prepared(dialect, select(*_PAGE_COLUMNS).join(wanted, is_wanted))
 
 
 @cache
@@ -152,7 +154,10 @@ async def update_holds(writer: Writer, rows: Sequence[HoldRow]) -> None:
 
 
 async def by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], HoldRow]:
-    """Return the holds of these (meter id, seq), by them. Whose the meters are is the caller's to check."""
+    """Return the holds of these (meter id, seq), by them, as pages have them.
+
+    Whose the meters are is the caller's to check.
+    """
     rows = map(HoldRow._make, await reader.run(_by_seqs(reader.dialect), keys(wanted)))
     return {(row.meter_id, row.seq): row for row in rows}
 
@@ -160,7 +165,7 @@ async def by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tup
 @lru_cache(maxsize=256)
 def _pages(dialect: str, page: Page, state: HoldState | None) -> Prepared:
     if state is None:
-        return numbered_pages(dialect, holds, page)
+        return numbered_pages(dialect, holds, page, columns=_PAGE_COLUMNS)
     is_over = holds.c.expires_at <= bindparam("now", type_=holds.c.expires_at.type)
     is_open = holds.c.state == literal_column("'open'")
     conditions = {
@@ -168,9 +173,8 @@ def _pages(dialect: str, page: Page, state: HoldState | None) -> Prepared:
         # What is due and not yet written counts as if it were.
         HoldState.EXPIRED: (holds.c.state == literal_column("'expired'")) | (is_open & is_over),
     }
-    return numbered_pages(
-        dialect, holds, page, conditions.get(state, holds.c.state == literal_column(f"'{state.value}'"))
-    )
+    condition = conditions.get(state, holds.c.state == literal_column(f"'{state.value}'"))
+    return numbered_pages(dialect, holds, page, condition, columns=_PAGE_COLUMNS)
 
 
 async def pages_by_meters(

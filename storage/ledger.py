@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Index,
     Integer,
     PrimaryKeyConstraint,
@@ -20,6 +21,7 @@ from sqlalchemy import (
 )
 
 from storage.billing_meters import billing_meters
+from storage.engine.long_values import page_columns
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Day, Instant, JsonText, Name, Word, enum_type, json_text, metadata
@@ -152,6 +154,7 @@ class LedgerKey(NamedTuple):
 
 
 _COLUMNS = [ledger_entries.c[name] for name in LedgerEntryRow._fields]
+_PAGE_COLUMNS = page_columns(ledger_entries, LedgerEntryRow._fields)
 
 
 @cache
@@ -160,7 +163,7 @@ def _by_ids(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger(), org_id=Text(), environment=Text())
     return Prepared(
         dialect,
-        select(billing_meters.c.workspace_id, billing_meters.c.customer_id, *_COLUMNS)
+        select(billing_meters.c.workspace_id, billing_meters.c.customer_id, *_PAGE_COLUMNS)
         .join_from(
             wanted,
             ledger_entries,
@@ -176,11 +179,11 @@ def _by_ids(dialect: str) -> Prepared:
 
 
 @cache
-def _by_ranges(dialect: str) -> Prepared:
+def _by_ranges(dialect: str, columns: tuple[ColumnElement[Any], ...]) -> Prepared:
     wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=BigInteger(), last=BigInteger())
     return Prepared(
         dialect,
-        select(wanted.c.place, *_COLUMNS).join(
+        select(wanted.c.place, *columns).join(
             wanted,
             (ledger_entries.c.meter_id == wanted.c.meter_id)
             & ledger_entries.c.seq.between(wanted.c.first, wanted.c.last),
@@ -229,7 +232,10 @@ async def by_ids(
     workspace_ids: Sequence[str] | None,
     customer_id: str | None = None,
 ) -> dict[tuple[str, int], LedgerEntryRow]:
-    """Return the tenant's entries of these (meter id, seq), by them; where a customer is given, of its meters."""
+    """Return the tenant's entries of these (meter id, seq), by them; where a customer is given, of its meters.
+
+    Metadata and draws that are long are left out: see `storage.engine.long_values`.
+    """
     wanted = [(*id_, org_id, environment) for id_ in ids]
     rows = await reader.run(_by_ids(reader.dialect), keys(wanted))
     return {
@@ -240,13 +246,17 @@ async def by_ids(
     }
 
 
-async def by_ranges(reader: Reader, ranges: Sequence[tuple[str, int, int]]) -> list[list[LedgerEntryRow]]:
+async def by_ranges(
+    reader: Reader, ranges: Sequence[tuple[str, int, int]], *, is_page: bool = False
+) -> list[list[LedgerEntryRow]]:
     """Return the entries of each (meter id, first seq, last seq), both inclusive, newest first.
 
     A meter's entries are numbered without a gap, so that a page is a range and needs no window over the whole ledger.
+    In a page metadata and draws that are long are left out: see `storage.engine.long_values`.
     """
+    columns = tuple(_PAGE_COLUMNS if is_page else _COLUMNS)
     found: list[list[LedgerEntryRow]] = [[] for _ in ranges]
-    for place, *row in await reader.run(_by_ranges(reader.dialect), keys(ranges)):
+    for place, *row in await reader.run(_by_ranges(reader.dialect, columns), keys(ranges)):
         found[place].append(LedgerEntryRow._make(row))
     for entries in found:
         entries.sort(key=lambda entry: entry.seq, reverse=True)

@@ -32,6 +32,8 @@ from schema.engine.limits.room import MAX_WEIGHT, Room, _making
 from schema.engine.operations import LimitedOperation
 from schema.root import engine
 from storage import usage as usage_days
+from storage.engine.transactions import Writer
+from storage.ledger import LedgerEntryRow
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.steps import ENTRY, METER, make_customer, make_meter
 
@@ -302,6 +304,30 @@ class TestTheCostliest:
         assert len(body) < max_megabytes * 1_000_000
         assert memory < max_memory_megabytes * 1_000_000
         assert watched.longest < MAX_HELD_SECONDS
+
+    async def test_what_is_long_and_not_asked_for_takes_no_memory(self, on_sqlite: Gateway, meter: str) -> None:
+        """Two thousand metadata of 16 KB would take 700 MB once they are parsed."""
+        columns = ", ".join(LedgerEntryRow._fields)
+        others = ", ".join(
+            {"meter_id": "m.id", "metadata": "?"}.get(name, f"e.{name}") for name in LedgerEntryRow._fields
+        )
+        copy = f"""INSERT INTO ledger_entries ({columns}) SELECT {others} FROM ledger_entries e JOIN billing_meters m
+            WHERE e.meter_id = ? AND e.seq > 1 AND m.id IN (SELECT id FROM billing_meters WHERE id != ? LIMIT 20)"""  # noqa: S608
+        lists = '{"m":[' + "[]," * 5_000 + "[]]}"
+
+        async def fill(writer: Writer) -> None:
+            await writer._connection.exec_driver_sql(copy, (lists, meter, meter))
+            await writer._connection.exec_driver_sql("UPDATE billing_meters SET last_seq = 101")
+
+        await on_sqlite.database.write(fill)
+        await send(on_sqlite, "{ __typename }", {})
+        query = "{ billingMeters(first: 100) { nodes { customer { id } ledger(first: 100) { nodes { id } } } } }"
+        with peak_of_memory() as peak:
+            _, body = await send(on_sqlite, query, {})
+            memory = peak()
+        meters = orjson.loads(body)["data"]["billingMeters"]["nodes"]
+        assert sum(len(each["ledger"]["nodes"]) for each in meters) > 2_000
+        assert memory < 50_000_000
 
     @pytest.mark.parametrize("name", MALFORMED)
     async def test_malformed_variables_hold_nobody_up(self, on_sqlite: Gateway, name: str) -> None:

@@ -6,12 +6,13 @@ A loader belongs to one request, so it sees one actor's rows: another tenant's a
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from datetime import date, datetime
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from resolvers.actor import Actor
 from resolvers.bounds import Bounds
 from resolvers.errors import LimitExceeded
 from resolvers.reading.loading import Loader
+from resolvers.reading.long_values import LongValue, values_of
 from resolvers.rules.credits import Credits
 from resolvers.rules.due import Due, due_of
 from storage import billing_meters, credit_grants, customers, holds, ids, ledger, usage
@@ -151,6 +152,11 @@ class Loaders:
         """A page of a meter's holds."""
         return self._loader(self._fetches.holds_of_meters)
 
+    @cached_property
+    def long_value(self) -> Loader[LongValue, Any]:
+        """A JSON value that its row was read without."""
+        return self._loader(self._fetches.long_values)
+
     def _loader(self, fetch: Callable[[list[K]], Awaitable[Sequence[V | Exception]]]) -> Loader[K, V]:
         return Loader(fetch, gathers=self._gathers)
 
@@ -230,7 +236,7 @@ class _Fetches:
     async def grants_by_ids(self, keys: list[tuple[str, int]]) -> list[CreditGrantRow | None]:
         async with self._database.read() as reader:
             due = await self._visible(reader, [meter_id for meter_id, _ in keys])
-            found = await credit_grants.by_seqs(reader, [key for key in keys if key[0] in due.visible])
+            found = await credit_grants.by_seqs(reader, [key for key in keys if key[0] in due.visible], is_page=True)
         return [due.grant(row) if (row := found.get(key)) is not None else None for key in keys]
 
     async def holds_by_ids(self, keys: list[tuple[str, int]]) -> list[HoldRow | None]:
@@ -335,7 +341,14 @@ class _Fetches:
             too_many = LimitExceeded(f"The ledgers of one request answer at most {most} entries.")
             return [too_many] * len(keys)
         async with self._database.read() as reader:
-            return await ledger.by_ranges(reader, keys)
+            return await ledger.by_ranges(reader, keys, is_page=True)
+
+    async def long_values(self, keys: list[LongValue]) -> list[Any]:
+        async def load(_of: tuple[type, str], some: Sequence[LongValue]) -> list[Any]:
+            async with self._database.read() as reader:
+                return await values_of(reader, some)
+
+        return await _by_group(keys, lambda key: (key.rows, key.name), load)
 
 
 def _too_many_days(bounds: Bounds) -> LimitExceeded:

@@ -26,7 +26,7 @@ from schema.errors import (
     InvalidInput,
     TooManyCreditGrants,
 )
-from schema.info import Filter, Info, changes_of, given, not_null, values_of
+from schema.info import Filter, Info, changes_of, given, metadata_of, not_null, values_of
 from schema.meters.ledger import ANSWERED_ENTRY, LedgerEntry
 from schema.relay import Connection, Node, PageArguments, connection_of, seq_of
 from schema.scalars import BigInt
@@ -92,7 +92,7 @@ class CreditGrant(Node, record=CreditGrantRow):
         description="From this moment on it cannot be used; null: it has no end."
     )
     created_at: datetime = strawberry.field(description="When it was made.")
-    metadata: JSON = strawberry.field(description="What the caller attached.")
+    metadata: JSON = batched(metadata_of, description="What the caller attached.")
 
     state: CreditGrantState = batched(_states_of, description="What can be had of it now.")
     reason: str | None = batched(

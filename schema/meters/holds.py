@@ -26,7 +26,7 @@ from schema.errors import (
     SpendCapExceeded,
     TooManyHolds,
 )
-from schema.info import Info, values_of
+from schema.info import Info, metadata_of, values_of
 from schema.meters.credit_grants import numbered_page
 from schema.meters.ledger import ANSWERED_ENTRY, LedgerEntry
 from schema.relay import Connection, Node, PageArguments, connection_of
@@ -78,7 +78,7 @@ class Hold(Node, record=HoldRow):
     closed_at: datetime | None = strawberry.field(
         description="When it was committed, released or expired; null: it is open."
     )
-    metadata: JSON = strawberry.field(description="What the caller attached.")
+    metadata: JSON = batched(metadata_of, description="What the caller attached.")
 
     billing_meter: _MeterType = batched(_meters_of, description="The meter whose credits it reserves.")
 

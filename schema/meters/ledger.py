@@ -17,10 +17,12 @@ from resolvers.values import KEY_LENGTH, REASON_LENGTH, USAGE_NAME_LENGTH
 from schema.engine.execution.resolving import batched
 from schema.engine.limits.sizes import AN_ID, foreseen, text
 from schema.enums import LedgerEntryKind, OverLimitPolicy
+from schema.info import metadata_of
 from schema.relay import Connection, Node, PageArguments, connection_of, seq_of
 from schema.scalars import BigInt
 from storage import ids, ledger
 from storage.billing_meters import BillingMeterRow
+from storage.engine.long_values import length_left_out
 from storage.ledger import LedgerEntryRow
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ _HoldType = Annotated["Hold", strawberry.lazy("schema.meters.holds")]
 
 #: How many draws an entry has as a rule.
 FORESEEN_DRAWS = 4
+
+#: How many characters a draw takes at least, as JSON in a list.
+_DRAW_LENGTH = len("[1,2],")
 
 _OPENING = ledger.LedgerEntryKind.OPENING
 
@@ -66,9 +71,11 @@ def _shown_key(root: LedgerEntryRow) -> str | None:
     return None if root.kind is _OPENING or is_gateway_key(root.kind, root.key) else root.key
 
 
-def _shown_metadata(root: LedgerEntryRow) -> JSON:
-    """Return the metadata, without what an opening records of its meter."""
-    return {} if root.kind is _OPENING else root.metadata  # type: ignore[return-value]  # `JSON` is any JSON value.
+async def _metadata_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[JSON]:
+    """Return the metadata of each entry, without what an opening records of its meter."""
+    shown = [entry for entry in entries if cast("LedgerEntryRow", entry).kind is not _OPENING]
+    found = iter(await metadata_of(context, shown))
+    return [cast("JSON", {}) if cast("LedgerEntryRow", entry).kind is _OPENING else next(found) for entry in entries]
 
 
 async def _reasons_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[str | None]:
@@ -81,15 +88,19 @@ async def _reasons_of(context: Context, entries: Sequence["LedgerEntry"]) -> lis
 async def _draws_of(context: Context, entries: Sequence["LedgerEntry"]) -> list[list["CreditDraw"]]:
     """Return the draws of each entry."""
     rows = cast("Sequence[LedgerEntryRow]", entries)
-    await context.admit_unforeseen([row.draws or () for row in rows], FORESEEN_DRAWS)
-    places = dict.fromkeys((row.meter_id, seq) for row in rows for seq, _ in row.draws or () if seq != BASE)
+    # What is left out because it is long is admitted before it is read.
+    counts = [range(length_left_out(row.draws) // _DRAW_LENGTH) or row.draws or () for row in rows]
+    await context.admit_unforeseen(counts, FORESEEN_DRAWS)
+    draws: list[list[list[int]]] = [each or [] for each in await context.json_of(rows, "draws")]
+    drawn = [*zip(rows, draws, strict=True)]
+    places = dict.fromkeys((row.meter_id, seq) for row, of in drawn for seq, _ in of if seq != BASE)
     grants = dict(zip(places, await context.reading.credit_grant_by_id.load_many([*places]), strict=True))
     return [
         [
             CreditDraw(credit_grant=cast("CreditGrant | None", grants.get((row.meter_id, seq))), amount=BigInt(amount))
-            for seq, amount in row.draws or ()
+            for seq, amount in of
         ]
-        for row in rows
+        for row, of in drawn
     ]
 
 
@@ -164,8 +175,8 @@ class LedgerEntry(Node, record=LedgerEntryRow):
     )
     recorded_at: datetime = strawberry.field(description="When it was decided.")
     recorded_by: str = strawberry.field(description="The id of the key that recorded it.", metadata=AN_ID)
-    metadata: JSON = strawberry.field(
-        resolver=_shown_metadata,
+    metadata: JSON = batched(
+        _metadata_of,
         description=(
             "Of a `USAGE`: what the caller attached. Of `SETTINGS`: each changed setting with its old and its new"
             " value, like "

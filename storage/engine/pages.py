@@ -1,5 +1,6 @@
 """Pages of lists ordered by id, newest first, by keyset: a deep page costs what the first one costs."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -92,14 +93,20 @@ def unindexed(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
     return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
 
-def numbered_pages(dialect: str, table: Table, page: Page, *conditions: ColumnElement[bool]) -> Prepared:
+def numbered_pages(
+    dialect: str,
+    table: Table,
+    page: Page,
+    *conditions: ColumnElement[bool],
+    columns: Sequence[ColumnElement[Any]],
+) -> Prepared:
     """Return the statement of a page for each meter that `keys` names, of a table whose key is (meter id, seq).
 
     It reads no more rows than are on the pages, and has the page's `parameters` and those of the conditions.
     """
     wanted = keys_table(dialect, meter_id=Text())
     other = table if dialect == "postgresql" else table.alias("on_page")
-    some = select(*(other.c if dialect == "postgresql" else [other.c.seq])).where(
+    some = select(*(columns if dialect == "postgresql" else [other.c.seq])).where(
         other.c.meter_id == wanted.c.meter_id, *[_of(condition, table, other) for condition in conditions]
     )
     paged = page_statement(some.correlate(wanted), other.c.seq, page)
@@ -108,7 +115,7 @@ def numbered_pages(dialect: str, table: Table, page: Page, *conditions: ColumnEl
         return Prepared(dialect, select(*each.c).select_from(wanted).join(each, true()))
     # SQLite joins a table with no rows that hang on the table, but it looks up numbers that do.
     is_on_page = (table.c.meter_id == wanted.c.meter_id) & table.c.seq.in_(paged)
-    return Prepared(dialect, select(*table.c).select_from(wanted).join(table, is_on_page))
+    return Prepared(dialect, select(*columns).select_from(wanted).join(table, is_on_page))
 
 
 def _of(condition: ColumnElement[bool], table: Table, other: FromClause) -> ColumnElement[bool]:

@@ -11,6 +11,7 @@ from resolvers.rules.commands import Command, Decision, Known
 from resolvers.rules.credits import BASE, Credits, parts_of
 from storage import billing_meters, credit_grants, holds, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
+from storage.engine.long_values import length_left_out
 from storage.engine.transactions import Writer
 from storage.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey
 
@@ -134,7 +135,8 @@ async def _read_credits(writer: Writer, meters: Mapping[str, LockedMeter], voidi
     grants = await credit_grants.usable(writer, with_grants) if with_grants else []
     if covering := [id_ for id_ in with_grants if id_ in voiding]:
         grants += await credit_grants.covering(writer, covering)
-    have = {(grant.meter_id, grant.seq) for grant in grants}
+    # One that is named is read whole: a repeated request is compared with its metadata.
+    have = {(grant.meter_id, grant.seq) for grant in grants if not length_left_out(grant.metadata)}
     named = {
         (id_, seq) for id_ in with_grants for seq in _named_grants(meters[id_].known, is_voiding=id_ in voiding)
     } - have
