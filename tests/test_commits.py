@@ -372,7 +372,7 @@ async def test_a_commit_that_still_holds_its_locks_when_it_is_lost_is_resolved_w
     (result,) = await answer
     # It is no replay of an earlier request's.
     assert isinstance(result, Decision)
-    assert (result.replayed, result.billing_meter.total_credits) == (False, 1_100)
+    assert (result.replayed, result.billing_meter.total_credits) == (False, 1_130)
     after = await books.state()
     assert (after["entries"], after["total"]) == (before["entries"] + 1, before["total"] + 100)
 

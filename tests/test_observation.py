@@ -272,7 +272,7 @@ class TestProbes:
         port = silent.sockets[0].getsockname()[1]
         url = f"postgresql+asyncpg://tollgate:hidden@127.0.0.1:{port}/tollgate"
         requests: list[Request] = []
-        app = create_app(Settings(database_url=url, wait_seconds=30), request_log=requests.append)
+        app = create_app(Settings(database_url=url, wait_seconds=30), request_log=requests.append, sweeps=False)
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),

@@ -46,14 +46,16 @@ class Listing:
         self.of = ""
         self.ids: list[str] = []
         self.made = 0
+        #: The meter whose list it is, and another.
+        self.mine, self.other = f"mine {field}", f"other {field}"
 
     async def open(self) -> None:
         """Make what the list is of."""
         if self.field == "Customer.billingMeters":
             self.of = await make_customer(self.gateway)
         if self.field in OF_METER:
-            self.of = await make_meter(self.gateway, "mine", totalCredits="1000")
-            await make_meter(self.gateway, "other", totalCredits="1000")
+            self.of = await make_meter(self.gateway, self.mine, totalCredits="1000")
+            await make_meter(self.gateway, self.other, totalCredits="1000")
         if self.field == "BillingMeter.ledger":
             # A ledger is never empty.
             self.ids = [f"ent_{self.of.removeprefix('mtr_')}_1"]
@@ -70,14 +72,14 @@ class Listing:
                 await make_meter(self.gateway, f"nobody's {self.made}")
                 id_ = await make_meter(self.gateway, f"theirs {self.made}", customerId=self.of)
             elif self.field == "BillingMeter.ledger":
-                await new_entry(self.gateway, "other")
-                id_ = await new_entry(self.gateway, "mine")
+                await new_entry(self.gateway, self.other)
+                id_ = await new_entry(self.gateway, self.mine)
             elif self.field == "BillingMeter.creditGrants":
-                await make_grant(self.gateway, 1, externalMeterId="other")
-                id_ = await make_grant(self.gateway, 1, externalMeterId="mine")
+                await make_grant(self.gateway, 1, externalMeterId=self.other)
+                id_ = await make_grant(self.gateway, 1, externalMeterId=self.mine)
             else:
-                await hold(self.gateway, f"h{self.made}", 1, externalMeterId="other")
-                id_ = await hold(self.gateway, f"h{self.made}", 1, externalMeterId="mine")
+                await hold(self.gateway, f"h{self.made}", 1, externalMeterId=self.other)
+                id_ = await hold(self.gateway, f"h{self.made}", 1, externalMeterId=self.mine)
             self.ids.insert(0, id_)
 
     async def fill(self, rows: int) -> None:
@@ -384,7 +386,9 @@ async def test_a_cursor_of_another_meters_ledger_is_refused(gateway: Gateway) ->
     await listing.open()
     await listing.fill(3)
     data = await gateway.data(
-        '{ billingMeter(workspaceId: "w", externalMeterId: "other") { ledger { pageInfo { startCursor endCursor } } } }'
+        """query ($name: String!) { billingMeter(workspaceId: "w", externalMeterId: $name) {
+            ledger { pageInfo { startCursor endCursor } } } }""",
+        {"name": listing.other},
     )
     for cursor in data["billingMeter"]["ledger"]["pageInfo"].values():
         for side in ("after", "before"):

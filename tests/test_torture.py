@@ -323,7 +323,12 @@ class Load:
 
 
 def is_unanswered(entry: Answer, released: Collection[str]) -> bool:
-    """Whether the entry is none that an answer shows: it follows from time, or changes a grant, or is a release."""
+    """Whether the entry is none that an answer shows.
+
+    It follows from time, takes what a void gave back to a revoked grant, changes a grant, or is a release.
+    """
+    if entry["kind"] == "REVOCATION":
+        return entry["key"] is None
     return entry["kind"] in {"EXPIRY", "GRANT_CHANGED"} or (entry["kind"] == "RELEASE" and entry["key"] in released)
 
 
