@@ -22,6 +22,8 @@ from tests.conftest import Gateway, gateway_on
 from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected
 from tests.steps import disagreements, make_meter, must
 
+pytestmark = pytest.mark.one_python
+
 CLIENTS = 16
 
 #: The entries that close a hold.

@@ -21,6 +21,7 @@ hooks = "{Path(__file__).with_name("schemathesis_graphql_hooks.py")}"
 """
 
 
+@pytest.mark.one_python
 async def test_nothing_that_fits_the_schema_or_nearly_does_is_a_bug(
     own: Gateway, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

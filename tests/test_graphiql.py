@@ -214,6 +214,7 @@ async def explorer(page: Page, server: Server, *, color_scheme: ColorScheme = "n
 
 
 @needs_chromium
+@pytest.mark.one_python
 class TestPage:
     async def test_the_starters_run_as_they_stand_on_the_demos_data(self, page: Page, demo: Server) -> None:
         async with explorer(page, demo) as graphiql:
@@ -308,6 +309,7 @@ class TestPage:
 
 
 @needs_chromium
+@pytest.mark.one_python
 class TestKey:
     async def test_the_demos_key_is_filled_in_and_not_stored(self, page: Page, demo: Server) -> None:
         async with explorer(page, demo) as graphiql:

@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Gateway
 from tests.servers import serving
 from tests.wire import sent
@@ -22,6 +24,7 @@ REQUESTS = (
 )
 
 
+@pytest.mark.one_python
 async def test_a_client_of_java_creates_refills_once_and_queries(on_sqlite: Gateway, tmp_path: Path) -> None:
     async with serving(on_sqlite.services.settings.database_url, tmp_path) as server:
         bytes_, java = await by_bytes(server.port, on_sqlite.key), await by_java(server.url, on_sqlite.key)

@@ -671,6 +671,7 @@ def world(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 
 @pytest.mark.slow
+@pytest.mark.one_python
 def test_any_sequence_of_requests_is_answered_by_the_rules(world: World, pytestconfig: pytest.Config) -> None:
     is_torture = pytestconfig.getoption("torture", default=False)
     machine = type("MachineOfThisWorld", (Machine,), {"world": world})

@@ -75,6 +75,7 @@ FORGOTTEN = {
 }
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("case", FORGOTTEN.values(), ids=FORGOTTEN)
 def test_what_is_forgotten_is_named(tmp_path: Path, case: Forgotten) -> None:
     # What is compiled of files that stay as they are need not be compiled again.

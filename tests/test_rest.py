@@ -647,6 +647,7 @@ class TestDescription:
             "metadata": sent["metadata"],
         }
 
+    @pytest.mark.one_python
     async def test_schemathesis_finds_nothing(self, own: Gateway, tmp_path: Path, pytestconfig: pytest.Config) -> None:
         """All its checks, good and bad requests of every operation, over real HTTP; thousands with `--fuzz`."""
         is_sqlite = own.database.dialect == "sqlite"

@@ -28,6 +28,8 @@ from tests.proxy import Cut, proxied, socket_of
 from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected, serving
 from tests.steps import disagreements, make_meter, meter_of
 
+pytestmark = pytest.mark.one_python
+
 CLIENTS = 8
 
 #: The meters that the clients write to; the credits cover all that they can use.
