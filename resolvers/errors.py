@@ -116,9 +116,11 @@ class LimitRefusal(Refusal):
     """
 
     def __init__(self, amount: int, *, available: int, billing_meter: BillingMeterRow) -> None:
-        super().__init__(f"{amount} credits are asked for and {available} are available.")
+        held = billing_meter.held_credits
+        on_hold = f"; {held} are on hold" if held else ""
+        super().__init__(f"{amount} credits are asked for and {available} are available{on_hold}.")
         self.available = available
-        self.held = billing_meter.held_credits
+        self.held = held
         self.open_holds = billing_meter.open_holds
         self.billing_meter = billing_meter
 

@@ -722,7 +722,7 @@ async def test_a_refusal_says_what_is_reserved(gateway: Gateway) -> None:
     async with unchanged(gateway):
         for field, hold_id, amount in (("recordUsage", "e", "5"), ("holdCredits", "c", "5"), ("commitHold", "a", "9")):
             assert await ask(gateway, field, hold_id, amount=amount, policy="REJECT") == insufficient | {
-                "message": "5 credits are asked for and 3 are available."
+                "message": "5 credits are asked for and 3 are available; 7 are on hold."
             }
     await must(gateway, "updateBillingMeter", allowOverages=True, spendCap="2")
     meter |= {"availableCredits": "5"}
@@ -730,7 +730,7 @@ async def test_a_refusal_says_what_is_reserved(gateway: Gateway) -> None:
     async with unchanged(gateway):
         for field, hold_id, amount in (("recordUsage", "e", "6"), ("holdCredits", "c", "6"), ("commitHold", "a", "10")):
             assert await ask(gateway, field, hold_id, amount=amount, policy="REJECT") == exceeded | {
-                "message": "6 credits are asked for and 5 are available."
+                "message": "6 credits are asked for and 5 are available; 7 are on hold."
             }
 
 

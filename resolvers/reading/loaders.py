@@ -13,7 +13,7 @@ from resolvers.bounds import Bounds
 from resolvers.errors import LimitExceeded
 from resolvers.reading.loading import Loader
 from resolvers.reading.long_values import LongValue, values_of
-from resolvers.rules.credits import Credits
+from resolvers.rules.credits import Credits, by_meter
 from resolvers.rules.due import Due, due_of
 from storage import billing_meters, credit_grants, customers, holds, ids, ledger, usage
 from storage.billing_meters import BillingMeterRow
@@ -269,11 +269,11 @@ class _Fetches:
         now = self._clock()
         async with self._database.read() as reader:
             due = await self._visible(reader, keys)
-            grants = await credit_grants.usable(reader, [*due.visible])
+            grants = by_meter(await credit_grants.usable(reader, [*due.visible]))
         found: dict[str, list[CreditGrantRow]] = {}
         for meter_id, meter in due.visible.items():
             known = due.known.get(meter_id)
-            of_meter = Credits.of(meter, [grant for grant in grants if grant.meter_id == meter_id])
+            of_meter = Credits.of(meter, grants[meter_id])
             credits_ = known.credits if known is not None and known.credits is not None else of_meter
             found[meter_id] = credits_.in_order(max(now, meter.updated_at))
         return [found.get(meter_id, []) for meter_id in keys]

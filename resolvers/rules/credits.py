@@ -4,13 +4,18 @@ The opening and the refills of a meter are its base, which takes part like a gra
 50, paid, without an end. Nothing here reads or writes a database; amounts are credits.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from storage.billing_meters import BillingMeterRow
 from storage.credit_grants import CreditGrantCategory, CreditGrantRow
+from storage.holds import HoldRow
 from storage.ledger import LedgerEntryRow
+
+R = TypeVar("R", CreditGrantRow, HoldRow)
 
 #: The `seq` that stands for the base among those of grants.
 BASE = 0
@@ -82,6 +87,14 @@ def joined(draws: Draws) -> Draws:
     return result
 
 
+def by_meter(rows: Iterable[R]) -> defaultdict[str, list[R]]:
+    """Return the grants or holds of each meter, by its id."""
+    found: defaultdict[str, list[R]] = defaultdict(list)
+    for row in rows:
+        found[row.meter_id].append(row)
+    return found
+
+
 @dataclass(slots=True)
 class Credits:
     """The base and the grants of a meter, by `seq`, while commands are decided."""
@@ -115,7 +128,7 @@ class Credits:
     def _take(self, amount: int, now: datetime, *, to: str) -> Draws:
         """Move open credits, up to the amount, in the order of use."""
         taken: Draws = []
-        for grant in self.in_order(now):
+        for grant in self.in_order(now) if amount > 0 else ():
             if not amount:
                 break
             some = min(amount, grant.open_credits)
@@ -199,8 +212,12 @@ class Credits:
 
     def cover(self, meter: BillingMeterRow, now: datetime) -> None:
         """Pay what is uncovered by what is open and can be used; the meter is as the newest entry leaves it."""
-        ended = sum(grant.open_credits for grant in self.ended(now))
-        usable = sum(grant.open_credits for grant in self.in_order(now))
+        ended = usable = 0
+        for grant in self.grants.values():
+            if grant.open_credits and grant.is_live(now):
+                usable += grant.open_credits
+            else:
+                ended += grant.open_credits
         for seq, credits_ in self._take(usable - max(0, unspent(meter) - ended), now, to="drawn"):
             grant = self.grants[seq]
             self.grants[seq] = grant._replace(covered_credits=grant.covered_credits + credits_)

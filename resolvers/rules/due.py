@@ -5,7 +5,7 @@ from datetime import datetime
 
 from resolvers.rules.booking import book_due
 from resolvers.rules.commands import Known
-from resolvers.rules.credits import Credits
+from resolvers.rules.credits import Credits, by_meter
 from storage import credit_grants, holds
 from storage.billing_meters import BillingMeterRow
 from storage.engine.transactions import Reader
@@ -40,11 +40,12 @@ async def due_of(reader: Reader, meters: Sequence[BillingMeterRow], now: datetim
     if not late:
         return found
     ids = [meter.id for meter in late]
-    grants, open_ = await credit_grants.usable(reader, ids), await holds.open_of(reader, ids)
+    grants = by_meter(await credit_grants.usable(reader, ids))
+    open_ = by_meter(await holds.open_of(reader, ids))
     for meter in late:
         known = Known(
-            credits=Credits.of(meter, [grant for grant in grants if grant.meter_id == meter.id]),
-            holds={hold.hold_id: hold for hold in open_ if hold.meter_id == meter.id},
+            credits=Credits.of(meter, grants[meter.id]),
+            holds={hold.hold_id: hold for hold in open_[meter.id]},
         )
         booked = [row for row, _ in book_due(meter, known, max(now, meter.updated_at))]
         found.visible[meter.id], found.known[meter.id] = booked[-1] if booked else meter, known

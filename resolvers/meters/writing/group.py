@@ -8,7 +8,7 @@ from resolvers.errors import BillingMeterNotFound, LimitRefusal, Refusal
 from resolvers.meters.writing.lanes import Result, Submission
 from resolvers.rules.booking import Booked, book_due, next_due, settle
 from resolvers.rules.commands import Command, Decision, Known
-from resolvers.rules.credits import BASE, Credits, parts_of
+from resolvers.rules.credits import BASE, Credits, by_meter, parts_of
 from storage import billing_meters, credit_grants, holds, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.engine.long_values import length_left_out
@@ -135,16 +135,15 @@ async def _read_credits(writer: Writer, meters: Mapping[str, LockedMeter], voidi
     grants = await credit_grants.usable(writer, with_grants) if with_grants else []
     if covering := [id_ for id_ in with_grants if id_ in voiding]:
         grants += await credit_grants.covering(writer, covering)
+    named = {(id_, seq) for id_ in with_grants for seq in _named_grants(meters[id_].known, is_voiding=id_ in voiding)}
     # One that is named is read whole: a repeated request is compared with its metadata.
-    have = {(grant.meter_id, grant.seq) for grant in grants if not length_left_out(grant.metadata)}
-    named = {
-        (id_, seq) for id_ in with_grants for seq in _named_grants(meters[id_].known, is_voiding=id_ in voiding)
-    } - have
+    named -= {(grant.meter_id, grant.seq) for grant in (grants if named else ()) if not length_left_out(grant.metadata)}
     if named:
         grants += (await credit_grants.by_seqs(writer, sorted(named))).values()
+    of_meters = by_meter(grants)
     for id_ in {*with_grants, *with_holds}:
         of = meters[id_]
-        of.known.credits = Credits.of(of.meter, [grant for grant in grants if grant.meter_id == id_])
+        of.known.credits = Credits.of(of.meter, of_meters[id_])
     due = [id_ for id_ in with_holds if (at := meters[id_].meter.next_due_at) is not None and at <= meters[id_].now]
     rows = await holds.open_of(writer, due) if due else []
     names = [(id_, key) for id_ in with_holds for kind, key in meters[id_].known.entries if kind is _HOLD]
