@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 import asyncpg
@@ -17,14 +18,15 @@ from resolvers.actor import IMPORT, Scope
 from resolvers.api_keys import create_api_key
 from resolvers.meters.settings import opened_with
 from resolvers.rules.balances import available_bits
-from storage import migrations
-from storage.billing_meters import BillingMeterRow, billing_meters
+from resolvers.rules.commands import newest_entry
+from storage import credit_grants, ledger, migrations
+from storage.billing_meters import BillingMeterRow, MeterName, billing_meters
+from storage.credit_grants import CreditGrantRow
 from storage.customers import customers, folded
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
-from storage.engine.types import json_text
 from storage.ids import BILLING_METER, CUSTOMER
-from storage.ledger import LedgerEntryKind, OverLimitPolicy, ledger_entries
+from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 from storage.tenants import Environment
 from storage.usage import usage_days
 
@@ -36,7 +38,7 @@ USAGE_NAMES = (("tokens",), ("generatedTokens", "tokens"))
 #: How many usage days a customer has.
 DAYS_A_CUSTOMER = DAYS * sum(map(len, USAGE_NAMES))
 
-#: What each meter was granted: more than any run uses.
+#: What each meter was opened with: more than any run uses.
 CREDITS = 10**15
 
 #: How many customers' rows are made and written at once.
@@ -44,22 +46,26 @@ CUSTOMERS_AT_ONCE = 500
 
 Row = tuple[Any, ...]
 
+_columns_of_meter = attrgetter(*billing_meters.c.keys())
+
 
 @dataclass
 class Rows:
-    """Rows of each table, their values in the order of its columns."""
+    """Rows of each table; of customers and usage days their values, in the order of the columns."""
 
     customers: list[Row] = field(default_factory=list)
-    billing_meters: list[Row] = field(default_factory=list)
+    billing_meters: list[BillingMeterRow] = field(default_factory=list)
     usage_days: list[Row] = field(default_factory=list)
-    ledger_entries: list[Row] = field(default_factory=list)
+    ledger_entries: list[LedgerEntryRow] = field(default_factory=list)
+    credit_grants: list[CreditGrantRow] = field(default_factory=list)
 
     async def write(self, writer: Writer) -> None:
         """Write them."""
         await writer.insert_rows(customers, self.customers)
-        await writer.insert_rows(billing_meters, self.billing_meters)
+        await writer.insert_rows(billing_meters, list(map(_columns_of_meter, self.billing_meters)))
         await writer.insert_rows(usage_days, self.usage_days)
-        await writer.insert_rows(ledger_entries, self.ledger_entries)
+        await ledger.insert_entries(writer, self.ledger_entries)
+        await credit_grants.insert_grants(writer, self.credit_grants)
 
 
 async def fill(database_url: str, count: int) -> str:
@@ -112,24 +118,29 @@ def _add_customer(rows: Rows, number: int, made_at: datetime, chance: random.Ran
         )
     )
     for place, usage_names in enumerate(USAGE_NAMES):
-        _add_meter(rows, number * METERS_A_CUSTOMER + place, id_, usage_names, made_at, chance)
+        meter = number * METERS_A_CUSTOMER + place
+        meter_id = _id(BILLING_METER, made_at, meter, chance)
+        meter_name = MeterName(ORG, Environment.LIVE, WORKSPACE, f"meter-{meter}")
+        rows.billing_meters.append(_add_history(rows, meter_id, meter_name, id_, usage_names, made_at, chance))
 
 
-def _add_meter(
-    rows: Rows, number: int, customer_id: str, usage_names: tuple[str, ...], made_at: datetime, chance: random.Random
-) -> None:
-    id_ = _id(BILLING_METER, made_at, number, chance)
-    names = (ORG, Environment.LIVE, WORKSPACE, f"meter-{number}", customer_id, "UTC")
+def _add_history(
+    rows: Rows,
+    id_: str,
+    name: MeterName,
+    customer_id: str | None,
+    usage_names: tuple[str, ...],
+    made_at: datetime,
+    chance: random.Random,
+) -> BillingMeterRow:
+    """Add the usage of a meter and its ledger, and return the meter as they leave it."""
     used, seq = 0, 1
+    bits = available_bits(CREDITS, used, 0)
     opened = BillingMeterRow(
-        *(id_, *names, CREDITS, used, False, None, CREDITS, available_bits(CREDITS, used, 0), seq, made_at, made_at)
+        *(id_, *name, customer_id, "UTC", CREDITS, used, False, None, CREDITS, bits, seq, made_at, made_at)
     )
-    settings = opened_with(opened)
     rows.ledger_entries.append(
-        (
-            *(id_, seq, LedgerEntryKind.OPENING, None, CREDITS, CREDITS, used, CREDITS),
-            *(None, None, None, None, None, None, made_at, IMPORT, None, json_text(settings)),
-        )
+        newest_entry(opened, LedgerEntryKind.OPENING, amount=CREDITS, recorded_by=IMPORT, metadata=opened_with(opened))
     )
     for day, moment in _DAYS:
         for usage_name in usage_names:
@@ -138,21 +149,33 @@ def _add_meter(
             seq += 1
             rows.usage_days.append((id_, day, usage_name, amount))
             rows.ledger_entries.append(
-                (
-                    *(id_, seq, LedgerEntryKind.USAGE, f"{day}-{usage_name}", amount, CREDITS, used, CREDITS),
-                    *(usage_name, day, amount, OverLimitPolicy.REJECT, None, None, moment, IMPORT, None, "{}"),
+                LedgerEntryRow(
+                    id_,
+                    seq,
+                    LedgerEntryKind.USAGE,
+                    f"{day}-{usage_name}",
+                    amount,
+                    CREDITS,
+                    used,
+                    CREDITS,
+                    usage_name,
+                    day,
+                    amount,
+                    OverLimitPolicy.REJECT,
+                    voids_seq=None,
+                    sent_at=None,
+                    recorded_at=moment,
+                    recorded_by=IMPORT,
+                    reason=None,
+                    metadata={},
                 )
             )
-    rows.billing_meters.append(
-        (
-            *(id_, *names, CREDITS, used, False, None, CREDITS, seq),
-            *(made_at, _DAYS[-1][1], available_bits(CREDITS, used, 0)),
-        )
-    )
+    bits = available_bits(CREDITS, used, 0)
+    return opened._replace(used_credits=used, available_bits=bits, last_seq=seq, updated_at=_DAYS[-1][1])
 
 
-#: The days of usage, as both databases take them, each with the moment of its events.
+#: The days of usage, each with the moment of its events.
 _DAYS = [
-    (day.isoformat(), datetime.combine(day, datetime.min.time(), UTC))
+    (day, datetime.combine(day, datetime.min.time(), UTC))
     for day in (TODAY - timedelta(days=back) for back in range(DAYS - 1, -1, -1))
 ]

@@ -5,10 +5,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from statistics import median
 from typing import Annotated
 
@@ -17,7 +15,7 @@ from sqlalchemy import func, select
 
 from benchmarks import m2_record_usage
 from benchmarks.arena import QUICK, Arena, Choice, Customers, Folder, Quick, Seconds, Which, arena, err, run
-from benchmarks.dataset import CREDITS
+from benchmarks.dataset import CREDITS, Rows
 from benchmarks.report import number, table
 from benchmarks.run import verify
 from benchmarks.scenario import ORG, TOLLGATE, WORKSPACE
@@ -27,13 +25,12 @@ from resolvers.meters.grants import GrantCredits
 from resolvers.meters.settings import opened_with
 from resolvers.rules.balances import available_bits
 from resolvers.rules.commands import Decision, Known, newest_entry
-from storage import credit_grants, ids, ledger
+from storage import ids
 from storage.api_keys import api_keys
 from storage.billing_meters import BillingMeterRow, MeterName, billing_meters
-from storage.credit_grants import CreditGrantCategory, CreditGrantRow
+from storage.credit_grants import CreditGrantCategory
 from storage.engine.database import Database
-from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.ledger import LedgerEntryKind
 from storage.tenants import Environment
 
 LOAD = m2_record_usage.SCENARIOS[0]
@@ -116,19 +113,16 @@ async def make(url: str, count: int, ends: datetime) -> None:
     try:
         async with database.read() as reader:
             key_id = (await reader.fetch(select(func.min(api_keys.c.id))))[0][0]
-        made = _meters(count, ends, datetime.now(UTC), key_id)
-        for _ in range(0, count, METERS_AT_ONCE):
-            rows = [row for _, row in zip(range(METERS_AT_ONCE), made, strict=False)]
-            await database.write(partial(_insert, made=rows))
+        for first in range(0, count, METERS_AT_ONCE):
+            numbers = range(first, min(first + METERS_AT_ONCE, count))
+            await database.write(_meters(numbers, ends, datetime.now(UTC), key_id).write)
     finally:
         await database.close()
 
 
-Made = tuple[BillingMeterRow, list[LedgerEntryRow], CreditGrantRow]
-
-
-def _meters(count: int, ends: datetime, now: datetime, key_id: str) -> Iterator[Made]:
-    for number_ in range(count):
+def _meters(numbers: range, ends: datetime, now: datetime, key_id: str) -> Rows:
+    rows = Rows()
+    for number_ in numbers:
         name = MeterName(ORG, Environment.LIVE, WORKSPACE, f"ending-{number_}")
         bits = available_bits(CREDITS, 0, 0)
         meter = BillingMeterRow(
@@ -141,15 +135,10 @@ def _meters(count: int, ends: datetime, now: datetime, key_id: str) -> Iterator[
         decision: Decision = GrantCredits(name, 1_000, *terms, None, {}, "grant", key_id, 1).decide(meter, Known(), now)
         if decision.entry is None or decision.credit_grant is None:
             raise RuntimeError("There is no grant.")
-        granted = decision.billing_meter._replace(next_due_at=ends)
-        yield granted, [opening, decision.entry], decision.credit_grant
-
-
-async def _insert(writer: Writer, made: list[Made]) -> None:
-    columns = [column.name for column in billing_meters.c]
-    await writer.insert_rows(billing_meters, [tuple(getattr(meter, name) for name in columns) for meter, *_ in made])
-    await ledger.insert_entries(writer, [entry for _, entries, _ in made for entry in entries])
-    await credit_grants.insert_grants(writer, [grant for *_, grant in made])
+        rows.billing_meters.append(decision.billing_meter._replace(next_due_at=ends))
+        rows.ledger_entries += [opening, decision.entry]
+        rows.credit_grants.append(decision.credit_grant)
+    return rows
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from resolvers.rules.commands import gateway_key
 from resolvers.values import day_of
 from storage.engine.sqlite import PRAGMAS, WRITER_PRAGMAS
 
@@ -126,7 +127,7 @@ WHERE {_NAMES} AND NOT allow_overages AND total_credits <= {MOST} - $5
 RETURNING id, last_seq, total_credits, used_credits, limit_credits"""  # noqa: S608  # As above.
 
 _REFILL_ENTRY = """
-INSERT INTO ledger_entries (meter_id, seq, kind, amount, total_credits_after, used_credits_after, limit_credits,
+INSERT INTO ledger_entries (meter_id, seq, kind, key, amount, total_credits_after, used_credits_after, limit_credits,
     recorded_at, recorded_by, metadata)
 """
 
@@ -134,13 +135,13 @@ POSTGRESQL_REFILL = f"""
 WITH refill AS ({_REFILL}),
 entry AS (
     {_REFILL_ENTRY}
-    SELECT id, last_seq, 'refill', $5, total_credits, used_credits, limit_credits, $6, $7, '{{}}' FROM refill
+    SELECT id, last_seq, 'refill', $8, $5, total_credits, used_credits, limit_credits, $6, $7, '{{}}' FROM refill
 )
 SELECT * FROM refill
 """  # noqa: S608  # As above.
 
 SQLITE_REFILL = _REFILL
-SQLITE_REFILL_ENTRY = f"{_REFILL_ENTRY} VALUES ($1, $2, 'refill', $3, $4, $5, $6, $7, $8, '{{}}')"
+SQLITE_REFILL_ENTRY = f"{_REFILL_ENTRY} VALUES ($1, $2, 'refill', $3, $4, $5, $6, $7, $8, $9, '{{}}')"
 
 Row = Any
 UsageDay = dict[str, Any]
@@ -225,7 +226,7 @@ class PostgreSQL(Store):
 
     async def refill(self, names: tuple[str, ...], amount: int, key_id: str) -> Row | None:
         """See `Store`."""
-        return await self._pool.fetchrow(POSTGRESQL_REFILL, *names, amount, datetime.now(UTC), key_id)
+        return await self._pool.fetchrow(POSTGRESQL_REFILL, *names, amount, datetime.now(UTC), key_id, gateway_key())
 
     async def close(self) -> None:
         """See `Store`."""
@@ -299,7 +300,8 @@ class SQLite(Store):
         try:
             found = self._execute(SQLITE_REFILL, *names, amount, now)
             for meter_id, seq, total, used, limit in found:
-                self._execute(SQLITE_REFILL_ENTRY, meter_id, seq, amount, total, used, limit, now, key_id)
+                values = (meter_id, seq, gateway_key(), amount, total, used, limit, now, key_id)
+                self._execute(SQLITE_REFILL_ENTRY, *values)
             self._connection.execute("COMMIT")
         except BaseException:
             self._connection.execute("ROLLBACK")

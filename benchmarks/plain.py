@@ -26,6 +26,7 @@ from strawberry.asgi import GraphQL
 from strawberry.dataloader import DataLoader
 from strawberry.schema.config import StrawberryConfig
 
+from resolvers.rules.commands import gateway_key
 from resolvers.values import day_of
 from storage.engine.types import Day, Instant, JsonText
 
@@ -390,7 +391,7 @@ class Mutation:
                 meter.limit_credits = min(meter.limit_credits + input.refill, MOST)
             meter.last_seq += 1
             meter.updated_at = datetime.now(UTC)
-            entry = _entry(context, meter, "refill", input.refill)
+            entry = _entry(context, meter, "refill", input.refill, key=gateway_key())
             context.session.add(entry)
         return RefillBillingMeterSuccess(billing_meter=MeterType.of(meter), entry=EntryType.of(entry))
 
