@@ -11,7 +11,7 @@ import orjson
 from benchmarks.arena import Arena
 from benchmarks.load import Load
 from benchmarks.scenario import Scenario
-from benchmarks.servers import Server
+from benchmarks.servers import Server, takes_part
 
 
 class AnswersDiffer(Exception):
@@ -25,7 +25,7 @@ def check(arena: Arena, scenarios: list[Scenario], servers: list[Server]) -> Non
             continue
         answers = {}
         for server in servers:
-            if server.name in scenario.forms:
+            if takes_part(server.name, scenario):
                 answer = ask(arena.load(scenario, server, 0))
                 # GraphQL has its answer under a name of its own.
                 answers[server.name] = _in_common(answer.get("data", answer))

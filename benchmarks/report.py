@@ -8,7 +8,7 @@ from statistics import median
 from rich.console import Console
 
 from benchmarks.load import Measured
-from benchmarks.scenario import LIMIT, TOLLGATE, Scenario
+from benchmarks.scenario import BEFORE, LIMIT, TOLLGATE, Scenario
 from benchmarks.servers import OTHER_CPUS
 
 Number = float | None
@@ -69,25 +69,30 @@ class Target:
     measure: str
     bound: float
     databases: tuple[str, ...] = ("sqlite", "postgresql")
-    # The bound is a multiple of the limit's.
-    is_ratio: bool = True
+    # Whose figure the bound is a multiple of; None: nobody's.
+    of: str | None = LIMIT
 
     def row(self, results: Sequence[Result], database: str) -> list[str] | None:
         """Return the target's line, or None where the run did not measure it."""
-        found = _find(results, database, self.scenario, TOLLGATE)
-        seen = _ratio(results, found, self.measure) if self.is_ratio else getattr(found, self.measure, None)
+        seen: Number = getattr(_find(results, database, self.scenario, TOLLGATE), self.measure, None)
+        unit = ""
+        if self.of is not None:
+            base = _find(results, database, self.scenario, self.of)
+            seen = _multiple(seen, getattr(base, self.measure, None))
+            unit = f" x {_NAMES[self.of]}"
         if seen is None:
             return None
         is_rate = self.measure == "a_second"
-        unit = " x the limit" if self.is_ratio else ""
         return [
             f"{self.scenario}: {_MEASURES[self.measure]}",
             database,
             f"{'at least' if is_rate else 'at most'} {self.bound:,g}{unit}",
-            f"{seen:,.2f}{unit}" if self.is_ratio else f"{seen:,.0f}",
+            f"{seen:,.0f}" if self.of is None else f"{seen:,.2f}{unit}",
             "yes" if (seen >= self.bound if is_rate else seen <= self.bound) else "no",
         ]
 
+
+_NAMES = {LIMIT: "the limit", BEFORE: "before"}
 
 _MEASURES = {"server_us": "CPU of the server", "both_us": "CPU of server and database", "a_second": "a second"}
 
@@ -100,9 +105,17 @@ TARGETS = [
     Target("M2, 16 clients", "server_us", 5),
     Target("M2, 64 clients", "a_second", 1.5, ("sqlite",)),
     Target("M2, 64 clients, one hot meter", "a_second", 1.5, ("postgresql",)),
-    Target("M3, 2 clients", "a_second", 12_000, is_ratio=False),
-    Target("I1, tollgate import", "a_second", 20_000, ("sqlite",), is_ratio=False),
-    Target("I1, tollgate import", "a_second", 10_000, ("postgresql",), is_ratio=False),
+    Target("M3, 2 clients", "a_second", 12_000, of=None),
+    Target("I1, tollgate import", "a_second", 20_000, ("sqlite",), of=None),
+    Target("I1, tollgate import", "a_second", 10_000, ("postgresql",), of=None),
+    # What a meter costs that has neither grants nor holds, beside a release that knows none.
+    *[
+        Target(scenario, "both_us", 1.05, of=BEFORE)
+        for scenario in (
+            *("Q1, 16 clients", "M1, 16 clients", "M2, 16 clients", "M2, 64 clients"),
+            *("M2, 64 clients, one hot meter", "M3, 2 clients"),
+        )
+    ],
 ]
 
 
@@ -155,5 +168,8 @@ def _find(results: Sequence[Result], database: str, scenario: str, contestant: s
 def _ratio(results: Sequence[Result], result: Result | None, measure: str) -> Number:
     """Return the result's multiple of the limit's, or None where there is no limit."""
     limit = result and _find(results, result.database, result.scenario, LIMIT)
-    seen, bound = (getattr(each, measure, None) for each in (result, limit))
-    return seen / bound if seen is not None and bound else None
+    return _multiple(getattr(result, measure, None), getattr(limit, measure, None))
+
+
+def _multiple(seen: Number, base: Number) -> Number:
+    return seen / base if seen is not None and base else None

@@ -43,8 +43,8 @@ from benchmarks.arena import (
 )
 from benchmarks.dataset import fill
 from benchmarks.report import Result, medians, show, show_targets
-from benchmarks.scenario import BEFORE, TOLLGATE, Scenario, asked_as
-from benchmarks.servers import COMMANDS, Server, add_before, environment
+from benchmarks.scenario import BEFORE, TOLLGATE, Scenario
+from benchmarks.servers import COMMANDS, Server, add_before, environment, takes_part
 
 SCENARIOS = [
     *q1_meter.SCENARIOS,
@@ -101,7 +101,7 @@ def compare(at: Arena, scenarios: list[Scenario], contestants: list[str], rounds
     with at.serving(*contestants) as servers:
         answers.check(at, scenarios, servers)
         for scenario in scenarios:
-            taking_part = [server for server in servers if asked_as(server.name) in scenario.forms]
+            taking_part = [server for server in servers if takes_part(server.name, scenario)]
             measured = in_turn(rounds, [partial(at.measure, scenario, server, seconds) for server in taking_part])
             found = [
                 medians(at.kind, scenario, server.name, each)

