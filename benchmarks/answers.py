@@ -35,12 +35,11 @@ def check(arena: Arena, scenarios: list[Scenario], servers: list[Server]) -> Non
 
 
 def ask(load: Load) -> Any:
-    """Send one request of the load, the same one each time, and return what its body says."""
+    """Send the first request of the load, the same one each time, and return what its body says."""
     connection = http.client.HTTPConnection("127.0.0.1", load.port, timeout=60)
-    body = load.body(random.Random("the same for all"), itertools.count())  # noqa: S311  # Not a secret.
-    connection.request(
-        "POST", load.path, body, {"authorization": f"Bearer {load.key}", "content-type": "application/json"}
-    )
+    body, *_ = load.bodies(random.Random("the same for all"), itertools.count())  # noqa: S311  # Not a secret.
+    headers = {"authorization": f"Bearer {load.key}", "content-type": "application/json"}
+    connection.request("POST", load.parts[0].path, body, headers)
     answer = orjson.loads(connection.getresponse().read())
     connection.close()
     return answer

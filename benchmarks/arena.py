@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from benchmarks.dataset import fill
-from benchmarks.load import Load, Measured
+from benchmarks.load import Load, Measured, Part
 from benchmarks.scenario import BEFORE, METERS_A_CUSTOMER, Scenario, asked_as
 from benchmarks.servers import (
     OTHER_CPUS,
@@ -99,17 +99,13 @@ class Arena:
 
     def load(self, scenario: Scenario, server: Server, seconds: float) -> Load:
         """Return what is sent to the server."""
-        form = scenario.forms[asked_as(server.name)]
-        meters = self.customers * METERS_A_CUSTOMER
+        asked = [(request.forms[asked_as(server.name)], request.item) for request in scenario.requests]
+        meters = self.customers * METERS_A_CUSTOMER // scenario.one_in
         return Load(
             port=server.port,
-            path=form.path,
             key=server.key,
-            head=form.head,
-            item=scenario.item,
-            tail=form.tail,
+            parts=[Part(form.path, form.head, item, form.tail, form.expect) for form, item in asked],
             items=scenario.items,
-            expect=form.expect,
             meters=min(scenario.meters or meters, meters),
             prefix=secrets.token_hex(4),
             clients=scenario.clients,

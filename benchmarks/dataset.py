@@ -1,7 +1,7 @@
-"""The data set: customers with two meters each, and sixty days of usage that end today.
+"""The data set: customers with two meters each, meters with credit grants, and sixty days of usage that end today.
 
 What is drawn comes from a fixed seed, so that all runs of a day have the same rows. They keep every rule: an event a
-usage day, whose ledger entry carries the totals after it, so that `tollgate verify` passes.
+usage day, whose ledger entry carries the totals after it, and a ledger entry a grant, so that `tollgate verify` passes.
 """
 
 import random
@@ -13,15 +13,17 @@ from typing import Any
 
 import asyncpg
 
-from benchmarks.scenario import METERS_A_CUSTOMER, ORG, TODAY, WORKSPACE
+from benchmarks.scenario import METERS_A_CUSTOMER, METERS_A_GRANTED, ORG, TODAY, WORKSPACE
 from resolvers.actor import IMPORT, Scope
 from resolvers.api_keys import create_api_key
+from resolvers.meters.grants import GrantCredits
 from resolvers.meters.settings import opened_with
 from resolvers.rules.balances import available_bits
-from resolvers.rules.commands import newest_entry
+from resolvers.rules.booking import next_due
+from resolvers.rules.commands import Known, newest_entry
 from storage import credit_grants, ledger, migrations
 from storage.billing_meters import BillingMeterRow, MeterName, billing_meters
-from storage.credit_grants import CreditGrantRow
+from storage.credit_grants import CreditGrantCategory, CreditGrantRow
 from storage.customers import customers, folded
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
@@ -35,14 +37,17 @@ DAYS = 60
 #: The usage names of a customer's meters, `METERS_A_CUSTOMER` of them: one and a half a meter.
 USAGE_NAMES = (("tokens",), ("generatedTokens", "tokens"))
 
-#: How many usage days a customer has.
-DAYS_A_CUSTOMER = DAYS * sum(map(len, USAGE_NAMES))
+#: How many usage days there are for each customer: those of its meters, and its part of those of meters with grants.
+DAYS_A_CUSTOMER = DAYS * sum(map(len, USAGE_NAMES)) * (METERS_A_GRANTED + 1) // METERS_A_GRANTED
 
 #: What each meter was opened with: more than any run uses.
 CREDITS = 10**15
 
-#: How many customers' rows are made and written at once.
-CUSTOMERS_AT_ONCE = 500
+#: How many grants a meter with grants has, and the credits of each: also more than any run uses.
+GRANTS, GRANTED = 10, 10**12
+
+#: How many customers' rows are made and written at once, and how many meters with grants.
+CUSTOMERS_AT_ONCE = METERS_AT_ONCE = 500
 
 Row = tuple[Any, ...]
 
@@ -73,10 +78,11 @@ async def fill(database_url: str, count: int) -> str:
     database = Database(database_url, wait_seconds=600)
     try:
         await migrations.upgrade(database)
-        _, key = await create_api_key(
-            database, org_id=ORG, environment=Environment.LIVE, scopes=tuple(Scope), now=datetime.now(UTC)
+        now = datetime.now(UTC)
+        row, key = await create_api_key(
+            database, org_id=ORG, environment=Environment.LIVE, scopes=tuple(Scope), now=now
         )
-        for rows in data_set(count):
+        for rows in data_set(count, row.id, now):
             await database.write(rows.write)
     finally:
         await database.close()
@@ -92,14 +98,25 @@ async def _vacuum(database: Database) -> None:
     await connection.close()
 
 
-def data_set(count: int) -> Iterator[Rows]:
-    """Return the rows of so many customers, in portions that fit into memory."""
+def data_set(count: int, key_id: str, now: datetime) -> Iterator[Rows]:
+    """Return the rows of so many customers, in portions that fit into memory. The key has made the grants, now."""
     chance = random.Random("tollgate")  # noqa: S311  # Invented usage, not a secret.
     made_at = datetime.combine(TODAY - timedelta(days=DAYS), datetime.min.time(), UTC)
     for first in range(0, count, CUSTOMERS_AT_ONCE):
         rows = Rows()
         for number in range(first, min(first + CUSTOMERS_AT_ONCE, count)):
             _add_customer(rows, number, made_at, chance)
+        yield rows
+    meters = count * METERS_A_CUSTOMER
+    granted = meters // METERS_A_GRANTED
+    for first in range(0, granted, METERS_AT_ONCE):
+        rows = Rows()
+        for number in range(first, min(first + METERS_AT_ONCE, granted)):
+            id_ = _id(BILLING_METER, made_at, meters + number, chance)
+            name = MeterName(ORG, Environment.LIVE, WORKSPACE, f"granted-{number}")
+            usage_names = USAGE_NAMES[number % METERS_A_CUSTOMER]
+            meter = _add_history(rows, id_, name, None, usage_names, made_at, chance)
+            rows.billing_meters.append(_with_grants(rows, meter, key_id, now))
         yield rows
 
 
@@ -172,6 +189,30 @@ def _add_history(
             )
     bits = available_bits(CREDITS, used, 0)
     return opened._replace(used_credits=used, available_bits=bits, last_seq=seq, updated_at=_DAYS[-1][1])
+
+
+def _with_grants(rows: Rows, meter: BillingMeterRow, key_id: str, now: datetime) -> BillingMeterRow:
+    """Add the grants of a meter and their entries, and return the meter with them.
+
+    They are not used in the order in which they were made, some before the base and some after it; a third of them has
+    no end.
+    """
+    name, known = MeterName._make(getattr(meter, field) for field in MeterName._fields), Known()
+    for number in range(GRANTS):
+        terms = (
+            10 * ((7 * number + 3) % GRANTS),
+            list(CreditGrantCategory)[number % 2],
+            None if number % 3 == 0 else now + timedelta(days=400 - number),
+        )
+        decision = GrantCredits(name, GRANTED, *terms, None, {}, f"grant-{number}", key_id, GRANTS).decide(
+            meter, known, now
+        )
+        if decision.entry is None or decision.credit_grant is None:
+            raise RuntimeError("There is no grant.")
+        meter = decision.billing_meter
+        rows.ledger_entries.append(decision.entry)
+        rows.credit_grants.append(decision.credit_grant)
+    return meter._replace(next_due_at=next_due(meter, known))
 
 
 #: The days of usage, each with the moment of its events.

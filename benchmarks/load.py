@@ -29,20 +29,28 @@ LEAST_ANSWERS = 5
 LONGEST_SECONDS = 60
 
 
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What to send, and for how long. The body of a request is `head`, its items with commas between, `tail`."""
+@dataclass(frozen=True)
+class Part:
+    """One of the requests that a client sends in turn: its body is `head`, its items with commas between, `tail`."""
 
-    port: int
     path: str
-    key: str
     head: str
-    # May have `%(meter)d`, `%(customer)d` and `%(event)s`, which are filled in anew for every item.
+    # May have `%(meter)d`, `%(customer)d` and `%(event)s`, which are filled in anew for every item, and the same in all
+    # parts.
     item: str
     tail: str
-    items: int
     # A successful answer has status 200, this text once an item, and no `"errors"`.
     expect: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What to send, and for how long."""
+
+    port: int
+    key: str
+    parts: list[Part]
+    items: int
     meters: int
     prefix: str
     clients: int
@@ -52,20 +60,27 @@ class Load:
     server: int
     database: int | None
 
-    def body(self, chance: random.Random, numbers: Iterator[int]) -> str:
-        """Return the body of the next request, whose events are named by the next numbers."""
-        items = []
+    @classmethod
+    def read(cls, text: str) -> "Load":
+        """Return the load that was written as JSON."""
+        values = orjson.loads(text)
+        return cls(**values | {"parts": [Part(**part) for part in values["parts"]]})
+
+    def bodies(self, chance: random.Random, numbers: Iterator[int]) -> list[str]:
+        """Return the body of the next request of each part, whose events are named by the next numbers."""
+        drawn = []
         for _ in range(self.items):
             meter = int(chance.random() * self.meters)
             event = f"{self.prefix}-{next(numbers)}"
-            items.append(self.item % {"meter": meter, "customer": meter // METERS_A_CUSTOMER, "event": event})
-        return self.head + ",".join(items) + self.tail
+            drawn.append({"meter": meter, "customer": meter // METERS_A_CUSTOMER, "event": event})
+        return [part.head + ",".join([part.item % values for values in drawn]) + part.tail for part in self.parts]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What came of it. Times are of the part after the warm-up; CPU times are in seconds."""
+    """What came of it. Times are of what came after the warm-up; CPU times are in seconds."""
 
+    # A request of each part counts as one.
     requests: int
     seconds: float
     p50_ms: float
@@ -86,23 +101,24 @@ class Run:
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self.expect = load.expect.encode()
+        self.expects = [part.expect.encode() for part in load.parts]
         self.latencies: list[float] = []
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: Exception | None = None
         self.next_answer = asyncio.Event()
-        self.next_request = self._requests().__next__
+        self.next_requests = self._requests().__next__
 
-    def _requests(self) -> Iterator[bytes]:
+    def _requests(self) -> Iterator[list[bytes]]:
         load = self.load
-        head = (
-            f"POST {load.path} HTTP/1.1\r\nhost: benchmark\r\nauthorization: Bearer {load.key}\r\n"
+        heads = [
+            f"POST {part.path} HTTP/1.1\r\nhost: benchmark\r\nauthorization: Bearer {load.key}\r\n"
             "content-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        )
+            for part in load.parts
+        ]
         chance, numbers = random.Random(load.prefix), itertools.count()  # noqa: S311  # Not a secret.
         while True:
-            body = load.body(chance, numbers)
-            yield (head % len(body) + body).encode()
+            bodies = load.bodies(chance, numbers)
+            yield [(head % len(body) + body).encode() for head, body in zip(heads, bodies, strict=True)]
 
     async def answers_for(self, seconds: float, *, at_least: int) -> None:
         """Let the connections run that long, and on to an answer, and until there are so many more answers."""
@@ -114,14 +130,17 @@ class Run:
             if len(self.latencies) >= enough:
                 return
 
-    def answered(self, answer: bytes, seconds: float) -> None:
-        """Check one answer and keep its time."""
+    def check(self, answer: bytes, part: int) -> None:
+        """Check one answer to a request of this part."""
         if not (
             answer.startswith(b"HTTP/1.1 200")
-            and answer.count(self.expect) == self.load.items
+            and answer.count(self.expects[part]) == self.load.items
             and b'"errors"' not in answer
         ):
             self.fail(WrongAnswer(answer[:2000].decode(errors="replace")))
+
+    def answered(self, seconds: float) -> None:
+        """Keep how long it took until a request of each part was answered."""
         self.latencies.append(seconds)
         self.next_answer.set()
 
@@ -140,6 +159,8 @@ class Connection(asyncio.Protocol):
         self._run = run
         self._answer = b""
         self._length = 0
+        self._requests: list[bytes] = []
+        self._part = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
@@ -157,10 +178,15 @@ class Connection(asyncio.Protocol):
             start = self._answer.lower().find(b"content-length: ") + 16
             self._length = end + 4 + int(self._answer[start : self._answer.find(b"\r\n", start)])
         if len(self._answer) >= self._length:
-            self._run.answered(self._answer, time.perf_counter() - self._sent_at)
+            self._run.check(self._answer, self._part)
             self._answer = b""
             self._length = 0
-            self._send()
+            self._part += 1
+            if self._part < len(self._requests):
+                self._transport.write(self._requests[self._part])
+            else:
+                self._run.answered(time.perf_counter() - self._sent_at)
+                self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that this client is gone."""
@@ -173,8 +199,9 @@ class Connection(asyncio.Protocol):
         if self._run.over.done():
             self._transport.close()
             return
+        self._requests, self._part = self._run.next_requests(), 0
         self._sent_at = time.perf_counter()
-        self._transport.write(self._run.next_request())
+        self._transport.write(self._requests[0])
 
 
 def cpu_seconds(pid: int | None) -> float:
@@ -253,7 +280,7 @@ async def run(load: Load) -> Measured:
 
 def main() -> None:
     """Run one load."""
-    load = Load(**orjson.loads(sys.argv[1]))
+    load = Load.read(sys.argv[1])
     try:
         measured = uvloop.run(run(load))
     except (WrongAnswer, OSError, TimeoutError) as error:

@@ -17,6 +17,7 @@ import typer
 
 from benchmarks import (
     answers,
+    h1_hold,
     i1_import,
     m1_refill,
     m2_record_usage,
@@ -53,6 +54,7 @@ SCENARIOS = [
     *m1_refill.SCENARIOS,
     *m2_record_usage.SCENARIOS,
     *m3_record_usage_batch.SCENARIOS,
+    *h1_hold.SCENARIOS,
 ]
 IMPORT = "I1, tollgate import"
 

@@ -17,10 +17,16 @@ TODAY = datetime.now(UTC).date()
 
 METERS_A_CUSTOMER = 2
 
+#: For so many meters there is one that has credit grants besides.
+METERS_A_GRANTED = 20
+
 #: A meter's names, as they stand in a body; `%(meter)d` is filled in by the load generator.
 NAMES = f'"workspaceId":"{WORKSPACE}","externalMeterId":"meter-%(meter)d"'
+GRANTED_NAMES = NAMES.replace("meter-", "granted-")
 
-EVENT = f'{{{NAMES},"eventId":"%(event)s","amount":"1","usageName":"tokens"}}'
+_AMOUNT = '"amount":"1","usageName":"tokens"'
+EVENT = f'{{{NAMES},"eventId":"%(event)s",{_AMOUNT}}}'
+GRANTED_EVENT = f'{{{GRANTED_NAMES},"eventId":"%(event)s",{_AMOUNT}}}'
 
 #: Thirty days of usage, as they stand in a body.
 DAYS = f'"from":"{TODAY - timedelta(days=29)}","to":"{TODAY}"'
@@ -52,6 +58,14 @@ class Form:
         return cls("/graphql", expect, f'{{"query":"{" ".join(query.split())}","variables":{head}', f"{tail}}}")
 
 
+@dataclass(frozen=True)
+class Request:
+    """One kind of request, in the form of each contestant that takes part."""
+
+    forms: dict[str, Form]
+    item: str = EVENT
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """One line of the table."""
@@ -61,10 +75,19 @@ class Scenario:
     clients: int
     item: str = EVENT
     items: int = 1
-    # How many of the meters are asked for, at random; None: all.
+    # How many of the meters are asked for, at random; None: all. One in so many of them.
     meters: int | None = None
+    one_in: int = 1
+    # What a client sends after each answer, about the same meters and events: the two are measured as one.
+    then: Request | None = None
     # A query, whose answers the contestants must give alike; what a write answers depends on those before it.
     is_query: bool = False
+
+    @property
+    def requests(self) -> list[Request]:
+        """What a client sends, one after the other."""
+        first = Request(self.forms, self.item)
+        return [first] if self.then is None else [first, self.then]
 
 
 def asked_as(contestant: str) -> str:

@@ -3,7 +3,7 @@
 The same handlers as the limit's, over `resolvers.meters`.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from resolvers.actor import Actor
 from resolvers.errors import Refusal
+from resolvers.meters.holds import commit_hold, hold_credits
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.rules.balances import available_credits
 from resolvers.rules.commands import Decision
@@ -38,7 +39,12 @@ def create_app() -> Starlette:
             await services.close()
 
     return Starlette(
-        routes=[Route("/record", record, methods=["POST"]), Route("/batch", batch, methods=["POST"])],
+        routes=[
+            Route("/record", record, methods=["POST"]),
+            Route("/batch", batch, methods=["POST"]),
+            Route("/hold", hold, methods=["POST"]),
+            Route("/commit", commit, methods=["POST"]),
+        ],
         lifespan=lifespan,
     )
 
@@ -60,6 +66,35 @@ async def batch(request: Request) -> Response:
     return Response(orjson.dumps([_result(result) for result in results]), media_type="application/json")
 
 
+async def hold(request: Request) -> Response:
+    """Hold credits."""
+    return await _change(request, hold_credits)
+
+
+async def commit(request: Request) -> Response:
+    """Commit a hold."""
+    return await _change(request, commit_hold)
+
+
+async def _change(request: Request, change: Callable[..., Awaitable[Decision]]) -> Response:
+    services: Services = request.app.state.services
+    actor = await authenticate(request.scope, services.api_keys)
+    values = orjson.loads(await request.body())
+    usage_name = {"usage_name": values["usageName"]} if "usageName" in values else {}
+    try:
+        result: Decision | Refusal = await change(
+            services.context(actor),
+            workspace_id=values["workspaceId"],
+            external_meter_id=values["externalMeterId"],
+            hold_id=values["holdId"],
+            amount=parse_amount(values["amount"]),
+            **usage_name,
+        )
+    except Refusal as refusal:
+        result = refusal
+    return Response(orjson.dumps(_result(result)), media_type="application/json")
+
+
 def _event(actor: Actor, values: dict[str, Any]) -> RecordUsage:
     return RecordUsage.of(
         actor,
@@ -76,7 +111,8 @@ def _result(result: Decision | Refusal) -> dict[str, Any]:
         return {"code": result.code}
     meter = result.billing_meter
     available = available_credits(meter.limit_credits, meter.used_credits, meter.held_credits)
-    return {
+    hold = {} if result.hold is None else {"hold": {"amount": str(result.hold.amount)}}
+    return hold | {
         "accepted": str(result.accepted),
         "replayed": result.replayed,
         "entry": {"seq": result.entry.seq if result.entry is not None else None},
