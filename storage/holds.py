@@ -18,7 +18,6 @@ from sqlalchemy import (
     bindparam,
     literal_column,
     select,
-    text,
     update,
 )
 
@@ -37,8 +36,6 @@ class HoldState(Word):
     RELEASED = "released"
     EXPIRED = "expired"
 
-
-_IS_OPEN = text("state = 'open'")
 
 # Partitioned by the meter's id and without a foreign key to the meter, as `ledger_entries` is, for the same reasons.
 holds = Table(
@@ -64,8 +61,8 @@ holds = Table(
     PrimaryKeyConstraint("meter_id", "seq"),
     # Serves a hold by its caller's name.
     UniqueConstraint("meter_id", "hold_id"),
-    # Serves a meter's open holds.
-    Index("holds_open_idx", "meter_id", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
+    # Serves a meter's open holds, and its holds of a state, newest first.
+    Index(None, "meter_id", "state", "seq"),
     postgresql_partition_by="HASH (meter_id)",
 )
 
@@ -163,28 +160,32 @@ async def by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tup
 
 
 @lru_cache(maxsize=256)
-def _pages(dialect: str, page: Page, state: HoldState | None) -> Prepared:
-    if state is None:
-        return numbered_pages(dialect, holds, page, columns=_PAGE_COLUMNS)
-    is_over = holds.c.expires_at <= bindparam("now", type_=holds.c.expires_at.type)
-    is_open = holds.c.state == literal_column("'open'")
-    conditions = {
-        HoldState.OPEN: is_open & ~is_over,
-        # What is due and not yet written counts as if it were.
-        HoldState.EXPIRED: (holds.c.state == literal_column("'expired'")) | (is_open & is_over),
-    }
-    condition = conditions.get(state, holds.c.state == literal_column(f"'{state.value}'"))
-    return numbered_pages(dialect, holds, page, condition, columns=_PAGE_COLUMNS)
+def _pages(dialect: str, page: Page, *, state: HoldState | None, is_over: bool | None) -> Prepared:
+    conditions = [] if state is None else [holds.c.state == literal_column(f"'{state.value}'")]
+    if is_over is not None:
+        ends = holds.c.expires_at
+        moment = bindparam("now", type_=ends.type)
+        conditions.append(ends <= moment if is_over else ends > moment)
+    return numbered_pages(dialect, holds, page, *conditions, columns=_PAGE_COLUMNS)
 
 
 async def pages_by_meters(
     reader: Reader, meter_ids: Sequence[str], page: Page, state: HoldState | None, *, now: datetime
 ) -> dict[str, list[HoldRow]]:
-    """Return one page of the holds of each meter, and one more row where there is one, by meter id."""
+    """Return one page of the holds of each meter, and one more row where there is one, by meter id.
+
+    What is due and not yet written counts as if it were.
+    """
     moment = now.isoformat() if reader.dialect == "sqlite" else now
     wanted = keys([[id_] for id_ in meter_ids]) | page.parameters | {"now": moment}
+    is_open = state is HoldState.OPEN
+    statements = [_pages(reader.dialect, page.shape, state=state, is_over=False if is_open else None)]
+    if state is HoldState.EXPIRED:
+        # By one statement with both conditions the database would read all holds of the meter.
+        statements.append(_pages(reader.dialect, page.shape, state=HoldState.OPEN, is_over=True))
+    rows = [HoldRow._make(row) for statement in statements for row in await reader.run(statement, wanted)]
     found: dict[str, list[HoldRow]] = {id_: [] for id_ in meter_ids}
-    rows = await reader.run(_pages(reader.dialect, page.shape, state), wanted)
-    for row in sorted(map(HoldRow._make, rows), key=attrgetter("seq"), reverse=not page.backward):
-        found[row.meter_id].append(row)
+    for row in sorted(rows, key=attrgetter("seq"), reverse=not page.backward):
+        if len(found[row.meter_id]) <= page.limit:
+            found[row.meter_id].append(row)
     return found

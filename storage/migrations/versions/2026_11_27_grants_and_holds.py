@@ -95,7 +95,7 @@ def upgrade() -> None:
     for index, table, condition in (
         ("credit_grants_usable_idx", "credit_grants", "open_credits > 0 OR pinned_credits > 0"),
         ("credit_grants_covered_idx", "credit_grants", "covered_credits > 0"),
-        ("holds_open_idx", "holds", "state = 'open'"),
     ):
         where = sa.text(condition)
         op.create_index(index, table, ["meter_id"], sqlite_where=where, postgresql_where=where)
+    op.create_index("holds_meter_id_state_seq_idx", "holds", ["meter_id", "state", "seq"])
