@@ -568,6 +568,19 @@ async def test_a_grant_that_is_not_live_is_not_changed(gateway: Gateway) -> None
                 }
 
 
+async def test_what_each_hold_frees_covers_before_the_next_is_freed(gateway: Gateway) -> None:
+    """Two holds end at one moment, and the order of use has changed since they reserved."""
+    walk = Walk(gateway)
+    assert await walk.take(
+        "meter 10 overages; grant p 10 p10; hold h 10 60s; hold i 10 60s; update p p90;"
+        " use e 10 FORCE; wait 60; use f 1"
+    ) == (
+        "GRANT 10 p; HOLD 10 h: p 10; HOLD 10 i: base 10; GRANT_CHANGED 0 p; USAGE 10;"
+        " HOLD_EXPIRY 10 h; HOLD_EXPIRY 10 i; USAGE 1: base 1"
+    )
+    await walk.check()
+
+
 async def test_a_meter_has_at_most_so_many_live_grants(migrated_url: str) -> None:
     async with gateway_on(migrated_url, max_live_grants=3) as gateway:
         walk = Walk(gateway)

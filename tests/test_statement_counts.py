@@ -54,6 +54,7 @@ PLAIN = "meter 100; use known 1"
 GRANTED = f"{PLAIN}; grant a 10 p1; grant b 10 p2; use old 1"
 HELD = f"{PLAIN}; hold h 5; hold g 5"
 BOTH = f"{GRANTED}; hold h 5; hold g 5"
+OVER = "meter 10 overages; use known 20; grant a 5 p1"
 DUE = f"{PLAIN}; grant a 10 60s; hold h 5 60s; grant b 10 60s; hold i 20 60s; wait 60"
 
 #: By what is there before: steps with how many statements each takes.
@@ -64,8 +65,8 @@ COMMANDS = {
     GRANTED: {
         "use e 1": 7,
         "use e 15": 7,
-        # It also reads those that covered usage, and by their numbers those that the event drew and are used up.
-        "void old": 9,
+        # It also reads by their numbers those that the event drew and are used up.
+        "void old": 8,
         "refill 1": 5,
         "overages on": 5,
         "grant x 1": 6,
@@ -76,7 +77,9 @@ COMMANDS = {
     },
     # A hold's meter looks the ids of events up among its holds, by the statement that looks up the events.
     HELD: {"use e 1": 5, "hold x 1": 5, "commit h 3": 7, "commit h 9": 7, "release h": 6, "extend h 1000s": 5},
-    BOTH: {"use e 1": 7, "commit h 3": 9, "release h": 8, "void known": 8},
+    BOTH: {"use e 1": 7, "commit h 3": 9, "release h": 8, "void known": 7},
+    # Of an event that no credit had paid, those that have covered usage since.
+    OVER: {"use e 1": 6, "void known": 9},
     # What is due is booked by the same statements, with those that read and close the holds.
     DUE: {"use e 1": 9, "refill 1": 8},
 }

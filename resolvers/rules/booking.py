@@ -41,14 +41,21 @@ def book_due(meter: BillingMeterRow, known: Known, now: datetime) -> Iterator[Bo
 
     At one moment first the holds expire, in the order in which they were made, then the grants end, in that of use.
     """
-    while (due := next_due(meter, known)) is not None and due <= now:
-        for hold in _expiring(known, due):
-            meter, entry = close_hold(meter, known, hold, HoldState.EXPIRED, due, recorded_by=BY_TIME)
+    credits_, holds = known.credits_of(meter), _expiring(known, now)
+    while True:
+        moment, end = holds[-1].expires_at if holds else None, credits_.next_end()
+        if end is not None and (moment is None or end < moment):
+            moment = end
+        if moment is None or moment > now:
+            return
+        while holds and holds[-1].expires_at <= moment:
+            meter, entry = close_hold(meter, known, holds.pop(), HoldState.EXPIRED, moment, recorded_by=BY_TIME)
+            # What it has freed covers before the next one frees what may come first in the order of use.
+            credits_.cover(meter, moment)
             yield meter, entry
-        for booked in settle(meter, known, due):
+        for booked in settle(meter, known, moment):
             meter, _ = booked
             yield booked
-        meter = meter._replace(next_due_at=None)
 
 
 def close_hold(
@@ -98,6 +105,7 @@ def next_due(meter: BillingMeterRow, known: Known) -> datetime | None:
     return min(ends if end is None else [*ends, end], default=None)
 
 
-def _expiring(known: Known, moment: datetime) -> list[HoldRow]:
-    due = [hold for hold in known.holds.values() if hold.state is HoldState.OPEN and hold.expires_at <= moment]
-    return sorted(due, key=lambda hold: hold.seq)
+def _expiring(known: Known, now: datetime) -> list[HoldRow]:
+    """Return the open holds that are over, the last to expire first."""
+    due = [hold for hold in known.holds.values() if hold.state is HoldState.OPEN and hold.expires_at <= now]
+    return sorted(due, key=lambda hold: (hold.expires_at, hold.seq), reverse=True)

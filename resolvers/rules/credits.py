@@ -5,7 +5,7 @@ The opening and the refills of a meter are its base, which takes part like a gra
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -23,6 +23,7 @@ BASE = 0
 #: Credits taken from or given to each of some grants, in order: [seq of the grant or `BASE`, credits].
 Draws = list[list[int]]
 
+_EVER = datetime.min.replace(tzinfo=UTC)
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -97,10 +98,21 @@ def by_meter(rows: Iterable[R]) -> defaultdict[str, list[R]]:
 
 @dataclass(slots=True)
 class Credits:
-    """The base and the grants of a meter, by `seq`, while commands are decided."""
+    """The base and the grants of a meter, by `seq`, while commands are decided.
+
+    What is open of all, their order and the next end are kept, so that a debit takes no longer for the grants that it
+    does not touch.
+    """
 
     grants: dict[int, CreditGrantRow]
     changed: set[int] = field(default_factory=set)
+    _open_credits: int = field(init=False)
+    _order: list[int] | None = field(init=False, default=None)
+    _first_end: datetime | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Add up what is open."""
+        self._open_credits = sum(grant.open_credits for grant in self.grants.values())
 
     @classmethod
     def of(cls, meter: BillingMeterRow, grants: Iterable[CreditGrantRow]) -> "Credits":
@@ -110,11 +122,22 @@ class Credits:
         open_credits = max(0, unspent(meter) - sum(grant.open_credits for grant in by_seq.values()))
         return cls({BASE: base_of(meter, open_credits)} | by_seq)
 
-    def in_order(self, now: datetime) -> list[CreditGrantRow]:
+    def in_order(self, now: datetime) -> Iterator[CreditGrantRow]:
         """Return what is open and can be used, in the order of use."""
-        return sorted(
-            (grant for grant in self.grants.values() if grant.open_credits and grant.is_live(now)), key=order_of_use
-        )
+        if self._order is None:
+            self._order = [grant.seq for grant in sorted(self.grants.values(), key=order_of_use)]
+        for seq in self._order:
+            grant = self.grants[seq]
+            if grant.open_credits and grant.is_live(now):
+                yield grant
+
+    def add(self, grant: CreditGrantRow) -> None:
+        """Take a grant that has just been made or changed."""
+        before = self.grants.get(grant.seq)
+        self.grants[grant.seq] = grant
+        self.changed.add(grant.seq)
+        self._open_credits += grant.open_credits - (0 if before is None else before.open_credits)
+        self._order = self._first_end = None
 
     def _change(self, seq: int, *, to: str, credits_: int, from_: str = "") -> None:
         """Move credits of a grant from one of its sums to another one."""
@@ -122,19 +145,22 @@ class Credits:
         sums = {f"{to}_credits": getattr(grant, f"{to}_credits") + credits_}
         if from_:
             sums[f"{from_}_credits"] = getattr(grant, f"{from_}_credits") - credits_
-        self.grants[seq] = grant._replace(**sums)
+        self.grants[seq] = changed = grant._replace(**sums)
         self.changed.add(seq)
+        self._open_credits += changed.open_credits - grant.open_credits
+        if bool(changed.open_credits) != bool(grant.open_credits):
+            self._first_end = None
 
     def _take(self, amount: int, now: datetime, *, to: str) -> Draws:
         """Move open credits, up to the amount, in the order of use."""
         taken: Draws = []
         for grant in self.in_order(now) if amount > 0 else ():
-            if not amount:
-                break
             some = min(amount, grant.open_credits)
             self._change(grant.seq, from_="open", to=to, credits_=some)
             taken.append([grant.seq, some])
             amount -= some
+            if not amount:
+                break
         return taken
 
     def draw(self, amount: int, now: datetime) -> Draws:
@@ -166,15 +192,11 @@ class Credits:
             if seq != BASE
         )
 
-    def add(self, grant: CreditGrantRow) -> None:
-        """Take a grant that has just been made or changed."""
-        self.grants[grant.seq] = grant
-        self.changed.add(grant.seq)
-
     def refill(self, credits_: int) -> None:
         """Add to the base."""
         base = self.grants[BASE]
         self.grants[BASE] = base._replace(open_credits=base.open_credits + credits_)
+        self._open_credits += credits_
 
     def give_back(self, event: LedgerEntryRow, amount: int, *, voided: int, meter: BillingMeterRow) -> Draws:
         """Give back an amount of an event of which so much was `voided` before, the last of it first; return to what.
@@ -186,7 +208,8 @@ class Credits:
         given: Draws = []
         of_uncovered = min(amount, max(0, uncovered_of_event - voided))
         covered = of_uncovered - min(of_uncovered, uncovered(meter))
-        for seq in sorted((seq for seq, grant in self.grants.items() if grant.covered_credits), reverse=True):
+        covering = (seq for seq, grant in self.grants.items() if grant.covered_credits) if covered else ()
+        for seq in sorted(covering, reverse=True):
             some = min(covered, self.grants[seq].covered_credits)
             if some:
                 grant = self.grants[seq]
@@ -212,22 +235,20 @@ class Credits:
 
     def cover(self, meter: BillingMeterRow, now: datetime) -> None:
         """Pay what is uncovered by what is open and can be used; the meter is as the newest entry leaves it."""
-        ended = usable = 0
-        for grant in self.grants.values():
-            if grant.open_credits and grant.is_live(now):
-                usable += grant.open_credits
-            else:
-                ended += grant.open_credits
+        if self._open_credits <= max(0, unspent(meter)):
+            return
+        usable = sum(grant.open_credits for grant in self.in_order(now))
+        ended = self._open_credits - usable
         for seq, credits_ in self._take(usable - max(0, unspent(meter) - ended), now, to="drawn"):
             grant = self.grants[seq]
             self.grants[seq] = grant._replace(covered_credits=grant.covered_credits + credits_)
 
     def ended(self, now: datetime) -> list[CreditGrantRow]:
         """Return the grants with something open that can no longer be used, in the order of use."""
-        return sorted(
-            (grant for grant in self.grants.values() if grant.open_credits and not grant.is_live(now)),
-            key=order_of_use,
-        )
+        if now < self._end():
+            return []
+        ended = [grant for grant in self.grants.values() if grant.open_credits and not grant.is_live(now)]
+        return sorted(ended, key=order_of_use)
 
     def end(self, seq: int) -> int:
         """Take what is open of a grant that has ended or is closed, and return it."""
@@ -236,10 +257,15 @@ class Credits:
         return grant.open_credits
 
     def next_end(self) -> datetime | None:
-        """Return when the next grant ends of which something is open."""
-        ends = [
-            grant.expires_at
-            for grant in self.grants.values()
-            if grant.open_credits and grant.expires_at is not None and not grant.is_closed
-        ]
-        return min(ends, default=None)
+        """Return when the next grant ends of which something is open; what is open of a closed one is taken before."""
+        return None if (end := self._end()) == _NEVER else end
+
+    def _end(self) -> datetime:
+        if self._first_end is None:
+            ends = [_end_of(grant) for grant in self.grants.values() if grant.open_credits]
+            self._first_end = min(ends, default=_NEVER)
+        return self._first_end
+
+
+def _end_of(grant: CreditGrantRow) -> datetime:
+    return _EVER if grant.is_closed else grant.expires_at or _NEVER

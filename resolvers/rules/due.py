@@ -9,6 +9,7 @@ from resolvers.rules.credits import Credits, by_meter
 from storage import credit_grants, holds
 from storage.billing_meters import BillingMeterRow
 from storage.engine.transactions import Reader
+from storage.engine.turns import turn_for
 
 
 class Due:
@@ -42,7 +43,10 @@ async def due_of(reader: Reader, meters: Sequence[BillingMeterRow], now: datetim
     ids = [meter.id for meter in late]
     grants = by_meter(await credit_grants.usable(reader, ids))
     open_ = by_meter(await holds.open_of(reader, ids))
+    turn = await turn_for(len(late))
     for meter in late:
+        if turn.is_over:
+            await turn.next()
         known = Known(
             credits=Credits.of(meter, grants[meter.id]),
             holds={hold.hold_id: hold for hold in open_[meter.id]},

@@ -133,7 +133,7 @@ async def _read_credits(writer: Writer, meters: Mapping[str, LockedMeter], voidi
     with_grants = [id_ for id_, of in meters.items() if of.meter.has_grants]
     with_holds = [id_ for id_, of in meters.items() if of.meter.has_holds]
     grants = await credit_grants.usable(writer, with_grants) if with_grants else []
-    if covering := [id_ for id_ in with_grants if id_ in voiding]:
+    if covering := [id_ for id_ in with_grants if id_ in voiding and _gives_back_uncovered(meters[id_].known)]:
         grants += await credit_grants.covering(writer, covering)
     named = {(id_, seq) for id_ in with_grants for seq in _named_grants(meters[id_].known, is_voiding=id_ in voiding)}
     # One that is named is read whole: a repeated request is compared with its metadata.
@@ -150,6 +150,12 @@ async def _read_credits(writer: Writer, meters: Mapping[str, LockedMeter], voidi
     rows += await holds.by_names(writer, names) if names else []
     for row in rows:
         meters[row.meter_id].known.holds[row.hold_id] = row
+
+
+def _gives_back_uncovered(known: Known) -> bool:
+    """Whether an event that is named, perhaps by a void, has something left that no credit had paid."""
+    events = [entry for (kind, _), entry in known.entries.items() if kind is _USAGE]
+    return any(parts_of(event)[1] > known.voided_credits.get(event.seq, 0) for event in events)
 
 
 def _named_grants(known: Known, *, is_voiding: bool) -> set[int]:

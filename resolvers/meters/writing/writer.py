@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 #: How long the queue is given to be finished when the writer closes.
 CLOSE_SECONDS = 2
 
+#: For how long commands are decided before other tasks of the event loop have a turn, in nanoseconds.
+HOLD_UP_NS = 20_000_000
+
 #: How many names of meters have their ids remembered.
 MAX_NAMES = 100_000
 
@@ -242,8 +245,13 @@ class MeterWriter:
         await look_up(
             writer, group.meters, [(ids.get(each.meter), each) for part in deciding for each in part.commands]
         )
+        began = perf_counter_ns()
         for submission in deciding:
             group.decide(submission, ids)
+            # What was due of its meters may have been much.
+            if perf_counter_ns() - began > HOLD_UP_NS:
+                await asyncio.sleep(0)
+                began = perf_counter_ns()
         await write(writer, group)
         return group
 
