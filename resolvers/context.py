@@ -39,6 +39,24 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+class Moment:
+    """The moment as of which what is read is shown: the same for all of a request, until it writes something."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._now: datetime | None = None
+
+    def __call__(self) -> datetime:
+        """Return it."""
+        if self._now is None:
+            self._now = self._clock()
+        return self._now
+
+    def forget(self) -> None:
+        """Let it be later from now on."""
+        self._now = None
+
+
 @dataclass
 class Context:
     """The request's actor, the database, and the loaders that read it on the actor's behalf."""
@@ -53,12 +71,18 @@ class Context:
     admit: "Admit | None" = field(init=False, default=None)
     _loaders: Loaders | None = field(init=False, default=None)
 
+    def __post_init__(self) -> None:
+        """Leave the moment of what is read open."""
+        self.moment = Moment(self.clock)
+
     @property
     def reading(self) -> Loaders:
         """The loaders, for a query or a field of a returned object. Raises `Forbidden` without `billing:read`."""
         self.actor.require(Scope.BILLING_READ)
         if self._loaders is None:
-            self._loaders = Loaders(self.database, self.actor, self.bounds, self.clock, gathers=not self.has_one_reader)
+            self._loaders = Loaders(
+                self.database, self.actor, self.bounds, self.moment, gathers=not self.has_one_reader
+            )
         return self._loaders
 
     async def json_of(self, rows: Sequence[Any], name: str) -> list[Any]:
@@ -101,5 +125,6 @@ class Context:
 
     def forget(self) -> None:
         """Read again what was read before: something was written."""
+        self.moment.forget()
         if self._loaders is not None:
             self._loaders.clear()

@@ -1,17 +1,20 @@
 """What is due of a meter: it is read as if it were booked, while the ledger shows what is written."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS
+from resolvers.context import Moment
 from resolvers.reading.loaders import GrantsOfMeter, HoldsOfMeter, Loaders
 from resolvers.rules.credits import BASE, Credits
+from schema.scalars import write_instant
 from storage.credit_grants import GrantFilter
 from storage.engine.pages import Page
 from storage.tenants import Environment
-from tests.conftest import Gateway
+from tests.conftest import NOW, Gateway
 from tests.credit_walks import Walk
 from tests.steps import books_of, disagreements, hold, make_customer, make_grant, make_meter, must, unchanged
 
@@ -220,6 +223,32 @@ async def test_the_newest_entry_is_the_clock_where_the_gateways_is_behind(own: G
     entries = (await books_of(own)).entries
     assert [str(entry.recorded_at.time()) for entry in entries[-2:]] == ["12:01:00", "12:01:00"]
     await walk.check()
+
+
+async def test_a_meter_that_is_made_again_is_shown_with_what_is_due(own: Gateway) -> None:
+    answers = []
+    for _ in range(2):
+        answer = await own.mutate(
+            "createBillingMeter",
+            "... on CreateBillingMeterSuccess { replayed billingMeter { totalCredits burnDown { openCredits } } }",
+            workspaceId="w",
+            externalMeterId="m",
+            totalCredits="10",
+            idempotencyKey="k",
+        )
+        answers.append(answer["billingMeter"])
+        if not answer["replayed"]:
+            await make_grant(own, 90, expiresAt=write_instant(own.clock() + timedelta(seconds=60)))
+            own.clock.now += timedelta(seconds=60)
+    assert answers == [{"totalCredits": "10", "burnDown": [{"openCredits": "10"}]}] * 2
+
+
+def test_a_request_reads_as_of_one_moment_until_it_writes() -> None:
+    ticks = iter(NOW + timedelta(microseconds=number) for number in range(3))
+    moment = Moment(lambda: next(ticks))
+    assert [moment(), moment()] == [NOW, NOW]
+    moment.forget()
+    assert [moment(), moment()] == [NOW + timedelta(microseconds=1)] * 2
 
 
 # Draws.

@@ -1,5 +1,6 @@
 """Making a meter, with its opening entry."""
 
+from datetime import datetime
 from typing import NamedTuple
 
 from resolvers import customers, idempotency
@@ -11,6 +12,7 @@ from resolvers.meters.settings import check_max_open_holds, opened_with
 from resolvers.meters.writing.group import write_entries
 from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.commands import Decision, newest_entry
+from resolvers.rules.due import due_of
 from resolvers.values import KEY_LENGTH, check_text, check_timezone
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow
@@ -63,12 +65,12 @@ async def create_billing_meter(
         earlier = await idempotency.earlier(writer, actor, operation=CREATE, key=idempotency_key)
         is_same = earlier is not None and earlier.request_digest == idempotency.digest(request)
         if earlier is not None and is_same:
-            first = await _meter_made(writer, earlier)
+            first = await _meter_made(writer, earlier, now)
             return Decision(first, await _opening_of(writer, first), replayed=first.id != meter_id)
         if request.customer_id is not None and not await customers.may_attach(writer, actor, request.customer_id):
             raise CustomerNotFound
         if earlier is not None:
-            first = await _meter_made(writer, earlier)
+            first = await _meter_made(writer, earlier, now)
             # Another workspace's entry is not shown to a key that is not for it.
             opening = await _opening_of(writer, first) if actor.may_enter(first.workspace_id) else None
             raise IdempotencyConflict(earlier.key, entry=opening)
@@ -110,7 +112,8 @@ async def create_billing_meter(
     return outcome
 
 
-async def _meter_made(reader: Reader, earlier: IdempotencyKeyRow) -> BillingMeterRow:
+async def _meter_made(reader: Reader, earlier: IdempotencyKeyRow, now: datetime) -> BillingMeterRow:
+    """Return the meter that the earlier request made, as it is now."""
     found = await billing_meters.by_ids(
         reader,
         [earlier.result_id],
@@ -118,7 +121,8 @@ async def _meter_made(reader: Reader, earlier: IdempotencyKeyRow) -> BillingMete
         environment=earlier.environment,
         workspace_ids=None,
     )
-    return found[earlier.result_id]
+    due = await due_of(reader, [*found.values()], now)
+    return due.visible[earlier.result_id]
 
 
 async def _opening_of(writer: Writer, meter: BillingMeterRow) -> LedgerEntryRow:

@@ -44,5 +44,5 @@ async def list_billing_meters(
             customer_id=customer_id,
             available_below=available_below,
         )
-        due = await due_of(reader, rows, context.clock())
+        due = await due_of(reader, rows, context.moment())
     return [due.meter(row) for row in rows]

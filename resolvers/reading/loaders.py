@@ -275,7 +275,7 @@ class _Fetches:
             known = due.known.get(meter_id)
             of_meter = Credits.of(meter, grants[meter_id])
             credits_ = known.credits if known is not None and known.credits is not None else of_meter
-            found[meter_id] = credits_.in_order(max(now, meter.updated_at))
+            found[meter_id] = [*credits_.in_order(max(now, meter.updated_at))]
         return [found.get(meter_id, []) for meter_id in keys]
 
     async def _visible(self, reader: Reader, meter_ids: Sequence[str]) -> Due:

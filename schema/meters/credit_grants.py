@@ -51,7 +51,7 @@ async def _meters_of(context: Context, grants: Sequence["CreditGrant"]) -> list[
 
 async def _states_of(context: Context, grants: Sequence["CreditGrant"]) -> list[CreditGrantState]:
     """Return the state of each grant."""
-    now = context.clock()
+    now = context.moment()
     return [CreditGrantState[state_of(cast("CreditGrantRow", grant), now).name] for grant in grants]
 
 
