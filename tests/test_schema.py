@@ -261,6 +261,15 @@ class TestExport:
         }
         assert lists == set(BOUNDED_LISTS)
 
+    def test_no_field_repeats_the_name_of_its_type_but_one_that_is_the_callers(self) -> None:
+        repeating = {
+            f"{name}.{field}"
+            for name, type_ in build_schema(EXPORT).type_map.items()
+            for field in getattr(type_, "fields", {})
+            if field.lower().startswith(name.lower())
+        }
+        assert repeating == {"Hold.holdId"}
+
 
 class TestMutations:
     def mutations(self) -> dict[str, Any]:
