@@ -78,8 +78,7 @@ def measure(at: Arena, server: Server, meters: int, seconds: float) -> list[str]
     err.print(f"The grants end in {left:.0f} seconds")
     with ThreadPoolExecutor() as threads:
         writing = threads.submit(asyncio.run, until_written(server.database_url, ends))
-        # The load warms up half a second before it counts.
-        time.sleep(max(0.0, left - 0.5))
+        time.sleep(max(0.0, left - 0.5))  # The grants end at a fixed time; the load warms up for half a second.
         during = [at.measure(LOAD, server, WINDOW_SECONDS)]
         while not writing.done():
             during.append(at.measure(LOAD, server, WINDOW_SECONDS))

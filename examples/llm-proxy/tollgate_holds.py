@@ -156,8 +156,8 @@ class Callback(CustomLogger):
             self._close(RELEASE, earlier.named())
         try:
             answer = await self._gateway.send(HOLD, wanted, patience_seconds=OPENING_SECONDS)
-        except Exception as error:
-            # LiteLLM logs both errors. The hold may have been made all the same.
+        except Exception as error:  # Whatever it is, no model is called without a hold; LiteLLM logs both errors.
+            # The hold may have been made all the same.
             self._close(RELEASE, hold.named())
             raise HTTPException(503, "The credits cannot be checked now. Try again later.") from error
         if answer["__typename"] != "HoldCreditsSuccess":
@@ -199,7 +199,7 @@ class Callback(CustomLogger):
     async def _closed(self, mutation: str, values: dict[str, Any]) -> None:
         try:
             answer = await self._gateway.send(mutation, values, patience_seconds=CLOSING_SECONDS)
-        except Exception:
+        except Exception:  # Whatever it is, this task has no caller to raise it to: it is logged.
             log.exception("A hold is left to its expiry: %s", values)
             return
         if answer["__typename"] == "CommitHoldSuccess":
@@ -230,7 +230,7 @@ def highest_cost(data: dict[str, Any]) -> int:
         raise HTTPException(400, "max_tokens, max_completion_tokens and n must be whole numbers greater than 0.")
     try:
         prompt_tokens = litellm.token_counter(model=model, messages=data["messages"], tools=data.get("tools"))
-    except Exception as error:
+    except Exception as error:  # LiteLLM's counter raises whatever a malformed message makes it meet.
         raise HTTPException(400, "The messages cannot be read.") from error
     return max(cost(each["model_info"], prompt_tokens, choices * max(limits)) for each in deployments)
 

@@ -50,7 +50,7 @@ async def _sweep_again_and_again(services: Services) -> None:
         except DatabaseUnavailable:
             # It has been reported, and is tried again.
             continue
-        except Exception:  # noqa: BLE001  # Whatever it is, what is due later is to be written.
+        except Exception:  # noqa: BLE001  # A failure must not end the sweeper.
             _log.exception("The sweeper failed; it goes on")
 
 
@@ -76,7 +76,7 @@ async def _settle(services: Services, names: Iterator[MeterName]) -> int:
         except Unavailable:
             # It has been reported. Those that are left are settled by the others, or at the next look.
             break
-        except Exception:  # noqa: BLE001  # Whatever it is, it is this meter's.
+        except Exception:  # noqa: BLE001  # A fault of one meter must not stop the others.
             _log.exception("What is due of a meter cannot be written")
         else:
             settled += 1

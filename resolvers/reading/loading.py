@@ -88,6 +88,6 @@ class _Group(Generic[K, V]):
         self.is_sent = True
         try:
             self.values = dict(zip(self.keys, await fetch(self.keys), strict=True))
-        except Exception as error:  # noqa: BLE001  # It is raised where it was asked for.
+        except Exception as error:  # noqa: BLE001  # Each field that asked for a key raises it.
             self.values = dict.fromkeys(self.keys, error)
         self._is_loaded = True

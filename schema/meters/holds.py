@@ -135,7 +135,7 @@ class CommitHoldInput:
         description="What is wanted of what goes beyond the hold when the available credits do not cover it.",
     )
     usage_name: str = strawberry.field(
-        default="default", description="What was used, 1 to 128 characters; the days are told apart by it."
+        default="default", description="What was used, 1 to 128 characters; each has usage days of its own."
     )
     occurred_at: datetime | None = strawberry.field(
         default=strawberry.UNSET, description="When it was used, as of `recordUsage`; left out: now."

@@ -208,7 +208,7 @@ class RecordUsageInput(BatchItem):
         description="The credits to use. 0 is a check: it ignores the event id and writes nothing."
     )
     usage_name: str = strawberry.field(
-        default="default", description="What was used, 1 to 128 characters; the days are told apart by it."
+        default="default", description="What was used, 1 to 128 characters; each has usage days of its own."
     )
     occurred_at: datetime | None = strawberry.field(
         default=strawberry.UNSET,
