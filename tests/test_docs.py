@@ -23,7 +23,13 @@ import yaml
 from graphql import GraphQLInterfaceType, GraphQLSchema, parse, validate
 
 from gateway.cli.main import app
-from gateway.server.protocol import LINGER_SECONDS, MAX_PIPELINED
+from gateway.server.protocol import (
+    IN_VAIN_BYTES_PER_SECOND,
+    LINGER_SECONDS,
+    MAX_CHUNKS,
+    MAX_IN_VAIN_BYTES,
+    MAX_PIPELINED,
+)
 from gateway.settings import BadSetting, Settings, database_url, variable_of
 from gateway.telemetry.requests import REASONS
 from resolvers import errors
@@ -436,7 +442,10 @@ NUMBERS = (
     f"A page has {DEFAULT_PAGE} rows without `first` or `last`",
     f"| look-ups at once of keys that are not known yet | {MAX_LOOK_UPS} |",
     f"| requests that wait on one connection for the one before them | {MAX_PIPELINED} |",
+    f"| chunks of a body that comes in chunks | {MAX_CHUNKS} |",
     f"is passed over for {LINGER_SECONDS} seconds at most",
+    f"answered already is passed over too, {MAX_IN_VAIN_BYTES // 1024**2} MiB at most",
+    f"read at {IN_VAIN_BYTES_PER_SECOND // 1024**2} MiB a second",
     f"Documents of more than {MAX_IN_LOOP:,} characters",
     f"An answer of more than {LARGE_VALUES:,} values",
     f"{MAX_KEPT_DOCUMENTS} at most, and as many as take {MAX_KEPT_BYTES // 1024**2} MB with their plans",

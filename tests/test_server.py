@@ -50,12 +50,19 @@ def telling(paths: list[str]) -> ASGIApp:
     return noting
 
 
-async def with_refusals(told: list[str], scope: Scope, receive: Receive, send: Send) -> None:
-    """Be an application's lifespan in which the reasons of the server's refusals are noted."""
-    scope["state"][SERVER_REFUSED] = lambda reason, **_: told.append(reason)
-    for step in ("startup", "shutdown"):
-        await receive()
-        await send({"type": f"lifespan.{step}.complete"})
+def with_refusals(told: list[str], app: ASGIApp) -> ASGIApp:
+    """Return the application with a lifespan in which the reasons of the server's refusals are noted."""
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        scope["state"][SERVER_REFUSED] = lambda reason, **_: told.append(reason)
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
+
+    return noting
 
 
 def ask_and_read_late(port: int, requests: int) -> int:
@@ -144,9 +151,6 @@ class TestPipeline:
         answer = telling(paths)
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                await with_refusals(told, scope, receive, send)
-                return
             # It reads on, and so lets the server read on.
             await receive()
             reading = asyncio.ensure_future(receive())
@@ -155,7 +159,7 @@ class TestPipeline:
             reading.cancel()
 
         parts = [before + self.THIRD, b"zz\r\n", b"more\r\n", b"and more\r\n"]
-        async with served(late, lifespan="on") as port:
+        async with served(with_refusals(told, late), lifespan="on") as port:
             read = await sent(port, *(parts if count > 1 else [b"".join(parts)]))
         assert paths == ["/first", "/second"][: before.count(b"POST")]
         assert read.count(b"HTTP/1.1 200 ") == read.count(b"done") == len(paths)
@@ -208,16 +212,13 @@ class TestPipeline:
         answer = telling(paths)
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                await with_refusals(told, scope, receive, send)
-                return
             await may_answer.wait()
             await answer(scope, receive, send)
 
         get = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
         count = 60_000 // len(get)
         last = get[:-2] + b"connection: close\r\n\r\n"
-        async with served(late, lifespan="on") as port:
+        async with served(with_refusals(told, late), lifespan="on") as port:
             # The first one holds less than may be held, and the two together more.
             first = asyncio.create_task(sent(port, get * count + last))
             await asyncio.sleep(0.2)  # Until it was read: nobody reports it.
@@ -303,13 +304,7 @@ class TestHead:
         first = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
         body = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"
         told: list[str] = []
-        answer_now = answering(b"done")
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                await with_refusals(told, scope, receive, send)
-                return
-            await answer_now(scope, receive, send)
+        app = with_refusals(told, answering(b"done"))
 
         try:
             for raw, reason, statuses in (
@@ -538,6 +533,83 @@ class TestBody:
         finally:
             connection._settings.cache_clear()
 
+    @pytest.mark.parametrize("is_answered", [False, True])
+    async def test_it_comes_in_so_many_chunks_and_no_more(self, *, is_answered: bool) -> None:
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        found: list[tuple[str, bytes]] = []
+        app = answering(b"done") if is_answered else keeping(found)
+        told: list[str] = []
+        for chunks in (server.MAX_CHUNKS, server.MAX_CHUNKS + 1):
+            async with served(with_refusals(told, app), lifespan="on") as port:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(head)
+                if is_answered:
+                    assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+                writer.write(
+                    b"1\r\nx\r\n" * chunks + b"0\r\n\r\nGET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+                )
+                answer = await reader.read()
+                writer.close()
+            if chunks == server.MAX_CHUNKS:
+                assert answer.count(b"HTTP/1.1 200 ") == (1 if is_answered else 2)
+                assert found == ([] if is_answered else [("/", b"x" * chunks), ("/", b"")])
+                assert told == []
+            elif is_answered:
+                assert (answer, told) == (b"", ["BODY_TOO_LARGE"])
+            else:
+                assert answer.startswith(b"HTTP/1.1 413 ")
+                message = b"The body must come in at most 4096 chunks."
+                assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
+                    "errors": [{"message": message.decode(), "extensions": {"code": "LIMIT_EXCEEDED"}}]
+                }
+                assert len(found) == 2
+
+    async def test_what_follows_the_answer_is_read_at_one_rate_for_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(server, "IN_VAIN_BYTES_PER_SECOND", 1)
+        monkeypatch.setattr(server.Protocol, "_paced_until", 0.0)
+        taken: list[int] = []
+        pass_over = server.Protocol._pass_over
+
+        def counting(protocol: server.Protocol, size: int) -> None:
+            taken.append(size)
+            pass_over(protocol, size)
+
+        monkeypatch.setattr(server.Protocol, "_pass_over", counting)
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n"
+        async with served(answering(b"done")) as port:
+            connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+            for reader, writer in connections:
+                writer.write(head)
+                assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+                writer.write(b"x" * 20_000_000)
+            # Others are served meanwhile, and nothing more is read of these.
+            for _ in range(20):
+                assert (await sent(port, TestIdle.GET.replace(b"host", b"connection: close\r\nhost"))).endswith(b"done")
+            assert len(taken) == len(connections)
+            for _, writer in connections:
+                writer.transport.abort()
+
+    async def test_what_follows_the_answer_is_held_against_its_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TOLLGATE_BODY_SECONDS", "1")
+        monkeypatch.setattr(server, "IN_VAIN_BYTES_PER_SECOND", 1)
+        monkeypatch.setattr(server.Protocol, "_paced_until", 0.0)
+        connection._settings.cache_clear()
+        told: list[str] = []
+        try:
+            app = with_refusals(told, answering(b"done"))
+            async with served(app, lifespan="on") as port, asyncio.timeout(30):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n")
+                await reader.readuntil(b"done")
+                with suppress(ConnectionError):
+                    while True:
+                        writer.write(b"x" * 100_000)
+                        await writer.drain()
+                writer.close()
+            assert told == ["BODY_TOO_SLOW"]
+        finally:
+            connection._settings.cache_clear()
+
 
 class TestIdle:
     """Connections between two requests."""
@@ -692,7 +764,8 @@ def keeping(found: list[tuple[str, bytes]]) -> ASGIApp:
         body, has_more = b"", True
         while has_more:
             message = await receive()
-            assert message["type"] == "http.request"
+            if message["type"] == "http.disconnect":
+                return
             body += message["body"]
             has_more = message["more_body"]
         found.append((scope["path"], body))

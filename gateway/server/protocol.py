@@ -17,6 +17,9 @@ from gateway.telemetry.requests import REFUSAL, REPEATS
 #: A body may arrive in small chunks, each of which has a frame around it: this many bytes for one of the body.
 _BYTES_FOR_ONE = 8
 
+#: In how many chunks a body may arrive: each costs the time of some calls, however few bytes it has.
+MAX_CHUNKS = 4096
+
 #: How many requests of one connection may wait for the one that is being answered. What comes after them is not read.
 MAX_PIPELINED = 16
 
@@ -28,6 +31,12 @@ _END_OF_HEAD = b"\r\n\r\n"
 
 #: How much of a body is passed over after its answer: a connection that is closed earlier may take the answer with it.
 MAX_IN_VAIN_BYTES = 64 * 1024 * 1024
+
+#: How much of that is read in a second, of all connections together: what has been answered keeps nobody waiting.
+IN_VAIN_BYTES_PER_SECOND = 128 * 1024 * 1024
+
+#: By how much more than that may be read before the reading stops.
+_AHEAD_SECONDS = 0.01
 
 #: How long, at most, what still comes is passed over after a refusal.
 LINGER_SECONDS = 2
@@ -44,13 +53,14 @@ class Refused(Exception):
 
 
 class Flow(FlowControl):
-    """The reading of one connection, which stops while there are bytes that are not parsed yet."""
+    """The reading of one connection, which stops while there are bytes that are not parsed yet, or too much came."""
 
     is_held = False
+    is_paced = False
 
     def resume_reading(self) -> None:
-        """Read on, unless bytes are held."""
-        if not self.is_held:
+        """Read on, unless bytes are held or it is not time yet."""
+        if not (self.is_held or self.is_paced):
             super().resume_reading()
 
 
@@ -58,6 +68,9 @@ class Protocol(Connection):
     """One connection, which is closed when a request's head or body takes too long."""
 
     flow: Flow
+
+    #: Until when, by the loop's clock, what all connections have passed over keeps to its rate.
+    _paced_until = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,7 +85,8 @@ class Protocol(Connection):
         #: What has come while too many requests were waiting, and from where on it is still to be parsed.
         self._held = b""
         self._held_from = 0
-        #: How many trailers have come after the body.
+        #: In how many chunks the body has come, and how many trailers after it.
+        self._chunks = 0
         self._trailers = 0
         #: What the request asked to be upgraded to, which is ignored.
         self._upgrade: list[tuple[bytes, bytes]] = []
@@ -256,7 +270,7 @@ class Protocol(Connection):
         # It raises for a URL that cannot be taken apart, which is no request then.
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
-        self._in_vain = self._trailers = 0
+        self._in_vain = self._chunks = self._trailers = 0
         self._disarm()
 
     def _origin_form(self) -> bytes:
@@ -265,6 +279,14 @@ class Protocol(Connection):
             self._refusal = "MALFORMED", "The request's target must be a path, or the URL of one, and have no #."
             raise Refused
         return target
+
+    def on_chunk_header(self) -> None:
+        """Count a chunk, unless there are too many."""
+        # The last one is empty.
+        if self._chunks > MAX_CHUNKS:
+            self._refusal = "BODY_TOO_LARGE", f"The body must come in at most {MAX_CHUNKS} chunks."
+            raise Refused
+        self._chunks += 1
 
     def on_body(self, body: bytes) -> None:
         """Hand on a part of the body, or count what nobody waits for."""
@@ -310,8 +332,8 @@ class Protocol(Connection):
 
     def _on_deadline(self) -> None:
         self._deadline = None
-        if self.flow.read_paused:
-            # It is the gateway that does not read.
+        if self.flow.read_paused and not self._in_vain:
+            # It is the gateway that does not read what it is still to answer.
             self._arm(self._limits.body_seconds)
         elif self._received or self._in_body:
             what, seconds = (
@@ -377,6 +399,21 @@ class Protocol(Connection):
             if not self._is_done():
                 self._report("BODY_TOO_LARGE", of=self.cycle)
             self.transport.close()
+        self._pace(size)
+
+    def _pace(self, size: int) -> None:
+        """Read no faster than what is passed over may come, of all connections together."""
+        now = self.loop.time()
+        Protocol._paced_until = max(self._paced_until, now) + size / IN_VAIN_BYTES_PER_SECOND
+        if self._paced_until - now > _AHEAD_SECONDS and not (self.flow.is_paced or self.transport.is_closing()):
+            self.flow.is_paced = True
+            self.flow.pause_reading()
+            self.loop.call_at(self._paced_until, self._end_pace)
+
+    def _end_pace(self) -> None:
+        self.flow.is_paced = False
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _linger(self) -> None:
         """End what is answered, and pass over what still comes, for a moment.
