@@ -45,6 +45,28 @@ def test_images_of_others_are_named_by_tag_and_digest() -> None:
     assert f"Programming Language :: Python :: {base.partition(':')[2].partition('-')[0]}" in promised
 
 
+def test_the_page_says_how_the_digests_are_raised_of_each_image_and_where_they_stand() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    section = " ".join(page.partition("### The images of others\n")[2].partition("\n### ")[0].split())
+    named = re.search(r"docker buildx imagetools inspect (\S+) --format '\{\{.Manifest.Digest\}\}'", section)
+    others = re.search(r"likewise for `(.+?)` and `(.+?)`", section)
+    assert named is not None
+    assert others is not None
+    composition = (DEPLOY / "compose.yaml").read_text("utf-8")
+    container = (ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8")
+    images = {
+        name: set(re.findall(r"[\w/]+:[\w.-]+(?=@sha256:)", text))
+        for name, text in (
+            ("build", dockerfile.DOCKERFILE.read_text("utf-8")),
+            ("run", composition),
+            ("develop", container),
+        )
+    }
+    assert images == {"build": {named[1]}, "run": set(others.groups()), "develop": {named[1]}}
+    for name in ("deploy/Dockerfile", "deploy/compose.yaml", ".devcontainer/devcontainer.json"):
+        assert f"`{name}`" in section
+
+
 def test_contributors_develop_in_the_image_that_is_built_on() -> None:
     container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8"))
     assert container["image"] == dockerfile.last("FROM")

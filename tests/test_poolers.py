@@ -1,6 +1,7 @@
 """A pooler between the gateway and PostgreSQL: one that leaves sessions alone works, another one is refused."""
 
 import asyncio
+import re
 import secrets
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sqlalchemy import make_url
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from tests import commands
 from tests.conftest import gateway_on, migrated
+from tests.doc_pages import ROOT, rows_after
 from tests.pooler import Mode, pooled
 from tests.proxy import socket_of
 from tests.steps import make_meter, usage_event
@@ -61,3 +63,16 @@ async def test_each_command_ends_with_one_line_where_a_pooler_is_in_transaction_
         environment = commands.environment(TOLLGATE_DATABASE_URL=pooler.url(url), NO_COLOR="1")
         done = await asyncio.to_thread(commands.run, *command, folder=tmp_path, environment=environment)
     assert done == (1, "", ONE_LINE.format(f"127.0.0.1:{port}"))
+
+
+def test_the_page_names_the_mode_that_works_and_the_message_of_the_other_one() -> None:
+    page = ROOT / "docs" / "operations.md"
+    section = " ".join(page.read_text("utf-8").partition("## Connection poolers\n")[2].partition("\n## ")[0].split())
+    mode = re.search(r"\(PgBouncer: (.+)\)", ONE_LINE)
+    assert mode is not None
+    assert f"PgBouncer before it works in session mode (`{mode[1]}`), with no further settings." in section
+    assert "In transaction or statement mode it does not" in section
+    (remedy,) = [do for seen, _, do in rows_after(page, "What goes wrong") if "pooler" in seen]
+    assert remedy == "[session mode](#connection-poolers)"
+    (seen,) = [seen for seen, _, _ in rows_after(page, "What goes wrong") if "pooler" in seen]
+    assert seen in ONE_LINE

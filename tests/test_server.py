@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.server import connection
@@ -686,6 +687,15 @@ def test_an_address_that_was_opened_since_it_was_bound_is_refused() -> None:
         theirs.listen()
         with pytest.raises(CannotListen, match=r"^Address already in use$"):
             serve(Settings(port=port), [ours], reload=False, announce=lambda: None)
+
+
+def test_an_idle_connection_is_kept_for_as_long_as_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, _sockets: kept.append(server.config.timeout_keep_alive))
+    for settings in (Settings.read({}), Settings.read({"TOLLGATE_KEEP_ALIVE_SECONDS": "61"})):
+        with listening("127.0.0.1", free_port())[0] as ours:
+            serve(settings, [ours], reload=False, announce=lambda: None)
+    assert kept == [75, 61]
 
 
 class TestUpgrade:

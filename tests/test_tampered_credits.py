@@ -281,6 +281,11 @@ RECORDED_ONCE = {"credit_grants.metadata"}
 #: Rules that are broken together, and what is found.
 BROKEN: dict[str, tuple[list[str], list[str]]] = {
     "nothing": ([], []),
+    "the metadata of a grant": ([grant(18, "metadata = '{\"a\":1}'")], []),
+    "the end of a hold, and the time that it was asked for": (
+        [hold(14, "expires_in_seconds = 60"), hold(15, "expires_at = '2026-03-16T12:20:40+00:00'")],
+        [],
+    ),
     "a draw of a grant after its end": (
         [entry(17, "draws = '[[6,6],[0,81],[3,9]]'"), grant(6, "drawn_credits = 10, expired_credits = 0")],
         [

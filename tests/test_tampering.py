@@ -281,6 +281,16 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
             "<M> entry 2: it was recorded at 2026-03-16 12:00:00+00:00, and was sent for 2026-03-16 12:06:00+00:00",
         ],
     ),
+    "the time that was sent, to before 1970": (
+        [
+            entry(3, "sent_at = '1969-12-31T23:59:59+00:00', day = '1969-12-31'"),
+            day("2026-03-15", "day = '1969-12-31'"),
+        ],
+        [
+            "<M> entry 3: it was recorded at 2026-03-16 12:00:00+00:00, and was sent for 1969-12-31 23:59:59+00:00",
+        ],
+    ),
+    "the time that was sent, on the same day": ([entry(3, "sent_at = '2026-03-16T03:00:00+00:00'")], []),
     "the time that was sent, to long ago": (
         [
             entry(7, "sent_at = '2026-01-16T12:00:00+00:00', day = '2026-01-16'"),
@@ -344,6 +354,14 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
             "<M> entry 6: it was recorded by tollgate-demo, which records no VOID",
             "<M> entry 8: it was recorded by tollgate-import, which records no SETTINGS",
         ],
+    ),
+    "the recorder of a void, to one who may not": (
+        [entry(6, "recorded_by = '<K_limited>'")],
+        ["<M> entry 6: it was recorded by <K_limited>, a key without usage:correct"],
+    ),
+    "the recorder, to the gateway itself": (
+        [entry(2, "recorded_by = 'tollgate'")],
+        ["<M> entry 2: it was recorded by tollgate, which records no USAGE"],
     ),
     "the recorder, to a key that there was not yet": (
         [change("api_keys", "created_at = '2026-03-16T12:06:00+00:00'", "id = '<K_limited>'")],
@@ -615,6 +633,31 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
             )
         ],
         ["m its id is none of a meter"],
+    ),
+    # What leaves no trace elsewhere.
+    "another metadata, key or reason": (
+        [entry(7, "metadata = '{}', key = 'e'"), entry(6, "reason = 'y'")],
+        [],
+    ),
+    "another recorder who may": ([entry(7, "recorded_by = '<K_all>'")], []),
+    "what was asked for, by which the same is taken": (
+        [entry(2, "policy = 'partial'"), entry(3, "requested_amount = 141")],
+        [],
+    ),
+    "what a customer is called": (
+        [change("customers", "name = 'Ada', name_folded = 'ada'", "id = '<C_customer>'")],
+        [],
+    ),
+    "what a key may do": (
+        [
+            session("parent_id = NULL, customer_id = NULL"),
+            change("api_keys", """scopes = '["usage:write"]', revoked_at = created_at""", "id = '<K_narrow>'"),
+        ],
+        [],
+    ),
+    "a debit that was another, in all rows": (
+        [*one_less(7, "2026-03-16", "- 1"), entry(7, "requested_amount = 4")],
+        [],
     ),
     # What no release writes.
     "a kind that there is not": (
