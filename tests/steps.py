@@ -21,8 +21,8 @@ from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.credit_grants import CreditGrantRow
 from storage.engine.database import Database
-from storage.engine.transactions import Writer
-from storage.holds import HoldRow
+from storage.engine.transactions import Reader, Writer
+from storage.holds import HoldRow, holds
 from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 from storage.maintenance import audit
 from storage.tables import metadata
@@ -230,11 +230,18 @@ async def books_of(
         (entries,) = await ledger.by_ranges(reader, [(meter.id, 0, meter.last_seq + 1_000)])
         always = UsageRange(meter.id, date.min, date.max)
         (days,) = await usage.by_ranges(reader, [always], usage_names=None)
-        grants, holds = await audit.grants_of(reader, [meter.id]), await audit.holds_of(reader, [meter.id])
+        grants = await audit.grants_of(reader, [meter.id])
+        held = await holds_of(reader, meter.id)
     by_day = {(str(row.day), row.usage_name): row.total_usage for row in days}
-    books = Books(meter, entries[::-1], by_day, sorted(grants[meter.id]), sorted(holds[meter.id]))
+    books = Books(meter, entries[::-1], by_day, sorted(grants[meter.id]), sorted(held))
     books.check()
     return books
+
+
+async def holds_of(reader: Reader, meter_id: str) -> list[HoldRow]:
+    """Return all holds of a meter."""
+    columns = [holds.c[name] for name in HoldRow._fields]
+    return list(map(HoldRow._make, await reader.fetch(select(*columns).where(holds.c.meter_id == meter_id))))
 
 
 @asynccontextmanager

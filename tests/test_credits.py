@@ -30,7 +30,7 @@ from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.credit_ledger import BASE, MAX, Entry, Facts
 from tests.credit_model import Answer, Meter
-from tests.steps import delete_all_rows, disagreements, make_meter, must, new_key
+from tests.steps import delete_all_rows, disagreements, holds_of, make_meter, must, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +111,7 @@ class Pair:
         """Hold the rows of the grants and holds against the model's."""
         async with gateway.database.read() as reader:
             grants = await audit.grants_of(reader, [self.meter_id])
-            found = await audit.holds_of(reader, [self.meter_id])
+            found = await holds_of(reader, self.meter_id)
         sources = self.model.sources
         assert {row.seq for row in grants[self.meter_id]} == set(sources) - {BASE}
         for row in grants[self.meter_id]:
@@ -120,8 +120,8 @@ class Pair:
             assert sums == (source.open, self.model.pinned(row.seq), source.drawn + source.covered, source.covered)
             ends = (row.expired_credits, row.revoked_credits, row.is_closed)
             assert ends == (source.expired, source.revoked, source.closed)
-        assert {row.hold_id for row in found[self.meter_id]} == set(self.model.holds)
-        for hold in found[self.meter_id]:
+        assert {row.hold_id for row in found} == set(self.model.holds)
+        for hold in found:
             other = self.model.holds[hold.hold_id]
             assert (hold.state.name, hold.committed_amount) == (other.state, other.committed)
             assert (hold.expires_at, hold.closed_at) == (other.expires_at, other.closed_at)

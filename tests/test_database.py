@@ -943,7 +943,12 @@ LOOKUPS |= {
         "credit_grants",
         ["meter_id"],
     ),
-    "all holds of meters": (lambda db: audit.holds_of(db, METER_IDS), 600, "holds", ["meter_id"]),
+    "holds by their numbers, whole": (
+        lambda db: audit.holds_by_seqs(db, [(meter_id, 3) for meter_id in METER_IDS]),
+        3,
+        "holds",
+        ["meter_id", "seq"],
+    ),
 }
 
 #: The filters of the lists: how many rows each finds here, and the columns of its index that it goes by.

@@ -4,15 +4,17 @@ Each case is undone by a rollback.
 """
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from storage.billing_meters import billing_meters
 from storage.credit_grants import credit_grants
-from storage.holds import holds
+from storage.engine.transactions import Reader
+from storage.holds import HoldRow, holds
 from storage.ledger import ledger_entries
+from storage.maintenance import audit
 from tests.conftest import empty_database, gateway_on, migrated
 from tests.ledgers import Books, change, found_in, keep_credits, named
 from tests.steps import disagreements
@@ -208,7 +210,7 @@ COLUMNS: dict[str, tuple[str, list[str]]] = {
         change("holds", "meter_id = 'mtr_gone'", "meter_id = '<G>' AND seq = 15"),
         ["<G> hold 15: it is missing", "mtr_gone holds has rows of it, and there is no such meter"],
     ),
-    "holds.seq": (hold(15, "seq = 13"), ["<G> hold 13: no entry makes it", "<G> hold 15: it is missing"]),
+    "holds.seq": (hold(15, "seq = 13"), ["<G> hold 15: it is missing", "<G> hold 13: no entry makes it"]),
     "holds.hold_id": (hold(15, "hold_id = 'J'"), ["<G> hold 15: its hold_id is J and should be j"]),
     "holds.amount": (hold(15, "amount = 3"), ["<G> hold 15: its amount is 3 and should be 4"]),
     "holds.requested_amount": (
@@ -277,6 +279,11 @@ COLUMNS: dict[str, tuple[str, list[str]]] = {
 
 #: The columns of which what the database holds is the one record.
 RECORDED_ONCE = {"credit_grants.metadata"}
+
+NO_STATE = (
+    "it cannot be read: 'gone' is not among the defined enum values. Enum name: holdstate. Possible values: open,"
+    " committed, released, expired"
+)
 
 #: Rules that are broken together, and what is found.
 BROKEN: dict[str, tuple[list[str], list[str]]] = {
@@ -389,6 +396,33 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
             "<G> grant 18: it is missing",
         ],
     ),
+    "a hold that no entry makes": (
+        [
+            (
+                "INSERT INTO holds SELECT meter_id, 19, 'made up', amount, requested_amount, expires_in_seconds, state,"
+                " committed_amount, expires_at, created_at, closed_at, pins, metadata FROM holds"
+                " WHERE meter_id = '<G>' AND seq = 15"
+            )
+        ],
+        ["<G> hold 19: no entry makes it"],
+    ),
+    "a hold that cannot be read, and is closed": (
+        [hold(15, "state = 'gone'")],
+        [f"<G> hold 15: {NO_STATE}"],
+    ),
+    "a hold that cannot be read, and is open": (
+        [hold(14, "state = 'gone'")],
+        [f"<G> hold 14: {NO_STATE}"],
+    ),
+    "a grant that cannot be read": (
+        [grant(18, "category = 'gone'")],
+        [
+            (
+                "<G> of its grants: it cannot be read: 'gone' is not among the defined enum values. Enum name:"
+                " creditgrantcategory. Possible values: paid, promotional"
+            )
+        ],
+    ),
     "the priority at a grant": (
         [entry(3, """metadata = replace(metadata, '50', '0')""")],
         [
@@ -440,6 +474,25 @@ async def test_a_column_that_is_changed_is_found(books: Books, name: str) -> Non
 @pytest.mark.parametrize("name", BROKEN)
 async def test_a_rule_that_is_broken_is_found(books: Books, name: str) -> None:
     await check(books, *BROKEN[name])
+
+
+@pytest.mark.parametrize(("at_once", "longest"), [(1, 1), (2, 1), (5, 2)])
+async def test_no_more_holds_are_read_at_once_than_entries(
+    books: Books, monkeypatch: pytest.MonkeyPatch, at_once: int, longest: int
+) -> None:
+    monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", at_once)
+    read: list[int] = []
+    by_seqs = audit.holds_by_seqs
+
+    async def counted(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], HoldRow]:
+        read.append(len(wanted))
+        return await by_seqs(reader, wanted)
+
+    monkeypatch.setattr(audit, "holds_by_seqs", counted)
+    await check(books, [], [])
+    # Three are closed, and one is open at the end.
+    assert (sum(read), max(read)) == (4, longest)
+    await check(books, *BROKEN["a hold that was committed for more, by no entry"])
 
 
 def test_every_column_of_grants_and_holds_is_changed() -> None:

@@ -125,7 +125,11 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {
             "holds.pins",
         ),
         "what is held is the sum of the open holds": ("billing_meters.held_credits",),
-        "each hold is closed at most once": ("a hold that is resolved twice",),
+        "an entry makes each hold and grant, and each hold is closed at most once": (
+            "a hold that no entry makes",
+            "a grant that no entry makes",
+            "a hold that is resolved twice",
+        ),
         "nothing is drawn of a grant after its end but what a hold had reserved": ("a draw of a grant after its end",),
         "no usage is unpaid while something is open": ("credits that are open beside usage that none has paid",),
         "what was due before an entry is written before it, at its own moment": (

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from resolvers.maintenance.entry_rules import RULES
@@ -17,7 +18,7 @@ from storage.ledger import LedgerEntryKind, LedgerEntryRow
 _Kind = LedgerEntryKind
 
 #: The entries that close a hold, with the state that it then has.
-_CLOSING = {
+CLOSING = {
     _Kind.USAGE: HoldState.COMMITTED,
     _Kind.RELEASE: HoldState.RELEASED,
     _Kind.HOLD_EXPIRY: HoldState.EXPIRED,
@@ -31,18 +32,27 @@ class CreditCheck:
     #: The meter's totals as the entries so far leave them, once it has a grant or a hold.
     meter: BillingMeterRow
     credits_: Credits | None = None
+    #: The holds that are open, by `seq`, and whether there was one.
     holds: dict[int, HoldRow] = field(default_factory=dict)
+    has_holds: bool = False
+    #: What the rows of holds that were closed differ in, by `seq`.
+    differing: list[tuple[int, str]] = field(default_factory=list)
     recorded_at: datetime | None = None
     #: The end of a grant that was found to be written too late, so that it is reported once.
     reported: datetime | None = None
     is_lost: bool = False
 
     def follow(
-        self, entry: LedgerEntryRow, before: tuple[int, int], voided: tuple[LedgerEntryRow, int] | None
+        self,
+        entry: LedgerEntryRow,
+        before: tuple[int, int],
+        voided: tuple[LedgerEntryRow, int] | None,
+        closed: HoldRow | None,
     ) -> Iterator[str]:
         """Take the next entry. `before` are the total and used credits before it.
 
-        `voided` are, of a `VOID`, the usage that it gives back and what earlier ones gave back of it.
+        `voided` are, of a `VOID`, the usage that it gives back and what earlier ones gave back of it; `closed` is, of
+        an entry that closes a hold, that hold's row, where there is one.
         """
         if self.is_lost:
             return
@@ -56,20 +66,24 @@ class CreditCheck:
             )
             self.credits_ = Credits.of(self.meter, ())
         try:
-            yield from self._names(entry, self.credits_)
+            yield from self._names(entry, self.credits_, closed)
             yield from self._moment(entry, self.credits_)
             if not self.is_lost:
-                yield from self._entry(entry, self.credits_, voided)
+                yield from self._entry(entry, self.credits_, voided, closed)
         except (LookupError, ValueError, TypeError) as error:
             # What follows would be held against a state that is not known.
             self.is_lost = True
             yield f"what it does to grants and holds cannot be replayed: {error}"
 
-    def _names(self, entry: LedgerEntryRow, credits_: Credits) -> Iterator[str]:
+    def _names(self, entry: LedgerEntryRow, credits_: Credits, closed: HoldRow | None) -> Iterator[str]:
         """Check which grant or hold an entry names; where it names none, what follows is not known."""
+        # A hold that is no longer open has a row.
+        hold = self.holds.get(entry.hold_seq or 0) or (
+            closed if closed is not None and closed.seq < entry.seq else None
+        )
         for what, seq, making, known in (
             ("grant", entry.grant_seq, _Kind.GRANT, credits_.grants.keys()),
-            ("hold", entry.hold_seq, _Kind.HOLD, self.holds.keys()),
+            ("hold", entry.hold_seq, _Kind.HOLD, () if hold is None else (hold.seq,)),
         ):
             if entry.kind is making:
                 if seq != entry.seq:
@@ -80,7 +94,6 @@ class CreditCheck:
             elif seq == BASE or seq not in known:
                 self.is_lost = True
                 yield f"its {what} is {seq}, which no entry before it makes"
-        hold = self.holds.get(entry.hold_seq or 0)
         if hold is not None and entry.key != hold.hold_id:
             yield f"its key is {entry.key!r} and should be {hold.hold_id!r}, that of its hold"
 
@@ -95,20 +108,24 @@ class CreditCheck:
         self.recorded_at = now
 
     def _entry(  # noqa: C901  # One branch for each kind of entry.
-        self, entry: LedgerEntryRow, credits_: Credits, voided: tuple[LedgerEntryRow, int] | None
+        self,
+        entry: LedgerEntryRow,
+        credits_: Credits,
+        voided: tuple[LedgerEntryRow, int] | None,
+        closed: HoldRow | None,
     ) -> Iterator[str]:
         at, kind = entry.recorded_at, entry.kind
         draws: Draws | None = None
         held: dict[str, Any] = {}
         if kind is _Kind.USAGE and entry.hold_seq is None:
             draws = credits_.draw(entry.amount, at)
-        elif kind in _CLOSING:
-            hold = self.holds[entry.hold_seq or 0]
-            if hold.state is not HoldState.OPEN:
-                yield f"it closes the hold {hold.hold_id!r}, which is {hold.state.value} already"
+        elif kind in CLOSING:
+            hold = self.holds.pop(entry.hold_seq or 0, None)
+            if hold is None:
+                yield f"it closes the hold {entry.key!r}, which is {closed.state.value if closed else 'closed'} already"
                 return
             held = dict(released(self.meter, hold))
-            draws = self._close(entry, hold, credits_)
+            draws = self._close(entry, hold, credits_, closed)
         elif kind is _Kind.HOLD:
             draws = credits_.pin(entry.amount, at)
             held = dict(self._hold(entry, draws))
@@ -133,6 +150,7 @@ class CreditCheck:
         credits_.cover(self.meter, at)
 
     def _hold(self, entry: LedgerEntryRow, pins: Draws) -> dict[str, int]:
+        self.has_holds = True
         self.holds[entry.seq] = HoldRow(
             meter_id=entry.meter_id,
             seq=entry.seq,
@@ -154,19 +172,27 @@ class CreditCheck:
             "open_holds": self.meter.open_holds + 1,
         }
 
-    def _close(self, entry: LedgerEntryRow, hold: HoldRow, credits_: Credits) -> Draws | None:
-        """Close a hold, and return what the usage drew if it commits it."""
+    def _close(self, entry: LedgerEntryRow, hold: HoldRow, credits_: Credits, closed: HoldRow | None) -> Draws | None:
+        """Close a hold, hold its row against that, and return what the usage drew if it commits it."""
         is_usage = entry.kind is _Kind.USAGE
         draws = credits_.draw_pins(hold.pins, entry.amount if is_usage else 0)
         if is_usage:
             rest = entry.amount - sum(credits_ for _, credits_ in draws)
             draws = joined([*draws, *credits_.draw(rest, entry.recorded_at)])
-        self.holds[hold.seq] = hold._replace(
-            state=_CLOSING[entry.kind],
-            committed_amount=entry.amount if is_usage else None,
-            closed_at=entry.recorded_at,
+        self._compare(
+            hold._replace(
+                state=CLOSING[entry.kind],
+                committed_amount=entry.amount if is_usage else None,
+                closed_at=entry.recorded_at,
+            ),
+            closed,
         )
         return draws if is_usage else None
+
+    def _compare(self, hold: HoldRow, row: HoldRow | None) -> None:
+        """Note what a hold's row differs in from what the ledger makes of it."""
+        self.differing += [(hold.seq, message) for message in _differences(hold, row, _HOLD_FIELDS)]
+        self.differing += [(hold.seq, message) for message in (() if row is None else _times(row))]
 
     def _grant(self, entry: LedgerEntryRow, credits_: Credits) -> Iterator[str]:
         grant = credits_.grants[entry.grant_seq or -1]
@@ -195,30 +221,39 @@ class CreditCheck:
         )
 
     def finish(
-        self, meter: BillingMeterRow, grants: Iterable[CreditGrantRow], holds: Iterable[HoldRow], now: datetime | None
+        self,
+        meter: BillingMeterRow,
+        grants: Iterable[CreditGrantRow],
+        holds: Mapping[int, HoldRow],
+        now: datetime | None,
     ) -> Iterator[str]:
-        """Hold the rows against the replay, and, where the time is given, what is due against it."""
+        """Hold the rows against the replay, and, where the time is given, what is due against it.
+
+        `holds` are the rows of those that are open, by `seq`.
+        """
         if self.is_lost:
             return
         replayed = {} if self.credits_ is None else dict(self.credits_.grants)
         replayed.pop(BASE, None)
-        rows = list(grants)
-        yield from _compared("grant", replayed, {row.seq: row for row in rows}, _GRANT_FIELDS)
-        found = {row.seq: row for row in holds}
-        yield from _compared("hold", self.holds, found, _HOLD_FIELDS)
+        rows = {row.seq: row for row in grants}
+        for seq in sorted({*replayed, *rows}):
+            yield from (
+                f"grant {seq}: {each}" for each in _differences(replayed.get(seq), rows.get(seq), _GRANT_FIELDS)
+            )
+        for seq, hold in self.holds.items():
+            self._compare(hold, holds.get(seq))
+        yield from (f"hold {seq}: {message}" for seq, message in sorted(self.differing, key=itemgetter(0)))
         of_replay = self.meter if self.credits_ is not None else None
         for name in ("held_credits", "pinned_credits", "open_holds"):
             expected = 0 if of_replay is None else getattr(of_replay, name)
             if getattr(meter, name) != expected:
                 yield f"its {name} is {getattr(meter, name)} and should be {expected}"
-        for name, has in (("has_grants", bool(replayed)), ("has_holds", bool(self.holds))):
+        for name, has in (("has_grants", bool(replayed)), ("has_holds", self.has_holds)):
             if getattr(meter, name) != has:
                 yield f"its {name} is {getattr(meter, name)} and should be {has}"
-        if uncovered(meter) and any(grant.open_credits for grant in rows):
+        if uncovered(meter) and any(grant.open_credits for grant in rows.values()):
             yield "some of its usage is paid by no credit, and some of its credits are open"
-        for seq, hold in sorted(found.items()):
-            yield from (f"hold {seq}: {message}" for message in _times(hold))
-        yield from self._due(meter, found, now)
+        yield from self._due(meter, holds, now)
 
     def _due(self, meter: BillingMeterRow, holds: Mapping[int, HoldRow], now: datetime | None) -> Iterator[str]:
         """Hold what the meter says of when something is due against its grants and holds."""
@@ -265,18 +300,14 @@ def _times(hold: HoldRow) -> Iterator[str]:
         yield f"its expires_at is {hold.expires_at}, and it was closed later, at {hold.closed_at}"
 
 
-def _compared(
-    what: str, replayed: Mapping[int, object], found: Mapping[int, object], fields: tuple[str, ...]
-) -> Iterator[str]:
-    for seq in sorted({*replayed, *found}):
-        expected, row = replayed.get(seq), found.get(seq)
-        if expected is None or row is None:
-            yield f"{what} {seq}: {'no entry makes it' if expected is None else 'it is missing'}"
-            continue
-        for name in fields:
-            is_, should_be = getattr(row, name), getattr(expected, name)
-            if is_ != should_be:
-                yield f"{what} {seq}: its {name} is {is_} and should be {should_be}"
+def _differences(expected: object | None, row: object | None, fields: tuple[str, ...]) -> Iterator[str]:
+    if expected is None or row is None:
+        yield "no entry makes it" if expected is None else "it is missing"
+        return
+    for name in fields:
+        is_, should_be = getattr(row, name), getattr(expected, name)
+        if is_ != should_be:
+            yield f"its {name} is {is_} and should be {should_be}"
 
 
 def _of_base(draws: Draws, entry: LedgerEntryRow) -> Draws:

@@ -81,16 +81,19 @@ class MeterCheck:
         entries: Iterable[LedgerEntryRow],
         key_holders: Mapping[str, KeyHolder],
         events: Mapping[tuple[str, int], LedgerEntryRow],
+        closed: Mapping[tuple[str, int], HoldRow],
     ) -> Iterator[Disagreement]:
         """Take the next entries. `key_holders` has those of the keys that recorded them which exist.
 
-        `events` has the usage entries that the voids among them give back, where the meter has had grants or holds.
+        `events` has the usage entries that the voids among them give back, where the meter has had grants or holds;
+        `closed` the rows of the holds that they close.
         """
         for entry in entries:
             try:
                 before = (self.total_credits, self.used_credits)
                 messages = [*self._entry(entry), *self._recorder(entry, key_holders)]
-                messages += self.credits_.follow(entry, before, self._voided(entry, events))
+                hold = closed.get((entry.meter_id, entry.hold_seq or 0))
+                messages += self.credits_.follow(entry, before, self._voided(entry, events), hold)
             except UNREADABLE as error:
                 messages = [unreadable(error)]
             for message in messages:
@@ -227,12 +230,13 @@ class MeterCheck:
         days: Iterable[UsageDayRow],
         key: IdempotencyKeyRow | None,
         grants: Iterable[CreditGrantRow],
-        holds: Iterable[HoldRow],
+        holds: Mapping[int, HoldRow],
         now: datetime | None,
     ) -> Iterator[Disagreement]:
         """Hold the meter, its usage days, grants and holds against the entries, which have all been taken.
 
-        `key` is what is remembered of the request that made the meter. Where the time is given, nothing may be overdue.
+        `key` is what is remembered of the request that made the meter; `holds` are those that are open, by `seq`. Where
+        the time is given, nothing may be overdue.
         """
         try:
             messages = [*self._row(), *self._creation(key), *self._days(days)]

@@ -16,6 +16,7 @@ from sqlalchemy import Table
 
 from resolvers.actor import OPERATORS, Scope
 from resolvers.customer_sessions import LONGEST_SECONDS
+from resolvers.maintenance.credit_check import CLOSING
 from resolvers.maintenance.meter_check import UNREADABLE, Disagreement, MeterCheck, unreadable
 from resolvers.meters.create import CREATE
 from resolvers.values import MAX_AMOUNT
@@ -25,6 +26,7 @@ from storage.billing_meters import BillingMeterRow, billing_meters
 from storage.customers import customers, found_by
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
+from storage.holds import HoldRow
 from storage.ledger import LedgerEntryRow
 from storage.maintenance import audit
 from storage.maintenance.audit import CustomerNames, KeyHolder, KeyWithOrigin
@@ -101,6 +103,8 @@ async def _over_all(reader: Reader) -> AsyncIterator[Disagreement]:
         yield Disagreement(meter_id, f"entry {seq}: more is voided than it took, or it is missing")
     for table, meter_id in await audit.orphans(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"{table} has rows of it, and there is no such meter")
+    for meter_id, seq in await audit.holds_that_nothing_makes(reader, limit=MAX_OF_A_KIND):
+        yield Disagreement(meter_id, f"hold {seq}: no entry makes it")
     for meter_id, customer_id in await audit.strangers(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"its customer {customer_id} is missing, or another tenant's")
     for lost in await audit.keys_leading_nowhere(reader, limit=MAX_OF_A_KIND):
@@ -116,6 +120,8 @@ class _HasId(Protocol):
 
 
 Row = TypeVar("Row", bound=_HasId)
+Key = TypeVar("Key", bound=str | tuple[str, int])
+Value = TypeVar("Value")
 
 
 async def _in_order(
@@ -244,9 +250,6 @@ async def _portion(
     while first is not None:
         last = min(first + ENTRIES_AT_ONCE - 1, MAX_AMOUNT)
         found, failures = await _entries(reader, [(meter_id, first, last) for meter_id in meter_ids])
-        for disagreement in failures:
-            incomplete.add(disagreement.id)
-            yield disagreement
         holders = await audit.key_holders(reader, {entry.recorded_by for entries in found for entry in entries})
         with_credits = {meter_id for meter_id in meter_ids if checks[meter_id].has_credits}
         voided = {
@@ -256,19 +259,25 @@ async def _portion(
             if entry.voids_seq is not None and entry.meter_id in with_credits
         }
         events = await audit.entries(reader, sorted(voided))
+        closed, unread = await _closed(reader, found)
+        failures += unread
+        for disagreement in failures:
+            incomplete.add(disagreement.id)
+            yield disagreement
         for meter_id, entries in zip(meter_ids, found, strict=True):
             verified.entries += len(entries)
-            for disagreement in checks[meter_id].follow(reversed(entries), holders, events):
+            for disagreement in checks[meter_id].follow(reversed(entries), holders, events, closed):
                 yield disagreement
         # What the ledger holds leads on: a meter's own word for its newest entry may be wrong, and so may a number.
         first = await audit.next_seq(reader, meter_ids, after=last)
     made_by = {id_: check.made_by for id_, check in checks.items() if check.made_by is not None}
     creations = await audit.creations(reader, CREATE, list(made_by.values()))
     days, failures = await _days(reader, meter_ids)
-    for disagreement in failures:
+    grants, of_grants = await _readable(reader, audit.grants_of, meter_ids, "of its grants")
+    holds, of_holds = await _open(reader, checks)
+    for disagreement in (*failures, *of_grants, *of_holds):
         incomplete.add(disagreement.id)
         yield disagreement
-    grants, holds = await audit.grants_of(reader, meter_ids), await audit.holds_of(reader, meter_ids)
     for meter_id, rows in zip(meter_ids, days, strict=True):
         verified.meters += 1
         verified.days += len(rows)
@@ -302,6 +311,55 @@ async def _entries(
         found += entries
         failures += of_meter
     return found, failures
+
+
+async def _closed(
+    reader: Reader, found: Sequence[Sequence[LedgerEntryRow]]
+) -> tuple[dict[tuple[str, int], HoldRow], list[Disagreement]]:
+    """Return the holds that these entries close, by meter id and `seq`, and those that cannot be read."""
+    closing = [
+        (entry.meter_id, entry.hold_seq)
+        for entries in found
+        for entry in entries
+        if entry.hold_seq is not None and entry.kind in CLOSING
+    ]
+    return await _readable(reader, audit.holds_by_seqs, closing, "hold {0[1]}")
+
+
+async def _open(
+    reader: Reader, checks: Mapping[str, MeterCheck]
+) -> tuple[dict[str, dict[int, HoldRow]], list[Disagreement]]:
+    """Return the holds that the entries leave open, by meter id and then `seq`, and those that cannot be read."""
+    wanted = [(meter_id, seq) for meter_id, check in checks.items() for seq in check.credits_.holds]
+    found, failures = await _readable(reader, audit.holds_by_seqs, wanted, "hold {0[1]}")
+    holds: dict[str, dict[int, HoldRow]] = {meter_id: {} for meter_id in checks}
+    for (meter_id, seq), hold in found.items():
+        holds[meter_id][seq] = hold
+    return holds, failures
+
+
+async def _readable(
+    reader: Reader,
+    read: Callable[[Reader, Sequence[Key]], Awaitable[dict[Key, Value]]],
+    wanted: Sequence[Key],
+    what: str,
+) -> tuple[dict[Key, Value], list[Disagreement]]:
+    """Return what is read of all that is wanted, by it, and of which it cannot be read.
+
+    A key is a meter's id, or begins with one; `what` is said before the reason, with the key put in for `{0}`.
+    """
+    try:
+        return await read(reader, wanted), []
+    except UNREADABLE as error:
+        if len(wanted) == 1:
+            (key,) = wanted
+            meter_id = key if isinstance(key, str) else key[0]
+            return {}, [Disagreement(meter_id, f"{what.format(key)}: {unreadable(error)}")]
+    # By halves, to the one.
+    middle = len(wanted) // 2
+    first, of_first = await _readable(reader, read, wanted[:middle], what)
+    second, of_second = await _readable(reader, read, wanted[middle:], what)
+    return first | second, of_first + of_second
 
 
 async def _days(reader: Reader, meter_ids: Sequence[str]) -> tuple[Sequence[Sequence[UsageDayRow]], list[Disagreement]]:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from sqlalchemy import Select, Table, Text, and_, exists, func, or_, select, type_coerce
+from sqlalchemy import BigInteger, Select, Table, Text, and_, exists, func, or_, select, type_coerce
 
 from storage import ledger
 from storage.api_keys import ApiKeyRow, api_keys
@@ -21,9 +21,6 @@ from storage.tenants import Environment
 from storage.usage import usage_days
 
 _METERS = select(*[billing_meters.c[name] for name in BillingMeterRow._fields]).order_by(billing_meters.c.id)
-
-
-RowOfMeter = TypeVar("RowOfMeter", CreditGrantRow, HoldRow)
 
 
 class CustomerNames(NamedTuple):
@@ -248,23 +245,26 @@ async def entries(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tup
 
 async def grants_of(reader: Reader, meter_ids: Sequence[str]) -> dict[str, list[CreditGrantRow]]:
     """Return all grants of each meter, by its id."""
-    return await _of_meters(reader, credit_grants, CreditGrantRow, meter_ids)
-
-
-async def holds_of(reader: Reader, meter_ids: Sequence[str]) -> dict[str, list[HoldRow]]:
-    """Return all holds of each meter, by its id."""
-    return await _of_meters(reader, holds, HoldRow, meter_ids)
-
-
-async def _of_meters(
-    reader: Reader, table: Table, row_type: type[RowOfMeter], meter_ids: Sequence[str]
-) -> dict[str, list[RowOfMeter]]:
-    found: dict[str, list[RowOfMeter]] = {meter_id: [] for meter_id in meter_ids}
-    columns = [table.c[name] for name in row_type._fields]
-    for values in await reader.fetch(select(*columns).where(table.c.meter_id.in_(meter_ids))):
-        row = row_type._make(values)
+    found: dict[str, list[CreditGrantRow]] = {meter_id: [] for meter_id in meter_ids}
+    columns = [credit_grants.c[name] for name in CreditGrantRow._fields]
+    for values in await reader.fetch(select(*columns).where(credit_grants.c.meter_id.in_(meter_ids))):
+        row = CreditGrantRow._make(values)
         found[row.meter_id].append(row)
     return found
+
+
+@cache
+def _holds(dialect: str) -> Prepared:
+    wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
+    columns = [holds.c[name] for name in HoldRow._fields]
+    is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.seq == wanted.c.seq)
+    return Prepared(dialect, select(*columns).join(wanted, is_wanted))
+
+
+async def holds_by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], HoldRow]:
+    """Return the holds of these (meter id, seq), whole, by them."""
+    rows = await reader.run(_holds(reader.dialect), keys(wanted)) if wanted else []
+    return {(row.meter_id, row.seq): row for row in map(HoldRow._make, rows)}
 
 
 @cache
@@ -335,6 +335,20 @@ async def orphans(reader: Reader, *, limit: int) -> list[tuple[str, str]]:
     return found
 
 
+async def holds_that_nothing_makes(reader: Reader, *, limit: int) -> list[tuple[str, int]]:
+    """Return the (meter id, seq) of holds without the entry that makes them."""
+    return [(row.meter_id, row.seq) for row in await reader.fetch(_UNMADE.limit(limit))]
+
+
 def _orphans(table: Table) -> Select[Any]:
     has_meter = exists().where(billing_meters.c.id == table.c.meter_id)
     return select(table.c.meter_id).where(~has_meter).distinct()
+
+
+_UNMADE = select(holds.c.meter_id, holds.c.seq).where(
+    ~exists().where(
+        ledger_entries.c.meter_id == holds.c.meter_id,
+        ledger_entries.c.seq == holds.c.seq,
+        ledger_entries.c.kind == LedgerEntryKind.HOLD,
+    )
+)
