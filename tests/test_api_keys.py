@@ -647,6 +647,26 @@ class TestUsageWriteAlone:
             assert (entry["amount"], entry["metadata"]) == ("7", {"secret": 1})
         assert await gateway.data(STATE) == before
 
+    async def test_what_another_key_attached_to_a_hold_is_not_shown(self, gateway: Gateway) -> None:
+        caller = await gateway.caller(Scope.USAGE_WRITE)
+        reader = await gateway.caller(Scope.USAGE_WRITE, Scope.BILLING_READ)
+        meter = {"workspaceId": "w", "externalMeterId": "m"}
+        steps: tuple[tuple[str, str, dict[str, Any]], ...] = (
+            ("extendHold", "ExtendHoldSuccess", {"holdId": "h", "expiresInSeconds": 1}),
+            ("commitHold", "CommitHoldSuccess", {"holdId": "h", "amount": "3"}),
+            ("releaseHold", "ReleaseHoldSuccess", {"holdId": "g"}),
+            ("extendHold", "HoldNotOpen", {"holdId": "g", "expiresInSeconds": 1}),
+        )
+        for key, shown in ((caller, {}), (reader, {"secret": 1})):
+            for name in ("h", "g"):
+                secret = {"holdId": f"{name}{key.key}", "metadata": {"secret": 1}}
+                await gateway.mutate("holdCredits", "", **meter, **secret, amount="3")
+            for mutation, type_, values in steps:
+                values |= {"holdId": f"{values['holdId'][0]}{key.key}"}
+                selection = f"... on {type_} {{ hold {{ amount metadata }} }}"
+                answer = await key.mutate(mutation, selection, **meter, **values)
+                assert (answer["__typename"], answer["hold"]) == (type_, {"amount": "3", "metadata": shown})
+
     async def test_a_replay_shows_the_entry_to_the_key_that_recorded_it(self, gateway: Gateway) -> None:
         values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "7", "policy": "PARTIAL"}
         selection = """... on RecordUsageSuccess {

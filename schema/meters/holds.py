@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import strawberry
 from strawberry.scalars import JSON
 
+from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.errors import Forbidden
 from resolvers.meters.holds import commit_hold, extend_hold, hold_credits, release_hold
@@ -49,6 +50,13 @@ async def _meters_of(context: Context, of: Sequence["Hold"]) -> list[_MeterType]
     return cast("list[BillingMeter]", rows)
 
 
+async def _metadata_of(context: Context, of: Sequence["Hold"]) -> list[JSON]:
+    """Return what is kept with each hold; another key may have written it, so it takes `billing:read`."""
+    if Scope.BILLING_READ not in context.actor.scopes:
+        return [JSON({}) for _ in of]
+    return await metadata_of(context, of)
+
+
 def _id_of(root: HoldRow) -> strawberry.ID:
     return strawberry.ID(ids.numbered_id(ids.HOLD, root.meter_id, root.seq))
 
@@ -78,7 +86,9 @@ class Hold(Node, record=HoldRow):
     closed_at: datetime | None = strawberry.field(
         description="When it was committed, released or expired; null: it is open."
     )
-    metadata: JSON = batched(metadata_of, description="What the caller attached.")
+    metadata: JSON = batched(
+        _metadata_of, description="What the caller attached; empty for a key without `billing:read`."
+    )
 
     billing_meter: _MeterType = batched(_meters_of, description="The meter whose credits it reserves.")
 
