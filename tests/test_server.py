@@ -224,13 +224,55 @@ class TestPipeline:
             first = asyncio.create_task(sent(port, get * count + last))
             await asyncio.sleep(0.2)  # Until it was read: nobody reports it.
             second = asyncio.create_task(sent(port, get * count + last))
-            while not told:  # noqa: ASYNC110  # Likewise.
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                while not told:  # noqa: ASYNC110  # Likewise.
+                    await asyncio.sleep(0.01)
             may_answer.set()
             assert (await second).count(b"HTTP/1.1 200 ") == 1 + server.MAX_PIPELINED
             assert (await first).count(b"HTTP/1.1 200 ") == count + 1
         assert told == ["TOO_MANY_PIPELINED"]
         assert not server._HOLDING
+
+    async def test_a_connection_that_is_lost_holds_nothing(self) -> None:
+        may_answer = asyncio.Event()
+        answer = telling([])
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            await may_answer.wait()
+            await answer(scope, receive, send)
+
+        async with served(late) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000)
+            async with asyncio.timeout(30):
+                while not server._HOLDING:  # noqa: ASYNC110  # Nothing reports it.
+                    await asyncio.sleep(0.01)
+                writer.transport.abort()
+                # It is noticed when an answer cannot be sent.
+                may_answer.set()
+                while server._HOLDING:  # noqa: ASYNC110  # Likewise.
+                    await asyncio.sleep(0.01)
+
+    async def test_what_comes_after_what_is_held_is_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # More than is read at once, and less than the client sends.
+        monkeypatch.setattr(server, "MAX_HELD_BYTES", 1_000_000)
+        refused: list[str] = []
+        may_answer = asyncio.Event()
+        answer = telling([])
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()  # It lets the server read on.
+            await may_answer.wait()
+            await answer(scope, receive, send)
+
+        get = b"GET / HTTP/1.1\r\nhost: x\r\nx: %s\r\n\r\n" % (b"y" * 8_000)
+        last = get[:-2] + b"connection: close\r\n\r\n"
+        async with served(with_refusals(refused, late), lifespan="on") as port:
+            answers = asyncio.create_task(sent(port, get * 500 + last))
+            await asyncio.sleep(0.5)  # Until all was read that is: nothing reports it.
+            may_answer.set()
+            assert (await answers).count(b"HTTP/1.1 200 ") == 501
+        assert refused == []
 
     @pytest.mark.parametrize(
         "raw", [b"\0" * 40_000, b"GET / HTTP/1.1\r\nx: %s\r\n\r\n" % (b"y" * 40_000)], ids=["none", "large"]
