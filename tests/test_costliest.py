@@ -25,17 +25,19 @@ from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from gateway.services import collect_less_often
-from schema.engine.documents import MAX_KEPT_BYTES, Document, KeptDocuments
+from schema.engine import documents
+from schema.engine.documents import LONGEST_KEPT, MAX_KEPT_BYTES, Document, KeptDocuments
+from schema.engine.execution.plans import MAX_PLANS
 from schema.engine.limits.cost import Size
 from schema.engine.limits.document import DEFAULT, Limits
 from schema.engine.limits.room import MAX_WEIGHT, Room, _making
-from schema.engine.operations import LimitedOperation
+from schema.engine.operations import LARGE_VALUES, LimitedOperation
 from schema.root import engine
 from storage import usage as usage_days
 from storage.engine.transactions import Writer
 from storage.ledger import LedgerEntryRow
 from tests.conftest import NOW, Gateway, gateway_on
-from tests.steps import ENTRY, METER, make_customer, make_meter
+from tests.steps import ENTRY, METER, make_customer, make_meter, session_of
 
 pytestmark = pytest.mark.slow
 
@@ -362,15 +364,19 @@ class TestTheCostliest:
 
     async def test_a_session_cannot_ask_for_half_a_gigabyte(self, on_sqlite: Gateway, meter: str) -> None:
         query = usage(10, 9)
-        with on_sqlite.statements() as statements:
-            error = await on_sqlite.error(query, {"m": meter, "n": ASTRAL})
-        assert statements == []
-        assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
-        assert re.fullmatch(
-            r"The answer may have 4\d{8} bytes, and at most 83886080 may be returned at once: "
-            r"ask for fewer fields, smaller pages, fewer days, or the usage names that are needed\.",
-            error["message"],
-        )
+        data = await on_sqlite.data(f'{{ node(id: "{meter}") {{ ... on BillingMeter {{ customer {{ id }} }} }} }}')
+        session = await session_of(on_sqlite, data["node"]["customer"]["id"])
+        for caller in (session, on_sqlite):
+            await caller.data("{ viewer { orgId } }")  # Its key is looked up.
+            with on_sqlite.statements() as statements:
+                error = await caller.error(query, {"m": meter, "n": ASTRAL})
+            assert statements == []
+            assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
+            assert re.fullmatch(
+                r"The answer may have 4\d{8} bytes, and at most 83886080 may be returned at once: "
+                r"ask for fewer fields, smaller pages, fewer days, or the usage names that are needed\.",
+                error["message"],
+            )
 
     async def test_days_of_many_names_are_within_the_size_of_an_answer(self, on_sqlite: Gateway, meter: str) -> None:
         await use(on_sqlite, meter, ASTRAL)
@@ -417,6 +423,11 @@ ORDINARY = (
 )
 
 
+#: An alias is in the answer as often as there are records.
+ALIAS = "a" * 1_000
+ALIASED = f"query ($m: ID!) {{ node(id: $m) {{ ... on BillingMeter {{ ledger {{ nodes {{ {ALIAS}: kind }} }} }} }} }}"
+
+
 class TestSize:
     @pytest.mark.parametrize("query", ORDINARY)
     def test_what_is_large_and_ordinary_is_admitted(self, query: str) -> None:
@@ -427,7 +438,7 @@ class TestSize:
     async def test_no_answer_is_larger_than_it_may_be(
         self, on_sqlite: Gateway, meter: str, subtests: pytest.Subtests
     ) -> None:
-        for name, request in REQUESTS.items():
+        for name, request in (REQUESTS | {"a long alias": Request(lambda _: ALIASED, SHORT, 1)}).items():
             if "unknown" in name or "events" in name:
                 continue
             with subtests.test(name=name):
@@ -460,12 +471,13 @@ def values_of(value: Any) -> int:
 class TestKeptDocuments:
     @staticmethod
     def document(number: int) -> str:
-        """Return a document of 9 kB whose three variables decide what is selected."""
-        skips = " ".join(f"s{place}: viewer @skip(if: $v{place}) {{ orgId }}" for place in range(3))
+        """Return a document of 9 kB whose four variables decide what is selected."""
+        skips = " ".join(f"s{place}: viewer @skip(if: $v{place}) {{ orgId }}" for place in range(4))
         fields = " ".join(
             f"a{n}: billingMeter(workspaceId: $w, externalMeterId: $w) {{ id timezone }}" for n in range(90)
         )
-        return f"query Q{number}($w: String!, $v0: Boolean!, $v1: Boolean!, $v2: Boolean!) {{ {skips} {fields} }}"
+        variables = " ".join(f"$v{place}: Boolean!" for place in range(4))
+        return f"query Q{number}($w: String!, {variables}) {{ {skips} {fields} }}"
 
     def test_documents_and_their_plans_take_no_more_than_they_may(self) -> None:
         kept = KeptDocuments()
@@ -483,7 +495,32 @@ class TestKeptDocuments:
         assert kept.get(self.document(11), DEFAULT) is not None
         assert kept.get(self.document(0), DEFAULT) is None
 
-    def test_what_a_document_takes_is_no_more_than_is_estimated(self) -> None:
+    def test_what_grows_makes_others_be_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        *texts, last = [self.document(2_000 + number) for number in range(8)]
+        newest = [asyncio.run(engine.document_of(text)) for text in texts][-1]
+        assert isinstance(newest, Document)
+        # An operation, its first plan, and another document: what none of them may add to what is kept.
+        for grow in (
+            lambda: newest.operation(None),
+            lambda: [self.run(newest, 0) for _ in range(2)],
+            lambda: asyncio.run(engine.document_of(last)),
+        ):
+            before = engine.kept.weight
+            monkeypatch.setattr(documents, "MAX_KEPT_BYTES", before)
+            grow()
+            assert engine.kept.weight <= before
+        assert engine.kept.get(texts[0], DEFAULT) is None
+        assert engine.kept.get(texts[-1], DEFAULT) is newest
+        assert engine.kept.get(last, DEFAULT) is not None
+
+    def test_a_document_that_is_too_long_is_not_kept(self) -> None:
+        for length, is_kept in ((LONGEST_KEPT, True), (LONGEST_KEPT + 1, False)):
+            text = "{ viewer { orgId } } #".ljust(length, "x")
+            assert isinstance(asyncio.run(engine.document_of(text)), Document)
+            assert (engine.kept.get(text, DEFAULT) is not None) is is_kept
+
+    @pytest.mark.parametrize("plans", [0, 3])
+    def test_what_a_document_takes_is_no_more_than_is_estimated(self, plans: int) -> None:
         engine.prepare(self.document(0))
         tracemalloc.start()
         try:
@@ -491,7 +528,8 @@ class TestKeptDocuments:
             before, _ = tracemalloc.get_traced_memory()
             document = engine.prepare(self.document(1))
             assert isinstance(document, Document)
-            for values in range(3):
+            assert document.operation(None) is not None
+            for values in range(plans):
                 self.run(document, values)
                 self.run(document, values)
             gc.collect()
@@ -506,16 +544,33 @@ class TestKeptDocuments:
         counts = [self.run(document, values) for values in (0, 0, 1, 2, 1, 2, 3)]
         # The first is made the second time that the document is run, whatever its values.
         assert counts == [0, 1, 1, 1, 2, 3, 3]
+        # What is large is compiled each time, and a further plan is kept likewise.
+        document = engine.prepare(self.document(1))
+        assert isinstance(document, Document)
+        large = Size(values=LARGE_VALUES + 1)
+        counts = [self.run(document, values, large) for values in (0, 0, 1, 2, 1, 2, 3)]
+        assert counts == [1, 1, 1, 1, 2, 3, 3]
+
+    def test_no_more_plans_are_kept_than_may_be(self) -> None:
+        document = engine.prepare(self.document(1))
+        assert isinstance(document, Document)
+        assert [self.run(document, values) for values in range(16)] == [0, *[1] * 15]
+        # As many combinations are remembered that were seen once, the last ones.
+        assert [self.run(document, values) for values in (2, 15)] == [1, 2]
+        for values in range(16):
+            for size in (Size(), Size(values=LARGE_VALUES + 1)):
+                self.run(document, values, size)
+        assert self.run(document, 0) == MAX_PLANS
 
     @staticmethod
-    def run(document: Document, number: int) -> int:
+    def run(document: Document, number: int, size: Size = Size()) -> int:  # noqa: B008  # It does not change.
         """Compile it as for a run with the variables' values of this number; return how many plans it has."""
         operation = document.operation(None)
         assert isinstance(operation, LimitedOperation)
-        given = {"w": "w"} | {f"v{place}": bool(number >> place & 1) for place in range(3)}
+        given = {"w": "w"} | {f"v{place}": bool(number >> place & 1) for place in range(4)}
         values = operation._operation.variables.read(given)
         assert not isinstance(values, list)
-        asyncio.run(operation._plan(values, Size()))
+        asyncio.run(operation._plan(values, size))
         return operation.plan_count
 
     def test_nothing_stays_of_a_document_that_is_given_up(self) -> None:
@@ -546,6 +601,19 @@ class TestKeptDocuments:
 
 
 class TestRoom:
+    async def test_a_large_answer_is_made_when_there_is_room(self, on_sqlite: Gateway, meter: str) -> None:
+        other = Room()
+        await other.take(MAX_WEIGHT)
+        large = asyncio.ensure_future(send(on_sqlite, ledgers(10), {"m": meter}))
+        while not (_making.waiting or large.done()):  # noqa: ASYNC110  # Nothing reports what waits for room.
+            await asyncio.sleep(0)
+        # What is small does not wait.
+        assert (await send(on_sqlite, "{ viewer { orgId } }", {}))[0] == 200
+        assert not large.done()
+        other.leave()
+        assert (await large)[0] == 200
+        assert _making.weight == 0
+
     async def test_what_is_large_waits_until_there_is_room(self) -> None:
         first, second, third = Room(), Room(), Room()
         await first.take(MAX_WEIGHT - 1)
