@@ -61,6 +61,7 @@ async def keep_books(gateway: Gateway) -> Mapping[str, str]:
     live = await gateway.caller(environment=Environment.LIVE)
     other = await gateway.caller(org_id=names["other_org"])
     limited = await gateway.caller(Scope.USAGE_WRITE)
+    reading = await gateway.caller(Scope.BILLING_READ)
     for name, caller in (("customer", gateway), ("second", gateway), ("live", live), ("other", other)):
         names[f"C_{name}"] = await make_customer(caller, f"{name}@example.com", idempotencyKey=f"{name}-key")
     for name, caller in (("M", gateway), ("neighbour", gateway), ("other", other)):
@@ -87,7 +88,10 @@ async def keep_books(gateway: Gateway) -> Mapping[str, str]:
     await session_of(gateway, names["C_customer"])
     narrow = await gateway.caller(workspaces=["elsewhere"])
     async with gateway.database.read() as reader:
-        for name, caller in (("all", gateway), ("limited", limited), ("other", other), ("narrow", narrow)):
+        for name, caller in (
+            *(("all", gateway), ("limited", limited), ("other", other), ("narrow", narrow)),
+            *(("live", live), ("reading", reading)),
+        ):
             row = await api_keys.by_digest(reader, digest_of(caller.key))
             assert row is not None
             names[f"K_{name}"] = row.id
@@ -124,6 +128,7 @@ async def keep_credits(gateway: Gateway) -> Mapping[str, str]:
     """
     meter = {"externalMeterId": "G"}
     names = {"org": gateway.org_id}
+    reading = await gateway.caller(Scope.BILLING_READ)
     names["G"] = await make_meter(gateway, "G", totalCredits="100", allowOverages=True, spendCap="50")
 
     async def grant(key: str, amount: str, **values: Any) -> str:
@@ -152,4 +157,7 @@ async def keep_credits(gateway: Gateway) -> Mapping[str, str]:
     await must(gateway, "releaseHold", **meter, holdId="j")
     await must(gateway, "recordUsage", **meter, eventId="u", amount="106", policy="FORCE")
     await grant("t", "6")
-    return names
+    async with gateway.database.read() as reader:
+        row = await api_keys.by_digest(reader, digest_of(reading.key))
+    assert row is not None
+    return names | {"K_reading": row.id}

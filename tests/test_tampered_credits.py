@@ -247,6 +247,13 @@ COLUMNS: dict[str, tuple[str, list[str]]] = {
             "<G> something of it is due at @12:15:39, and it says @12:15:40",
         ],
     ),
+    "holds.expires_at, before it was closed": (
+        hold(15, "expires_at = '2026-03-16T12:00:40+00:00'"),
+        [
+            "<G> hold 15: its expires_at is @12:00:40 and should be @12:15:40 to @@12:00:40",
+            "<G> hold 15: its expires_at is @12:00:40, and it was closed later, at @12:00:40",
+        ],
+    ),
     "holds.expires_at, later than a day": (
         hold(15, "expires_at = '2026-03-17T12:00:41+00:00'"),
         ["<G> hold 15: its expires_at is @@12:00:41 and should be @12:15:40 to @@12:00:40"],
@@ -305,6 +312,17 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
         [entry(10, "recorded_at = '2026-03-16T12:00:29+00:00'")],
         ["<G> entry 10: it ends a grant at @12:00:29 that ends at @12:00:30"],
     ),
+    "an expiry that is written after another entry of its moment": (
+        [entry(8, "recorded_at = '2026-03-16T12:00:30+00:00'")],
+        ["<G> entry 8: what was due at @12:00:30 is not written before it"],
+    ),
+    "an expiry of less than is open": (
+        [entry(10, "amount = 5")],
+        [
+            "<G> entry 10: the total credits after it are 154 and should be 155",
+            "<G> entry 10: it takes 5 of the grant, of which 6 are open",
+        ],
+    ),
     "an expiry that was written late": (
         [entry(10, "recorded_at = '2026-03-16T12:00:40+00:00'")],
         ["<G> entry 10: what was due at @12:00:30 is not written before it"],
@@ -317,6 +335,10 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
             "<G> entry 11: what was due at @12:00:30 is not written before it",
             "<G> entry 17: its draws are [[0, 81], [3, 15]] and should be [[0, 75], [3, 15]]",
         ],
+    ),
+    "a hold of less than was asked": (
+        [entry(14, "requested_amount = 6")],
+        ["<G> entry 14: by REJECT it took 5 of 6 and should have taken 6"],
     ),
     "a hold that is resolved twice": (
         [entry(16, "key = 'h', hold_seq = 5, amount = 15")],
@@ -423,6 +445,45 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
             )
         ],
     ),
+    **{
+        f"the amount of entry {seq}": ([entry(seq, f"amount = {amount}")], [f"<G> entry {seq}: its amount is {amount}"])
+        for seq, amount in (
+            *((1, -1), (4, 0), (5, 0), (9, 0), (10, 0)),
+            *((11, -1), (12, 0), (13, 1), (16, 0), (18, 0)),
+        )
+    },
+    **{
+        f"who recorded entry {seq}": (
+            [entry(seq, "recorded_by = '<K_reading>'")],
+            [f"<G> entry {seq}: it was recorded by <K_reading>, a key without {scope}"],
+        )
+        for seq, scope in (
+            *((2, "billing:write"), (5, "usage:write"), (11, "billing:write")),
+            *((13, "billing:write"), (16, "usage:write")),
+        )
+    },
+    **{
+        f"a field that entry {seq} has, lost": (
+            [entry(seq, f"{field} = NULL")],
+            [f"<G> entry {seq}: it has no {field}, and each {kind} has one"],
+        )
+        for seq, kind, field in (
+            *((3, "GRANT", "key"), (9, "HOLD_EXPIRY", "key"), (10, "EXPIRY", "grant_seq")),
+            *((11, "REVOCATION", "grant_seq"), (13, "GRANT_CHANGED", "key"), (14, "HOLD", "policy")),
+            (16, "RELEASE", "key"),
+        )
+    },
+    **{
+        f"a field that entry {seq} has not": (
+            [entry(seq, f"{field} = '{value}'")],
+            [f"<G> entry {seq}: it has a {field}, which no {kind} has"],
+        )
+        for seq, kind, field, value in (
+            *((3, "GRANT", "policy", "force"), (9, "HOLD_EXPIRY", "reason", "x"), (10, "EXPIRY", "key", "x")),
+            *((11, "REVOCATION", "day", "2026-03-16"), (13, "GRANT_CHANGED", "usage_name", "x")),
+            *((14, "HOLD", "reason", "x"), (12, "VOID", "policy", "force"), (16, "RELEASE", "reason", "x")),
+        )
+    },
     "the priority at a grant": (
         [entry(3, """metadata = replace(metadata, '50', '0')""")],
         [
@@ -431,6 +492,10 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
             "<G> entry 8: its draws are [[0, 15], [6, 4], [0, 1]] and should be [[2, 10], [0, 5], [6, 4], [0, 1]]",
             "<G> entry 11: it takes 5 of the grant, of which 0 are open",
         ],
+    ),
+    "the priority at a grant, to no number": (
+        [entry(3, """metadata = replace(metadata, '50', '"x"')""")],
+        ["<G> entry 3: what it does to grants and holds cannot be replayed: priority"],
     ),
     "the old priority of a change": (
         [entry(13, """metadata = '{"priority":[11,20]}'""")],

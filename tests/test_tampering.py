@@ -175,6 +175,20 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
             )
         ],
     ),
+    "the old value at the opening": (
+        [setting(1, "spendCap", '[null,"50"]', '["40","50"]')],
+        ["<M> entry 1: its spendCap was '40' before it and should be None"],
+    ),
+    "a setting that the opening has no more": (
+        [entry(1, """metadata = replace(metadata, '"timezone":[null,"America/New_York"],', '')""")],
+        [
+            (
+                "<M> entry 1: it records allowOverages, customerId, environment, externalMeterId, orgId, spendCap,"
+                " workspaceId, and should record allowOverages, customerId, environment, externalMeterId, maxOpenHolds,"
+                " orgId, spendCap, timezone, workspaceId"
+            )
+        ],
+    ),
     "the old value of a change": (
         [setting(8, "spendCap", '["50","60"]', '["55","60"]')],
         ["<M> entry 8: its spendCap was '55' before it and should be '50'"],
@@ -338,6 +352,10 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [entry(2, "recorded_by = '<K_other>'")],
         ["<M> entry 2: it was recorded by <K_other>, a key of another tenant"],
     ),
+    "the recorder, to another environment's key": (
+        [entry(2, "recorded_by = '<K_live>'")],
+        ["<M> entry 2: it was recorded by <K_live>, a key of another tenant"],
+    ),
     "the recorder, to another workspace's key": (
         [entry(2, "recorded_by = '<K_narrow>'")],
         ["<M> entry 2: it was recorded by <K_narrow>, a key for other workspaces"],
@@ -345,6 +363,17 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
     "the recorder, to one who may not": (
         [entry(5, "recorded_by = '<K_limited>'")],
         ["<M> entry 5: it was recorded by <K_limited>, a key without billing:write"],
+    ),
+    "the recorder, to one who may only read": (
+        [entries_from(1, "recorded_by = '<K_reading>'")],
+        [
+            f"<M> entry {seq}: it was recorded by <K_reading>, a key without {scope}"
+            for seq, scope in (
+                *((1, "billing:write"), (2, "usage:write"), (3, "usage:write"), (4, "usage:correct")),
+                *((4, "usage:write"), (5, "billing:write"), (6, "usage:correct"), (7, "usage:write")),
+                (8, "billing:write"),
+            )
+        ],
     ),
     "the recorder, to an operator's command that does not do so": (
         [entry(seq, f"recorded_by = '{name}'") for seq, name in ((2, "tollgate-import"), (5, "tollgate-import"))]
@@ -377,6 +406,18 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
             meter("total_credits = 100, limit_credits = 160, available_bits = 2"),
         ],
         ["<M> entry 5: its amount is 0", "<M> entry 7: by PARTIAL it took 5 of 5 and should have taken 0"],
+    ),
+    "totals below nothing": (
+        [entry(8, "total_credits_after = -1, used_credits_after = -2")],
+        [
+            "<M> entry 8: the total credits after it are -1",
+            "<M> entry 8: the used credits after it are -2",
+            "<M> entry 8: the total credits after it are -1 and should be 120",
+            "<M> entry 8: the used credits after it are -2 and should be 158",
+            "<M> its total credits is 120 and should be -1",
+            "<M> its used credits is 158 and should be -2",
+            "<M> its limit is 180 and should be 59",
+        ],
     ),
     "fields that a debit has, lost": (
         [entry(2, "key = NULL, requested_amount = NULL, policy = NULL")],
@@ -421,6 +462,10 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
             "<M> entry 5: its metadata is no object",
         ],
     ),
+    "a field that no change of settings has": (
+        [entry(8, "reason = 'x'")],
+        ["<M> entry 8: it has a reason, which no SETTINGS has"],
+    ),
     "fields that a void has, lost": (
         [entry(6, "key = NULL, reason = NULL")],
         ["<M> entry 6: it has no key, and each VOID has one", "<M> entry 6: it has no reason, and each VOID has one"],
@@ -432,6 +477,27 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
     "a void of what comes after it": (
         [entry(6, "voids_seq = 7")],
         ["<M> entry 7: more is voided than it took, or it is missing"],
+    ),
+    "a void of a void": (
+        [
+            entry(
+                7,
+                "kind = 'void', voids_seq = 6, reason = 'x', policy = NULL, metadata = '{}', recorded_by = '<K_all>',"
+                " amount = 4, requested_amount = 4, used_credits_after = 149",
+            ),
+            entry(8, "used_credits_after = 149"),
+            meter("used_credits = 149, available_bits = 5"),
+            day("2026-03-16", "total_usage = 9"),
+        ],
+        ["<M> entry 6: more is voided than it took, or it is missing"],
+    ),
+    "a void of another day than its event": (
+        [
+            entry(6, "day = '2026-03-15'"),
+            day("2026-03-16", "total_usage = total_usage + 4"),
+            day("2026-03-15", "total_usage = total_usage - 4"),
+        ],
+        ["<M> entry 2: more is voided than it took, or it is missing"],
     ),
     "a void under another name than its event": (
         [
@@ -525,9 +591,31 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [entry(1, "key = NULL")],
         [f"<M> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}"],
     ),
+    "a meter that forgets its key, which another entry has": (
+        [entry(1, "key = NULL"), entry(5, "key = 'open'")],
+        [f"<M> the idempotency key 'open' of createBillingMeter by '<org>' in sandbox {NOWHERE}"],
+    ),
     "a customer's key, lost": (
         ["DELETE FROM idempotency_keys WHERE key = 'second-key'"],
         [f"<C_second> it was made under the idempotency key 'second-key', {MADE}"],
+    ),
+    "a customer's key, renamed": (
+        [key("second-key", "key = 'third-key'")],
+        [
+            f"<C_second> the idempotency key 'third-key' of createCustomer by '<org>' in sandbox {NOWHERE}",
+            f"<C_second> it was made under the idempotency key 'second-key', {MADE}",
+        ],
+    ),
+    "a customer's key, of another operation": (
+        [key("second-key", "operation = 'createBillingMeter'")],
+        [
+            f"<C_second> the idempotency key 'second-key' of createBillingMeter by '<org>' in sandbox {NOWHERE}",
+            f"<C_second> it was made under the idempotency key 'second-key', {MADE}",
+        ],
+    ),
+    "the time of a customer's key": (
+        [key("second-key", "created_at = '2026-03-16T12:00:01+00:00'")],
+        [f"<C_second> the idempotency key 'second-key' of createCustomer by '<org>' in sandbox {NOWHERE}"],
     ),
     "a customer's key, to another customer": (
         [key("second-key", "result_id = '<C_customer>'")],
@@ -567,6 +655,24 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [change("customers", "created_by = '<K_other>'", "id = '<C_second>'")],
         ["<C_second> it was made by '<K_other>', and its tenant has no such key"],
     ),
+    "who made a customer, to another environment's key": (
+        [change("customers", "created_by = '<K_live>'", "id = '<C_second>'")],
+        ["<C_second> it was made by '<K_live>', and its tenant has no such key"],
+    ),
+    "who made a customer, to nobody": (
+        [change("customers", "created_by = 'key_nobody'", "id = '<C_second>'")],
+        ["<C_second> it was made by 'key_nobody', and its tenant has no such key"],
+    ),
+    "what a customer is found by": (
+        [
+            change("customers", "email_folded = 'Second@example.com'", "id = '<C_second>'"),
+            change("customers", "name_folded = ''", "id = '<C_live>'"),
+        ],
+        [
+            "<C_second> its email_folded does not follow from its email",
+            "<C_live> its name_folded does not follow from its name",
+        ],
+    ),
     # Sessions and keys.
     "a session's parent, lost": (
         [session("parent_id = 'key_gone'")],
@@ -584,6 +690,10 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [session("parent_id = '<K_other>'")],
         ["<S> it is a session, and its parent <K_other> is another tenant's"],
     ),
+    "a session's parent, of another environment": (
+        [session("parent_id = '<K_live>'")],
+        ["<S> it is a session, and its parent <K_live> is another tenant's"],
+    ),
     "a session's parent, of another workspace": (
         [session("parent_id = '<K_narrow>'")],
         ["<S> it is a session, and its workspaces are not those of its parent <K_narrow>"],
@@ -596,12 +706,20 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
         [session("customer_id = '<C_other>'")],
         ["<S> it is a session, and its customer <C_other> is missing, or another tenant's"],
     ),
+    "a session's customer, of another environment": (
+        [session("customer_id = '<C_live>'")],
+        ["<S> it is a session, and its customer <C_live> is missing, or another tenant's"],
+    ),
     "a session's scopes": (
         [session("""scopes = '["billing:read","billing:write"]'""")],
         ["<S> it is a session, and its scopes are billing:read, billing:write"],
     ),
     "a session's end": (
         [session("expires_at = NULL")],
+        ["<S> it is a session, and it does not end with its parent"],
+    ),
+    "a session's end, after its parent's": (
+        [change("api_keys", "expires_at = '2026-03-16T12:00:01+00:00'", "id = '<K_all>'")],
         ["<S> it is a session, and it does not end with its parent"],
     ),
     "a session's end, too late": (
@@ -621,6 +739,13 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
     "the id of a key": (
         ["UPDATE api_keys SET id = 'k' WHERE id = '<K_narrow>'"],
         ["k its id is none of a key"],
+    ),
+    "the id of a customer": (
+        [
+            change("customers", "id = 'c'", "id = '<C_live>'"),
+            key("live-key", "result_id = 'c'"),
+        ],
+        ["c its id is none of a customer"],
     ),
     "the id of a meter": (
         [
