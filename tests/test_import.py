@@ -1000,6 +1000,11 @@ async def test_each_import_in_a_folder_has_rejects_of_its_own(on_sqlite: Gateway
     assert named[0] == "usage.jsonl.rejects.jsonl"
     for number, name in enumerate(named):
         assert json.loads((tmp_path / name).read_bytes())["input"] == f"bad {number}"
+    # A name that a link to nowhere has is not free: what is opened is made, and nothing else.
+    (tmp_path / "usage.jsonl.4.rejects.jsonl").symlink_to("nowhere")
+    ran = await tollgate_import(gateway, tmp_path, files[0])
+    assert ran.stderr == "Not accepted: 1. Which and why is in usage.jsonl.5.rejects.jsonl.\n"
+    named += ["usage.jsonl.4.rejects.jsonl", "usage.jsonl.5.rejects.jsonl"]
     # One that rejects nothing leaves nothing, and what there was.
     good = file_of(tmp_path / "0", [line("good")])
     assert (await tollgate_import(gateway, tmp_path, good)).status == 0
@@ -1209,6 +1214,10 @@ async def test_a_rejected_line_of_text_is_kept_as_it_was(gateway: Gateway, tmp_p
         # Without an end of its own, what ends the line is what ended it before.
         (reject,) = (await import_(gateway, file)).rejects
         assert (reject["line"], reject["input"], reject.get("inputBase64")) == (1, text, None)
+    # Only one carriage return belongs to the end.
+    file.write_bytes(text.encode() + b"\r\r\n")
+    (reject,) = (await import_(gateway, file)).rejects
+    assert reject["input"] == f"{text}\r"
 
 
 async def test_a_line_that_is_too_long_is_not_kept_and_its_beginning_becomes_no_event(
