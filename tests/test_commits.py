@@ -26,8 +26,10 @@ from resolvers.meters.refill import Refill
 from resolvers.meters.writing.lanes import Result
 from resolvers.meters.writing.writer import MeterWriter
 from resolvers.rules.commands import Decision, gateway_key
+from storage import billing_meters
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
+from storage.engine.transactions import Writer
 from storage.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests.conftest import Gateway, gateway_on, migrated
@@ -457,9 +459,34 @@ async def test_a_commit_that_the_driver_no_longer_waits_for_is_unknown(
     create = COMMANDS["createCustomer, keyed"].run
     before = await books.state()
     async with standby_away(postgresql, url, is_cancelled=False):
+        with books.gateway.statements() as statements:
+            assert await create(books) == "UNKNOWN"
+        # It is not run again, to wait as long once more.
+        assert len([each for each in statements if "FROM idempotency_keys" in each]) == 1
         assert await create(books) == "UNKNOWN"
     assert (await books.state())["customers"] == before["customers"] + 1
     assert await create(books) is True
+
+
+async def test_what_was_read_is_acknowledged_only_when_it_is_durable_whether_a_row_was_locked_or_not(
+    postgresql: PostgresServer, books: Books, url: str
+) -> None:
+    name = MeterName(books.gateway.org_id, Environment.SANDBOX, "w", "m")
+
+    async def read(writer: Writer) -> None:
+        await billing_meters.ids_by_names(writer, [name])
+
+    async def lock_one(writer: Writer) -> None:
+        assert await billing_meters.lock_by_name(writer, name) is not None
+
+    async def lock_none(writer: Writer) -> None:
+        assert await billing_meters.lock_by_name(writer, name._replace(workspace_id="x")) is None
+
+    async with standby_away(postgresql, url):
+        for work in (read, lock_one, lock_none):
+            with pytest.raises(DatabaseUnavailable) as unavailable:
+                await books.gateway.database.write(work)
+            assert unavailable.value.outcome is Outcome.UNKNOWN, work
 
 
 async def test_a_refusal_that_names_what_a_standby_may_lack_is_not_answered(

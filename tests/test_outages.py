@@ -181,18 +181,25 @@ async def read_only(gateway: Gateway) -> None:
                 return
 
 
+@pytest.mark.parametrize("idle_seconds", [0, 1])
 async def test_sessions_that_began_read_only_are_not_used_again_when_the_database_is_writable(
-    postgresql: PostgresServer, role: str, gateway: Gateway
+    postgresql: PostgresServer, role: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, idle_seconds: int
 ) -> None:
+    # With 0, all go back to the engine's pool, which would give them out again.
+    monkeypatch.setattr("storage.engine.connections.IDLE_SECONDS", idle_seconds)
     postgresql.psql(f"ALTER DATABASE {role} SET default_transaction_read_only = on; {CUT.format(role=role)}")
     await gateway.run(QUERY)  # It may meet a session that has been ended.
     # All connections that there may be, each of them read-only for as long as it lives.
     await asyncio.gather(*[gateway.data(QUERY) for _ in range(8)])
     assert (await gateway.error(REFILL))["extensions"] == NOT_WRITTEN
-    assert await readiness(gateway) == (503, "The database cannot be written to.")
-    postgresql.psql(f"ALTER DATABASE {role} RESET default_transaction_read_only;")
-    # Asking is enough: a gateway that is not ready is sent no write that would find it out.
-    assert {await readiness(gateway) for _ in range(2)} >= {(200, None)}
+    async with gateway.database.read() as reader:
+        # One of them is in use until it is over.
+        await reader.fetch(select(func.count()).select_from(customers))
+        assert await readiness(gateway) == (503, "The database cannot be written to.")
+        postgresql.psql(f"ALTER DATABASE {role} RESET default_transaction_read_only;")
+        # Asking is enough: a gateway that is not ready is sent no write that would find it out.
+        assert {await readiness(gateway) for _ in range(2)} >= {(200, None)}
+    assert await readiness(gateway) == (200, None)
     await assert_serves(gateway, total=11)
 
 
