@@ -463,6 +463,17 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
         )
     },
     **{
+        f"who recorded entry {seq}, to a key": (
+            [entry(seq, f"recorded_by = '<K_reading>'{more}")],
+            [f"<G> entry {seq}: it was recorded by <K_reading>, and no key records an {kind}"],
+        )
+        for seq, kind, more in (
+            (9, "HOLD_EXPIRY", ""),
+            (10, "EXPIRY", ""),
+            (10, "EXPIRY", ", recorded_at = '2026-03-16T12:00:20+00:00'"),
+        )
+    },
+    **{
         f"a field that entry {seq} has, lost": (
             [entry(seq, f"{field} = NULL")],
             [f"<G> entry {seq}: it has no {field}, and each {kind} has one"],

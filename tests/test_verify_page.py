@@ -101,7 +101,10 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {
         "it was made before, or at most 5 minutes after.": ("the recorder, to a key that there was not yet",),
         "`tollgate-import` and `tollgate-demo` are an operator's, and record openings and usage alone, `tollgate-demo`"
         " also grants and holds": ("the recorder, to an operator's command that does not do so",),
-        "`tollgate` is the gateway itself, which records what ends": ("the recorder, to the gateway itself",),
+        "`tollgate` is the gateway itself, which alone records what ends by time": (
+            "the recorder, to the gateway itself",
+            "who recorded entry 9, to a key",
+        ),
     },
     "voids": {
         "each is of an earlier debit, on its day and under its name, and no more is given back than was taken": (

@@ -10,12 +10,15 @@ from storage.ledger import LedgerEntryKind, LedgerEntryRow
 
 
 class KindRule(NamedTuple):
-    """What an entry of one kind does to the totals, and which of the fields that may be empty it has."""
+    """What an entry of one kind does to the totals, and which of the fields that may be empty it has.
+
+    `scope` is what a key needs to record it; None: no key does, because it follows from time.
+    """
 
     adds_to_total: int
     adds_to_used: int
     amounts: tuple[int, int]
-    scope: Scope
+    scope: Scope | None
     has: frozenset[str] = frozenset()
     may_have: frozenset[str] = frozenset()
 
@@ -64,14 +67,14 @@ RULES: Mapping[LedgerEntryKind, KindRule] = {
         has=frozenset({"grant_seq"}),
         may_have=frozenset({"key", "requested_amount", "reason"}),
     ),
-    LedgerEntryKind.EXPIRY: KindRule(-1, 0, _POSITIVE, Scope.BILLING_WRITE, has=frozenset({"grant_seq"})),
+    LedgerEntryKind.EXPIRY: KindRule(-1, 0, _POSITIVE, None, has=frozenset({"grant_seq"})),
     LedgerEntryKind.HOLD: KindRule(
         *(0, 0, _POSITIVE, Scope.USAGE_WRITE),
         has=frozenset({"key", "requested_amount", "policy", "hold_seq"}),
         may_have=frozenset({"draws", "metadata"}),
     ),
     LedgerEntryKind.RELEASE: KindRule(0, 0, _POSITIVE, Scope.USAGE_WRITE, has=frozenset({"key", "hold_seq"})),
-    LedgerEntryKind.HOLD_EXPIRY: KindRule(0, 0, _POSITIVE, Scope.USAGE_WRITE, has=frozenset({"key", "hold_seq"})),
+    LedgerEntryKind.HOLD_EXPIRY: KindRule(0, 0, _POSITIVE, None, has=frozenset({"key", "hold_seq"})),
     LedgerEntryKind.SETTINGS: KindRule(0, 0, _ZERO, Scope.BILLING_WRITE, has=frozenset({"key", "metadata"})),
 }
 

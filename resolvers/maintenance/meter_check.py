@@ -199,6 +199,10 @@ class MeterCheck:
             if entry.kind not in RECORDED_WITHOUT_KEY[entry.recorded_by]:
                 yield f"it was recorded by {entry.recorded_by}, which records no {entry.kind.name}"
             return
+        scope = RULES[entry.kind].scope
+        if scope is None:
+            yield f"it was recorded by {entry.recorded_by}, and no key records an {entry.kind.name}"
+            return
         holder = key_holders.get(entry.recorded_by)
         if holder is None:
             yield f"it was recorded by {entry.recorded_by!r}, and there is no such key"
@@ -211,12 +215,12 @@ class MeterCheck:
             yield f"it was recorded by {entry.recorded_by}, a key of another tenant"
         if holder.workspace_ids is not None and settings["workspaceId"] not in holder.workspace_ids:
             yield f"it was recorded by {entry.recorded_by}, a key for other workspaces"
-        needed = {RULES[entry.kind].scope}
+        needed = {scope}
         is_late = entry.sent_at is not None and entry.sent_at < entry.recorded_at - OLDEST
         if is_late or entry.policy is OverLimitPolicy.FORCE:
             needed.add(Scope.USAGE_CORRECT)
-        for scope in sorted(needed - set(holder.scopes)):
-            yield f"it was recorded by {entry.recorded_by}, a key without {scope}"
+        for lacking in sorted(needed - set(holder.scopes)):
+            yield f"it was recorded by {entry.recorded_by}, a key without {lacking}"
 
     @property
     def made_by(self) -> tuple[str, Environment, str] | None:
