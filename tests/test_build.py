@@ -40,7 +40,7 @@ def test_the_pythons_are_those_that_are_promised() -> None:
     promised = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
     versions = [each.rpartition(" ")[2] for each in promised if re.fullmatch(r".* :: Python :: 3\.\d+", each)]
     done = subprocess.run(
-        ["make", "--eval=show:;@echo $(PROMISED)", "show"],  # noqa: S607  # It is found as developers have it.
+        ["make", "--no-print-directory", "--eval=show:;@echo $(PROMISED)", "show"],  # noqa: S607  # It is found as developers have it.
         cwd=ROOT,
         capture_output=True,
         check=True,
@@ -51,7 +51,9 @@ def test_the_pythons_are_those_that_are_promised() -> None:
 
 @pytest.mark.parametrize("failing", [None, "9.8"])
 def test_each_that_is_found_is_run_and_each_other_is_named(tmp_path: Path, failing: str | None) -> None:
-    asked = tmp_path / "asked"
+    asked, ready = tmp_path / "asked", tmp_path / "ready"
+    ready.touch()
+    os.utime(ready, (2**32, 2**32))  # It is newer than what it is made of.
     for name, script in (
         ("python9.7", PYTHON.format(python=sys.executable)),
         ("python9.8", PYTHON.format(python=sys.executable)),
@@ -62,10 +64,11 @@ def test_each_that_is_found_is_run_and_each_other_is_named(tmp_path: Path, faili
     done = subprocess.run(
         [
             *("make", "test-pythons", f"PROMISED=9.7 9.8 9.9 {OWN}", f"MAKE={tmp_path / 'make-of-tests'}"),
-            # What it runs after is there.
-            *("DEV_READY=Makefile", f"BIN={Path(sys.executable).parent}"),
+            # The environment is there, and none is made in its place.
+            *(f"DEV_READY={ready}", f"BIN={Path(sys.executable).parent}"),
         ],
         cwd=ROOT,
+        # Not that of the make by which the tests were started, which would say where it is.
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYENV_ROOT": str(tmp_path)},
         capture_output=True,
         check=False,

@@ -23,8 +23,8 @@ import yaml
 from graphql import GraphQLInterfaceType, GraphQLSchema, parse, validate
 
 from gateway.cli.main import app
+from gateway.server.flow import IN_VAIN_BYTES_PER_SECOND
 from gateway.server.protocol import (
-    IN_VAIN_BYTES_PER_SECOND,
     LINGER_SECONDS,
     MAX_CHUNKS,
     MAX_IN_VAIN_BYTES,

@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.server import connection
+from gateway.server import connection, flow
 from gateway.server import protocol as server
 from gateway.server.serving import CannotListen, Watch, listening, serve
 from gateway.settings import Settings
@@ -224,10 +224,12 @@ class TestPipeline:
             first = asyncio.create_task(sent(port, get * count + last))
             await asyncio.sleep(0.2)  # Until it was read: nobody reports it.
             second = asyncio.create_task(sent(port, get * count + last))
-            async with asyncio.timeout(30):
-                while not told:  # noqa: ASYNC110  # Likewise.
-                    await asyncio.sleep(0.01)
-            may_answer.set()
+            try:
+                async with asyncio.timeout(10):
+                    while not told:  # noqa: ASYNC110  # Likewise.
+                        await asyncio.sleep(0.01)
+            finally:
+                may_answer.set()
             assert (await second).count(b"HTTP/1.1 200 ") == 1 + server.MAX_PIPELINED
             assert (await first).count(b"HTTP/1.1 200 ") == count + 1
         assert told == ["TOO_MANY_PIPELINED"]
@@ -244,12 +246,15 @@ class TestPipeline:
         async with served(late) as port:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000)
-            async with asyncio.timeout(30):
-                while not server._HOLDING:  # noqa: ASYNC110  # Nothing reports it.
-                    await asyncio.sleep(0.01)
+            try:
+                async with asyncio.timeout(10):
+                    while not server._HOLDING:  # noqa: ASYNC110  # Nothing reports it.
+                        await asyncio.sleep(0.01)
                 writer.transport.abort()
-                # It is noticed when an answer cannot be sent.
+            finally:
                 may_answer.set()
+            # It is noticed when an answer cannot be sent.
+            async with asyncio.timeout(10):
                 while server._HOLDING:  # noqa: ASYNC110  # Likewise.
                     await asyncio.sleep(0.01)
 
@@ -257,12 +262,14 @@ class TestPipeline:
         # More than is read at once, and less than the client sends.
         monkeypatch.setattr(server, "MAX_HELD_BYTES", 1_000_000)
         refused: list[str] = []
+        paths: list[str] = []
         may_answer = asyncio.Event()
-        answer = telling([])
+        answer = telling(paths)
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             await receive()  # It lets the server read on.
-            await may_answer.wait()
+            if len(paths) == 100:  # As many wait by now as may, and more is held.
+                await may_answer.wait()
             await answer(scope, receive, send)
 
         get = b"GET / HTTP/1.1\r\nhost: x\r\nx: %s\r\n\r\n" % (b"y" * 8_000)
@@ -608,8 +615,8 @@ class TestBody:
                 assert len(found) == 2
 
     async def test_what_follows_the_answer_is_read_at_one_rate_for_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(server, "IN_VAIN_BYTES_PER_SECOND", 1)
-        monkeypatch.setattr(server.Protocol, "_paced_until", 0.0)
+        monkeypatch.setattr(flow, "IN_VAIN_BYTES_PER_SECOND", 1)
+        monkeypatch.setattr(flow.Flow, "paced_until", 0.0)
         taken: list[int] = []
         pass_over = server.Protocol._pass_over
 
@@ -634,8 +641,8 @@ class TestBody:
 
     async def test_what_follows_the_answer_is_held_against_its_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TOLLGATE_BODY_SECONDS", "1")
-        monkeypatch.setattr(server, "IN_VAIN_BYTES_PER_SECOND", 1)
-        monkeypatch.setattr(server.Protocol, "_paced_until", 0.0)
+        monkeypatch.setattr(flow, "IN_VAIN_BYTES_PER_SECOND", 1)
+        monkeypatch.setattr(flow.Flow, "paced_until", 0.0)
         connection._settings.cache_clear()
         told: list[str] = []
         try:

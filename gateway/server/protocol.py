@@ -7,9 +7,9 @@ with deadlines. They are armed only while something is incomplete, so that a req
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
 
 from gateway.server.connection import Connection
+from gateway.server.flow import Flow
 from gateway.server.heads import Refusal, origin_form, refusal_of
 from gateway.server.refusals import refusal_answer, too_large_head, too_many_headers
 from gateway.telemetry.requests import REFUSAL, REPEATS
@@ -32,12 +32,6 @@ _END_OF_HEAD = b"\r\n\r\n"
 #: How much of a body is passed over after its answer: a connection that is closed earlier may take the answer with it.
 MAX_IN_VAIN_BYTES = 64 * 1024 * 1024
 
-#: How much of that is read in a second, of all connections together: what has been answered keeps nobody waiting.
-IN_VAIN_BYTES_PER_SECOND = 128 * 1024 * 1024
-
-#: By how much more than that may be read before the reading stops.
-_AHEAD_SECONDS = 0.01
-
 #: How long, at most, what still comes is passed over after a refusal.
 LINGER_SECONDS = 2
 
@@ -52,25 +46,10 @@ class Refused(Exception):
     """A head that is not read to its end."""
 
 
-class Flow(FlowControl):
-    """The reading of one connection, which stops while there are bytes that are not parsed yet, or too much came."""
-
-    is_held = False
-    is_paced = False
-
-    def resume_reading(self) -> None:
-        """Read on, unless bytes are held or it is not time yet."""
-        if not (self.is_held or self.is_paced):
-            super().resume_reading()
-
-
 class Protocol(Connection):
     """One connection, which is closed when a request's head or body takes too long."""
 
     flow: Flow
-
-    #: Until when, by the loop's clock, what all connections have passed over keeps to its rate.
-    _paced_until = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -399,21 +378,7 @@ class Protocol(Connection):
             if not self._is_done():
                 self._report("BODY_TOO_LARGE", of=self.cycle)
             self.transport.close()
-        self._pace(size)
-
-    def _pace(self, size: int) -> None:
-        """Read no faster than what is passed over may come, of all connections together."""
-        now = self.loop.time()
-        Protocol._paced_until = max(self._paced_until, now) + size / IN_VAIN_BYTES_PER_SECOND
-        if self._paced_until - now > _AHEAD_SECONDS and not (self.flow.is_paced or self.transport.is_closing()):
-            self.flow.is_paced = True
-            self.flow.pause_reading()
-            self.loop.call_at(self._paced_until, self._end_pace)
-
-    def _end_pace(self) -> None:
-        self.flow.is_paced = False
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
+        self.flow.pace(size, self.loop)
 
     def _linger(self) -> None:
         """End what is answered, and pass over what still comes, for a moment.
