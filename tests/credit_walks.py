@@ -116,7 +116,7 @@ class Walk:
                 self.meter_id = await make_meter(self.gateway, **self.names | values)
                 return []
             case ["wait", seconds]:
-                self.gateway.clock.forward(seconds=float(seconds))  # As `59.999999`.
+                self.gateway.clock.forward(seconds=float(seconds))  # Steps wait parts of a second, too, as `59.999999`.
                 return []
         newest = (await self._entries())[0]["id"]
         answer = await self.send(" ".join(words))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Spoilt(NamedTuple):
-    """What is done to the books, and what is then told of them."""
+    """The statements that change the books, and what `verify` reports then."""
 
     name: str
     statements: tuple[str, ...]
@@ -19,7 +19,7 @@ COLUMNS = (
     "policy, voids_seq, sent_at, recorded_at, recorded_by, reason, metadata"
 )
 COPY = (
-    f"INSERT INTO ledger_entries (meter_id, seq, key, {COLUMNS}) "  # noqa: S608  # The columns are our own.
+    f"INSERT INTO ledger_entries (meter_id, seq, key, {COLUMNS}) "  # noqa: S608  # The columns are those above, and no input.
     f"SELECT meter_id, {{}}, key || ' again', {COLUMNS} FROM ledger_entries WHERE meter_id = :id AND seq = {{}}"
 )
 
@@ -155,7 +155,7 @@ SPOILT = [
         ["entry 2: it has no key, and each USAGE has one"],
     ),
     Spoilt(
-        "a void does not tell what it voids",
+        "a void does not name what it voids",
         (ENTRY.format("voids_seq = NULL", 5),),
         ["entry 5: it has no voids_seq, and each VOID has one"],
     ),
@@ -269,12 +269,12 @@ SPOILT = [
         ],
     ),
     Spoilt(
-        "the meter tells of more entries than anybody could have written",
+        "the meter counts more entries than there can be",
         (METER.format(f"last_seq = {2**63 - 1}"),),
         [f"its last entry is {2**63 - 1} and should be 6"],
     ),
     Spoilt(
-        "the meter tells of fewer entries than none",
+        "the meter counts fewer entries than none",
         (METER.format("last_seq = -7"),),
         ["its last entry is -7 and should be 6"],
     ),

@@ -29,7 +29,7 @@ def day(day_: str, values: str) -> str:
 
 def new_day(day_: str, usage_name: str, total: int) -> str:
     values = f"'<M>', '{day_}', '{usage_name}', {total}"
-    return f"INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES ({values})"  # noqa: S608  # As above.
+    return f"INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES ({values})"  # noqa: S608  # Its values are written in this file.
 
 
 def key(key_: str, values: str) -> str:

@@ -40,7 +40,7 @@ def test_the_pythons_are_those_that_are_promised() -> None:
     promised = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
     versions = [each.rpartition(" ")[2] for each in promised if re.fullmatch(r".* :: Python :: 3\.\d+", each)]
     done = subprocess.run(
-        ["make", "--no-print-directory", "--eval=show:;@echo $(PROMISED)", "show"],  # noqa: S607  # It is found as developers have it.
+        ["make", "--no-print-directory", "--eval=show:;@echo $(PROMISED)", "show"],  # noqa: S607  # Make is the one in PATH, as for developers.
         cwd=ROOT,
         capture_output=True,
         check=True,

@@ -562,14 +562,14 @@ class TestKeptDocuments:
         assert self.run(document, 0) == MAX_PLANS
 
     @staticmethod
-    def run(document: Document, number: int, size: Size = Size()) -> int:  # noqa: B008  # It does not change.
+    def run(document: Document, number: int, size: Size | None = None) -> int:
         """Compile it as for a run with the variables' values of this number; return how many plans it has."""
         operation = document.operation(None)
         assert isinstance(operation, LimitedOperation)
         given = {"w": "w"} | {f"v{place}": bool(number >> place & 1) for place in range(4)}
         values = operation._operation.variables.read(given)
         assert not isinstance(values, list)
-        asyncio.run(operation._plan(values, size))
+        asyncio.run(operation._plan(values, size or Size()))
         return operation.plan_count
 
     def test_nothing_stays_of_a_document_that_is_given_up(self) -> None:

@@ -40,7 +40,7 @@ def answering(body: bytes) -> ASGIApp:
     return app
 
 
-def telling(paths: list[str]) -> ASGIApp:
+def noting_paths(paths: list[str]) -> ASGIApp:
     """Return an application that notes the paths it is asked for."""
     app = answering(b"done")
 
@@ -51,14 +51,14 @@ def telling(paths: list[str]) -> ASGIApp:
     return noting
 
 
-def with_refusals(told: list[str], app: ASGIApp) -> ASGIApp:
+def with_refusals(reported: list[str], app: ASGIApp) -> ASGIApp:
     """Return the application with a lifespan in which the reasons of the server's refusals are noted."""
 
     async def noting(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
             await app(scope, receive, send)
             return
-        scope["state"][SERVER_REFUSED] = lambda reason, **_: told.append(reason)
+        scope["state"][SERVER_REFUSED] = lambda reason, **_: reported.append(reason)
         for step in ("startup", "shutdown"):
             await receive()
             await send({"type": f"lifespan.{step}.complete"})
@@ -148,8 +148,8 @@ class TestPipeline:
         self, caplog: pytest.LogCaptureFixture, before: bytes, count: int
     ) -> None:
         paths: list[str] = []
-        told: list[str] = []
-        answer = telling(paths)
+        reported: list[str] = []
+        answer = noting_paths(paths)
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             # It reads on, and so lets the server read on.
@@ -160,12 +160,12 @@ class TestPipeline:
             reading.cancel()
 
         parts = [before + self.THIRD, b"zz\r\n", b"more\r\n", b"and more\r\n"]
-        async with served(with_refusals(told, late), lifespan="on") as port:
+        async with served(with_refusals(reported, late), lifespan="on") as port:
             read = await sent(port, *(parts if count > 1 else [b"".join(parts)]))
         assert paths == ["/first", "/second"][: before.count(b"POST")]
         assert read.count(b"HTTP/1.1 200 ") == read.count(b"done") == len(paths)
         assert read.count(b"HTTP/1.1 ") == len(paths)
-        assert told == ["MALFORMED"]
+        assert reported == ["MALFORMED"]
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
     async def test_no_more_than_so_many_requests_wait_and_all_are_answered_in_order(
@@ -208,9 +208,9 @@ class TestPipeline:
     async def test_what_all_connections_hold_has_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(server, "MAX_HELD_BYTES", 100_000)
         paths: list[str] = []
-        told: list[str] = []
+        reported: list[str] = []
         may_answer = asyncio.Event()
-        answer = telling(paths)
+        answer = noting_paths(paths)
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             await may_answer.wait()
@@ -219,25 +219,25 @@ class TestPipeline:
         get = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
         count = 60_000 // len(get)
         last = get[:-2] + b"connection: close\r\n\r\n"
-        async with served(with_refusals(told, late), lifespan="on") as port:
+        async with served(with_refusals(reported, late), lifespan="on") as port:
             # The first one holds less than may be held, and the two together more.
             first = asyncio.create_task(sent(port, get * count + last))
-            await asyncio.sleep(0.2)  # Until it was read: nobody reports it.
+            await asyncio.sleep(0.2)  # Nothing reports when it was read.
             second = asyncio.create_task(sent(port, get * count + last))
             try:
                 async with asyncio.timeout(10):
-                    while not told:  # noqa: ASYNC110  # Likewise.
+                    while not reported:  # noqa: ASYNC110  # It is a list, which signals nothing.
                         await asyncio.sleep(0.01)
             finally:
                 may_answer.set()
             assert (await second).count(b"HTTP/1.1 200 ") == 1 + server.MAX_PIPELINED
             assert (await first).count(b"HTTP/1.1 200 ") == count + 1
-        assert told == ["TOO_MANY_PIPELINED"]
+        assert reported == ["TOO_MANY_PIPELINED"]
         assert not server._HOLDING
 
     async def test_a_connection_that_is_lost_holds_nothing(self) -> None:
         may_answer = asyncio.Event()
-        answer = telling([])
+        answer = noting_paths([])
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             await may_answer.wait()
@@ -248,14 +248,14 @@ class TestPipeline:
             writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 1_000)
             try:
                 async with asyncio.timeout(10):
-                    while not server._HOLDING:  # noqa: ASYNC110  # Nothing reports it.
+                    while not server._HOLDING:  # noqa: ASYNC110  # It is a set, which signals nothing.
                         await asyncio.sleep(0.01)
                 writer.transport.abort()
             finally:
                 may_answer.set()
             # It is noticed when an answer cannot be sent.
             async with asyncio.timeout(10):
-                while server._HOLDING:  # noqa: ASYNC110  # Likewise.
+                while server._HOLDING:  # noqa: ASYNC110  # It is a set, which signals nothing.
                     await asyncio.sleep(0.01)
 
     async def test_what_comes_after_what_is_held_is_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ class TestPipeline:
         refused: list[str] = []
         paths: list[str] = []
         may_answer = asyncio.Event()
-        answer = telling(paths)
+        answer = noting_paths(paths)
 
         async def late(scope: Scope, receive: Receive, send: Send) -> None:
             await receive()  # It lets the server read on.
@@ -291,7 +291,7 @@ class TestPipeline:
             async with asyncio.timeout(server.LINGER_SECONDS + 8):
                 writer.write(raw)
                 assert (await reader.read()).startswith(b"HTTP/1.1 4")
-                # The server has ended its side; that it has ended the connection is told by what cannot be sent.
+                # The server has ended its side; that it has ended the connection shows in what cannot be sent.
                 with suppress(ConnectionError):
                     while True:
                         writer.write(b"x")
@@ -320,7 +320,7 @@ class TestHead:
             raw = line + b" HTTP/1.1\r\nhost: x\r\n\r\n"
             with subtests.test(line=line):
                 paths: list[str] = []
-                async with served(telling(paths)) as port:
+                async with served(noting_paths(paths)) as port:
                     answer = await sent(port, raw)
                     assert answer.startswith(b"HTTP/1.1 400 ")
                     assert paths == []
@@ -341,7 +341,7 @@ class TestHead:
         for parts in ((first + large,), (first + large[:30_000], large[30_000:])):
             with subtests.test(parts=len(parts)):
                 paths: list[str] = []
-                async with served(telling(paths)) as port:
+                async with served(noting_paths(paths)) as port:
                     await sent(port, *parts)
                 assert paths == ["/first"]
 
@@ -353,8 +353,8 @@ class TestHead:
         connection._settings.cache_clear()
         first = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
         body = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"
-        told: list[str] = []
-        app = with_refusals(told, answering(b"done"))
+        reported: list[str] = []
+        app = with_refusals(reported, answering(b"done"))
 
         try:
             for raw, reason, statuses in (
@@ -364,12 +364,12 @@ class TestHead:
                 (first * 40 + body, "BODY_TOO_SLOW", [b"200"] * 41),
             ):
                 with subtests.test(size=len(raw), reason=reason):
-                    told.clear()
+                    reported.clear()
                     # An idle connection is closed earlier.
                     async with served(app, lifespan="on", idle_seconds=1) as port:
                         answer = await sent(port, raw)
                     assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == statuses
-                    assert told == [reason]
+                    assert reported == [reason]
         finally:
             connection._settings.cache_clear()
 
@@ -462,7 +462,7 @@ class TestHead:
             ],
         }
         paths: list[str] = []
-        async with served(telling(paths)) as port:
+        async with served(noting_paths(paths)) as port:
             for status, raws in cases.items():
                 for raw in raws:
                     with subtests.test(raw=raw):
@@ -475,7 +475,7 @@ class TestHead:
         get, close = b"GET /asked HTTP/1.1\r\n", b"connection: close\r\n\r\n"
         chunk = b"2\r\n{}\r\n0\r\n\r\n"
         paths: list[str] = []
-        async with served(telling(paths)) as port:
+        async with served(noting_paths(paths)) as port:
             for raw in (
                 *[get + b"host: %s\r\n" % host + close for host in GOOD_HOSTS],
                 get + b"HOST:\t x:1 \t\r\n" + close,
@@ -538,7 +538,7 @@ class TestHead:
 
     async def test_what_is_refused_has_an_id(self, subtests: pytest.Subtests) -> None:
         given = b"GET / HTTP/1.1\r\nx-request-id: 0123456789abcdef\r\n"
-        for raw, told in (
+        for raw, id_ in (
             (b"HELO\r\n\r\n", rb"[0-9a-f]{16}"),
             (given + b"x: 1\r\n" * 101 + b"\r\n", rb"0123456789abcdef"),
             (b"GET / HTTP/1.1\r\nx-request-id: 0123456789abcdef \t\r\n\r\n", rb"0123456789abcdef"),
@@ -548,7 +548,7 @@ class TestHead:
                 async with served(answering(b"done")) as port:
                     answer = await sent(port, raw)
                 assert re.match(rb"HTTP/1\.1 4", answer)
-                assert re.search(rb"\r\nx-request-id: %s\r\n" % told, answer)
+                assert re.search(rb"\r\nx-request-id: %s\r\n" % id_, answer)
 
 
 class TestBody:
@@ -588,9 +588,9 @@ class TestBody:
         head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
         found: list[tuple[str, bytes]] = []
         app = answering(b"done") if is_answered else keeping(found)
-        told: list[str] = []
+        reported: list[str] = []
         for chunks in (server.MAX_CHUNKS, server.MAX_CHUNKS + 1):
-            async with served(with_refusals(told, app), lifespan="on") as port:
+            async with served(with_refusals(reported, app), lifespan="on") as port:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(head)
                 if is_answered:
@@ -603,9 +603,9 @@ class TestBody:
             if chunks == server.MAX_CHUNKS:
                 assert answer.count(b"HTTP/1.1 200 ") == (1 if is_answered else 2)
                 assert found == ([] if is_answered else [("/", b"x" * chunks), ("/", b"")])
-                assert told == []
+                assert reported == []
             elif is_answered:
-                assert (answer, told) == (b"", ["BODY_TOO_LARGE"])
+                assert (answer, reported) == (b"", ["BODY_TOO_LARGE"])
             else:
                 assert answer.startswith(b"HTTP/1.1 413 ")
                 message = b"The body must come in at most 4096 chunks."
@@ -644,9 +644,9 @@ class TestBody:
         monkeypatch.setattr(flow, "IN_VAIN_BYTES_PER_SECOND", 1)
         monkeypatch.setattr(flow.Flow, "paced_until", 0.0)
         connection._settings.cache_clear()
-        told: list[str] = []
+        reported: list[str] = []
         try:
-            app = with_refusals(told, answering(b"done"))
+            app = with_refusals(reported, answering(b"done"))
             async with served(app, lifespan="on") as port, asyncio.timeout(30):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n")
@@ -656,7 +656,7 @@ class TestBody:
                         writer.write(b"x" * 100_000)
                         await writer.drain()
                 writer.close()
-            assert told == ["BODY_TOO_SLOW"]
+            assert reported == ["BODY_TOO_SLOW"]
         finally:
             connection._settings.cache_clear()
 
@@ -842,7 +842,7 @@ REFUSED: dict[str, tuple[tuple[bytes, ...], tuple[str | None, int | None, str]]]
     "HEAD_TOO_LARGE": ((GET + b"x: " + b"y" * 33_000 + b"\r\n\r\n",), ("/graphql", 431, "LIMIT_EXCEEDED")),
     "TOO_MANY_HEADERS": ((GET + b"x: 1\r\n" * 100 + b"\r\n",), ("/graphql", 431, "LIMIT_EXCEEDED")),
     "HEAD_TOO_SLOW": ((GET,), ("/graphql", 408, "TIMEOUT")),
-    # Without a key it has its 401 before, which the line of the request tells.
+    # Without a key it has its 401 before, which the line of the request reports.
     "BODY_TOO_SLOW": ((POST + b"content-length: 9\r\n\r\n", b"{"), ("/v1/customers", None, "TIMEOUT")),
     # All at once, so that the application only hears that it is over.
     "BODY_TOO_LARGE": (
@@ -852,7 +852,7 @@ REFUSED: dict[str, tuple[tuple[bytes, ...], tuple[str | None, int | None, str]]]
 }
 
 
-class TestTold:
+class TestReported:
     """What is refused has a line of log and is counted, as what the application answers."""
 
     async def test_each_refusal_has_one_line_and_is_counted(
@@ -861,11 +861,11 @@ class TestTold:
         settings = {"HEAD_SECONDS": "1", "BODY_SECONDS": "1", "MAX_BODY_BYTES": "1024", "METRICS_TOKEN": TOKEN}
         url = on_sqlite.services.settings.database_url
         async with serving(url, tmp_path, **{f"TOLLGATE_{name}": value for name, value in settings.items()}) as server:
-            for reason, (parts, told) in REFUSED.items():
+            for reason, (parts, expected) in REFUSED.items():
                 with subtests.test(reason=reason):
                     answer = await sent(server.port, *parts)
                     line = await refusal_in(server, reason)
-                    path, status, outcome = told
+                    path, status, outcome = expected
                     method = "POST" if reason == "BODY_TOO_LARGE" else None
                     if method is not None and line["status"] is None:
                         # What was sent at once came in parts, and the request had its 401 before the last one.
@@ -875,7 +875,7 @@ class TestTold:
                     assert f"\r\nx-request-id: {line['request_id']}\r\n".encode() in answer
                     assert answer.startswith(b"HTTP/1.1 %d " % (line["status"] or 401))
             assert await counted(server) == dict.fromkeys(REASONS, 0.0) | dict.fromkeys(REFUSED, 1.0)
-            # No line is told twice, nor anything that was sent.
+            # No line is logged twice, nor anything that was sent.
             assert len([line for line in server.log if "refus" in line]) == len(REFUSED)
             assert "Invalid HTTP" not in server.logged
             assert "secret" not in server.logged
@@ -934,14 +934,14 @@ class TestTold:
                 answered = (await figures(server))["tollgate_requests_total", "(none)", "BAD_USER_INPUT"]
             assert server.memory() - before < 60_000_000
         lines = [json.loads(line) for line in server.log if '"logger":"tollgate.requests"' in line]
-        told = [line for line in lines if line["status"] in {401, 404} or line["outcome"] == "DISCONNECTED"]
-        assert told[0].get("repeated") is None
-        assert told[1]["repeated"] == 2_000
+        logged = [line for line in lines if line["status"] in {401, 404} or line["outcome"] == "DISCONNECTED"]
+        assert logged[0].get("repeated") is None
+        assert logged[1]["repeated"] == 2_000
         # Of each connection the first request, and all others together.
-        assert len(told) <= 2 * 21
+        assert len(logged) <= 2 * 21
         assert answered > 1_001
 
-    async def test_connections_too_many_and_answers_unread_are_told_too(
+    async def test_connections_too_many_and_answers_unread_are_reported_too(
         self, on_sqlite: Gateway, tmp_path: Path
     ) -> None:
         url = on_sqlite.services.settings.database_url
@@ -966,12 +966,12 @@ class TestTold:
             async with asyncio.timeout(60):
                 while not any("/schema.graphql" in each and line["request_id"] in each for each in server.log):  # noqa: ASYNC110  # It is another process.
                     await asyncio.sleep(0.05)
-            told = await counted(server)
-            assert (told["TOO_MANY_CONNECTIONS"], told["ANSWER_UNREAD"]) == (1, 1)
+            counts = await counted(server)
+            assert (counts["TOO_MANY_CONNECTIONS"], counts["ANSWER_UNREAD"]) == (1, 1)
 
 
 async def refusal_in(server: Server, reason: str) -> dict[str, Any]:
-    """Return the one line of the server's log that tells of such a refusal, once it is there."""
+    """Return the one line of the server's log that reports such a refusal, once it is there."""
     async with asyncio.timeout(60):
         while not (lines := [line for line in server.log if f'"refusal":"{reason}"' in line]):  # noqa: ASYNC110  # It is another process.
             await asyncio.sleep(0.05)

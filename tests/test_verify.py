@@ -140,7 +140,7 @@ async def test_what_is_written_meanwhile_does_not_disagree(own: Gateway, monkeyp
 
 
 @pytest.mark.parametrize("spoilt", SPOILT, ids=[spoilt.name for spoilt in SPOILT])
-async def test_what_breaks_an_invariant_is_told(books: tuple[Gateway, str], spoilt: Spoilt) -> None:
+async def test_what_breaks_an_invariant_is_reported(books: tuple[Gateway, str], spoilt: Spoilt) -> None:
     gateway, meter_id = books
     found = await found_after(
         gateway.database, [statement.replace(":id", f"'{meter_id}'") for statement in spoilt.statements]
@@ -148,7 +148,7 @@ async def test_what_breaks_an_invariant_is_told(books: tuple[Gateway, str], spoi
     assert found == [Disagreement(meter_id, message) for message in spoilt.messages]
 
 
-async def test_rows_of_no_meter_are_told(own: Gateway) -> None:
+async def test_rows_of_no_meter_are_reported(own: Gateway) -> None:
     meter_id = await meter_of_each_kind(own)
     await spoil(own, "DELETE FROM billing_meters WHERE id = :id", id=meter_id)
     assert await found_in(own.database) == [
@@ -168,7 +168,7 @@ WITHOUT_UNIQUE_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-async def test_a_key_of_two_entries_is_told(own: Gateway) -> None:
+async def test_a_key_of_two_entries_is_reported(own: Gateway) -> None:
     first = await meter_of_each_kind(own, "one")
     second = await meter_of_each_kind(own, "two")
     await spoil(own, *WITHOUT_UNIQUE_KEYS[own.database.dialect])
@@ -180,7 +180,7 @@ async def test_a_key_of_two_entries_is_told(own: Gateway) -> None:
     assert await found_in(own.database) == [(first, "the key 'a' names more than one usage entry")]
 
 
-async def test_all_that_disagrees_is_told_of_every_meter(own: Gateway) -> None:
+async def test_all_that_disagrees_is_reported_of_every_meter(own: Gateway) -> None:
     meters = [await meter_of_each_kind(own, f"m{number}") for number in range(3)]
     await spoil(own, METER.format("used_credits = 25"), id=meters[0])
     await spoil(own, ENTRY.format("limit_credits = 9", 2), METER.format("last_seq = 5"), id=meters[2])
@@ -277,7 +277,7 @@ async def test_the_command_says_what_is_overdue_by_the_machines_clock(
     assert (code, output) == (1, f"{meter_id}: {overdue}\n")
 
 
-async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_name(
+async def test_the_command_reports_a_customer_that_is_not_found_by_its_email_and_name(
     own: Gateway, migrated_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resolvers.maintenance.verify.CUSTOMERS_AT_ONCE", 2)
@@ -300,7 +300,7 @@ async def test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_n
     assert await disagreements(own.database) == []
 
 
-async def test_a_debit_by_the_release_before_is_told_until_the_next_write_mends_it(own: Gateway) -> None:
+async def test_a_debit_by_the_release_before_is_reported_until_the_next_write_repairs_it(own: Gateway) -> None:
     meter_id = await make_meter(own, totalCredits="100")
     # As a release before the column writes it: the column stays as it was.
     await spoil(own, METER.format("used_credits = 90, last_seq = 2"), id=meter_id)
@@ -310,7 +310,7 @@ async def test_a_debit_by_the_release_before_is_told_until_the_next_write_mends_
     assert [found for found in await found_in(own.database) if "bits" in found[1]] == []
 
 
-async def test_the_command_tells_what_disagrees_and_ends_with_1(
+async def test_the_command_reports_what_disagrees_and_ends_with_1(
     own: Gateway, migrated_url: str, tmp_path: Path
 ) -> None:
     meter_id = await meter_of_each_kind(own)

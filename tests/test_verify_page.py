@@ -163,7 +163,7 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {
             "the customer of the meter, to another environment's, with its entry",
         ),
         "a customer is found by its email and name, and was made by a key of its tenant": (
-            "test_the_command_tells_a_customer_that_is_not_found_by_its_email_and_name",
+            "test_the_command_reports_a_customer_that_is_not_found_by_its_email_and_name",
             "who made a customer, to another tenant's key",
         ),
     },
@@ -178,7 +178,7 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {
             "a customer's key, to another tenant's",
         ),
         "a meter's has the digest of the request": ("the request of a meter's key",),
-        "a key names one entry of its kind on a meter": ("test_a_key_of_two_entries_is_told",),
+        "a key names one entry of its kind on a meter": ("test_a_key_of_two_entries_is_reported",),
         "each entry but an opening has a key, the caller's or one of the gateway's, which the API does not show": (
             "fields that a debit has, lost",
             "the key of a refill, lost",
@@ -202,7 +202,7 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "ids": {
         "each has the form of its kind": ("the id of a key", "the id of a meter"),
-        "no usage day or entry is without its meter": ("test_rows_of_no_meter_are_told",),
+        "no usage day or entry is without its meter": ("test_rows_of_no_meter_are_reported",),
         "every row can be read": ("a kind that there is not", "metadata that is no JSON"),
     },
 }

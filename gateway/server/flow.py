@@ -1,10 +1,10 @@
-"""The reading of one connection: when it stops, and how fast what nobody waits for is read of all of them."""
+"""The reading of one connection: when it stops, and how fast what is passed over is read of all of them."""
 
 import asyncio
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-#: How much of what was answered already is read in a second, of all connections together, so that it delays nobody.
+#: How much of what was answered already is read in a second, of all connections together, so that it delays no request.
 IN_VAIN_BYTES_PER_SECOND = 128 * 1024 * 1024
 
 #: By how much more than that may be read before the reading stops.
@@ -12,7 +12,7 @@ _AHEAD_SECONDS = 0.01
 
 
 class Flow(FlowControl):
-    """The reading of one connection, which stops while there are bytes that are not parsed yet, or too much came."""
+    """The reading of one connection, which stops while bytes are not parsed yet, or too much has come."""
 
     is_held = False
     is_paced = False
