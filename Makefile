@@ -27,28 +27,34 @@ CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test pytest quick coverage test-pythons fuzz conformance torture bench \
+.PHONY: help run test test-programs pytest quick coverage test-pythons fuzz conformance torture bench \
 	lint lint-format lint-style lint-spelling lint-types lint-imports lint-dependencies hooks audit format lock graphiql clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(RUN_READY) ## Serve a demo at PORT (8000).
 	@exec $(BIN)/tollgate serve --demo --port $(PORT)
 
-test: lint pytest ## Check all: `lint`, then the tests.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+test: SUITE := --no-programs
+test: lint pytest ## Run `lint`, then the tests of one process, on SQLite and on PostgreSQL.
+
+test-programs: SUITE := --programs
+test-programs: pytest ## Run the other tests: they start commands, servers and browsers, and kill them.
 
 pytest: $(DEV_READY)
 	@echo 'pytest'
-	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+	@$(PYTEST) $(SUITE) $(PYTEST_ARGS)
 
 quick: $(DEV_READY) ## Run the tests of a minute: SQLite, no other process, one case of each.
 	@# Loading that plugin takes a second, and no test here needs it.
-	@$(BIN)/pytest -p no:schemathesis -n auto --maxprocesses 4 --dist worksteal --quick $(PYTEST_ARGS)
+	@$(PYTEST) -p no:schemathesis --quick $(PYTEST_ARGS)
 
-coverage: $(DEV_READY) ## Show how much of each room the tests in one process run.
+coverage: $(DEV_READY) ## Show how much of each room the tests of one process run.
 	@mkdir -p build
-	@$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --once -m 'not slow' \
+	@$(PYTEST) --once -m 'not slow' \
 		--cov --cov-report=json:build/coverage.json $(PYTEST_ARGS)
 	@$(BIN)/python -m tests.covered build/coverage.json
 

@@ -59,6 +59,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fuzz", action="store_true", help="Draw thousands of operations and requests instead of some hundred."
     )
     parser.addoption("--torture", action="store_true", help="Run the crash tests and the model for many more rounds.")
+    parser.addoption("--programs", action="store_true", help="Run what starts another process, PostgreSQL aside.")
+    parser.addoption("--no-programs", action="store_true", help="Run what starts none: all that --programs leaves.")
     parser.addoption("--in-process", action="store_true", help="Run what needs no other process: SQLite alone.")
     parser.addoption("--quick", action="store_true", help="Of --in-process, run what is not slow, one case of each.")
     parser.addoption("--once", action="store_true", help="Run --in-process, and what is about PostgreSQL alone.")
@@ -71,7 +73,11 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     chosen: Iterable[pytest.Item] = items
-    if config.getoption("once"):
+    if config.getoption("programs"):
+        chosen = quick.programs(items)
+    elif config.getoption("no_programs"):
+        chosen = quick.functions(items)
+    elif config.getoption("once"):
         chosen = quick.once(items)
     elif config.getoption("quick"):
         chosen = quick.quick(items)
@@ -92,7 +98,10 @@ def postgresql() -> Iterator[PostgresServer]:
     with tempfile.TemporaryDirectory(prefix="tollgate-tests-", ignore_cleanup_errors=True) as folder:
         server = start_postgresql(Path(folder))
         # The tests kill no machine, only processes: waiting for the disk would show nothing.
-        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
+        # And with hundreds of databases, one of them would be vacuumed at any time.
+        for setting in ("fsync", "full_page_writes", "autovacuum"):
+            server.psql(f"ALTER SYSTEM SET {setting} = off")
+        server.psql("SELECT pg_reload_conf()")
         yield server
         server.cleanup()
 

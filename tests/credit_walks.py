@@ -99,9 +99,12 @@ class Walk:
         self.ids: dict[str, str] = {}
         self.grants: dict[str, str] = {}
         self.voids = 0
+        #: The newest entry, where a step was taken just before.
+        self._newest: str | None = None
 
     async def take(self, steps: str) -> str:
         """Take the steps, and return what came of them."""
+        self._newest = None
         return "; ".join([line for step in steps.split(";") for line in await self._take(step.split())])
 
     async def check(self) -> None:
@@ -118,7 +121,7 @@ class Walk:
             case ["wait", seconds]:
                 self.gateway.clock.forward(seconds=float(seconds))  # Steps wait parts of a second, too, as `59.999999`.
                 return []
-        newest = (await self._entries())[0]["id"]
+        newest = self._newest or (await self._entries())[0]["id"]
         answer = await self.send(" ".join(words))
         typename = answer["__typename"]
         written = await self._lines(newest)
@@ -171,6 +174,7 @@ class Walk:
     async def _lines(self, newest: str) -> list[str]:
         """Return the entries that have been written after this one, oldest first."""
         entries = await self._entries()
+        self._newest = entries[0]["id"]
         written = [entry["id"] for entry in entries].index(newest)
         return [self._line(entry) for entry in entries[:written][::-1]]
 

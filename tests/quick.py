@@ -1,9 +1,9 @@
-"""Which tests `--in-process`, `--quick` and `--once` run, without a list of them.
+"""Which tests `--programs`, `--no-programs`, `--in-process`, `--quick` and `--once` run, without a list of them.
 
-`--in-process` leaves out what uses PostgreSQL or starts another process, which is found in the code: that of the test,
-of its fixtures, and of the functions and classes in `tests/` which these call. `--quick` also leaves out what is marked
-`slow`, and of a test with many cases it runs the first. `--once` is `--in-process` with the tests that are about
-PostgreSQL alone.
+`--programs` runs what starts another process, PostgreSQL aside, and `--no-programs` the rest. Which that is is found in
+the code: that of the test, of its fixtures, and of the functions and classes in `tests/` which these call.
+`--in-process` leaves out what uses PostgreSQL, too. `--quick` also leaves out what is marked `slow`, and of a test with
+many cases it runs the first. `--once` is `--in-process` with the tests that are about PostgreSQL alone.
 """
 
 import dis
@@ -35,6 +35,13 @@ STARTERS = frozenset(
 
 #: The audit events of a process that starts another one.
 STARTS = frozenset({"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"})
+
+
+def programs(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests that start another process, PostgreSQL aside."""
+    items = list(items)
+    kept = set(functions(items))
+    return [item for item in items if item not in kept]
 
 
 def in_process(items: Iterable[pytest.Item]) -> list[pytest.Function]:
@@ -109,14 +116,23 @@ def starts_process(function: Any) -> bool:
         if isinstance(each, type) and each.__module__.startswith("tests."):
             pending += [member for member in vars(each).values() if isinstance(member, FunctionType)]
         elif isinstance(each, FunctionType) and each.__code__.co_filename.startswith(FOLDER):
-            codes = list(codes_in(each.__code__))
-            names = {name for code in codes for name in code.co_names}
+            names, read_names = names_in(each.__code__)
             if names & STARTERS:
                 return True
-            read = [each.__globals__.get(name) for code in codes for name in globals_in(code)]
+            read = [each.__globals__.get(name) for name in read_names]
             modules = [one for one in read if isinstance(one, ModuleType) and one.__name__.startswith("tests.")]
             pending += read + [getattr(module, name, None) for module in modules for name in names]
     return False
+
+
+@cache
+def names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the names in the code and in the functions within it, and which of them are read as globals."""
+    codes = list(codes_in(code))
+    return (
+        frozenset(name for each in codes for name in each.co_names),
+        frozenset(name for each in codes for name in globals_in(each)),
+    )
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:

@@ -15,7 +15,7 @@ from sqlalchemy import delete, select, text
 
 from resolvers.api_keys import create_api_key
 from resolvers.maintenance.meter_check import Disagreement
-from resolvers.maintenance.verify import Verified, verify, verify_snapshot
+from resolvers.maintenance.verify import Verified, verify, verify_meters, verify_relations, verify_snapshot
 from resolvers.meters.record_usage import RecordUsage
 from storage import billing_meters, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
@@ -258,7 +258,16 @@ async def disagreements(database: Database, *meter_ids: str, now: datetime | Non
 
     Where the time is given, nothing may be overdue.
     """
-    return [found async for found in verify(database, Verified(), now=now) if not meter_ids or found.id in meter_ids]
+    if not meter_ids:
+        return [found async for found in verify(database, Verified(), now=now)]
+    # The meters of all other tests are not followed.
+    columns = [billing_meters.billing_meters.c[name] for name in BillingMeterRow._fields]
+    wanted = select(*columns).where(billing_meters.billing_meters.c.id.in_(meter_ids))
+    async with database.snapshot() as reader:
+        meters = [BillingMeterRow._make(row) for row in await reader.fetch(wanted)]
+        assert len(meters) == len({*meter_ids})
+        found = [each async for each in verify_meters(reader, meters, Verified(), now)]
+        return found + [each async for each in verify_relations(reader) if each.id in meter_ids]
 
 
 async def rows_of(database: Database) -> dict[str, list[tuple[Any, ...]]]:

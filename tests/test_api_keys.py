@@ -448,6 +448,7 @@ async def tenant(gateway: Gateway) -> Callable[[str], str]:
 
 
 class TestScopes:
+    @pytest.mark.slow
     @pytest.mark.parametrize("scope", Scope)
     async def test_every_query_needs_billing_read(
         self, gateway: Gateway, tenant: Callable[[str], str], scope: Scope, subtests: pytest.Subtests
@@ -463,6 +464,7 @@ class TestScopes:
                     assert error["message"] == "The key lacks the scope billing:read."
                     assert error["extensions"] == {"code": "FORBIDDEN"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scope", Scope)
     async def test_every_mutation_needs_its_scope_and_no_other(
         self, gateway: Gateway, tenant: Callable[[str], str], scope: Scope, subtests: pytest.Subtests
@@ -505,6 +507,7 @@ class TestScopes:
         }
         assert {name.partition(" ")[0] for name in EDGES} == edges
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("besides", [(), (Scope.BILLING_READ,)], ids=["alone", "with billing:read"])
     async def test_every_edge_of_an_answer_needs_billing_read(
         self, gateway: Gateway, tenant: Callable[[str], str], besides: tuple[Scope, ...], subtests: pytest.Subtests

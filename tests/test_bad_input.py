@@ -403,6 +403,7 @@ async def test_the_values_around_a_bad_one_are_accepted_and_change_something(ten
 
 
 class TestAmounts:
+    @pytest.mark.slow
     async def test_a_bad_variable_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
         for mutation, field in AMOUNTS:
@@ -428,6 +429,7 @@ class TestAmounts:
                     assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
+    @pytest.mark.slow
     async def test_a_bad_literal_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
         for mutation, field in AMOUNTS:
@@ -498,6 +500,7 @@ class TestAmounts:
 
 
 class TestTexts:
+    @pytest.mark.slow
     async def test_its_length_and_its_characters_are_checked(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
         for mutation, field, most in TEXTS:
@@ -732,6 +735,7 @@ class TestDays:
 
 
 class TestTimes:
+    @pytest.mark.slow
     async def test_a_bad_variable_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
         for (mutation, field), value in itertools.product(TIMES, BAD_TIMES):
@@ -741,6 +745,7 @@ class TestTimes:
                 assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
+    @pytest.mark.slow
     async def test_a_bad_literal_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
         for (mutation, field), value in itertools.product(TIMES, (*BAD_TIMES, 10**400)):
@@ -1012,6 +1017,7 @@ class TestMetadata:
                 assert await tenant.mutate(mutation, metadata=value) == invalid("metadata", rule)
         assert await tenant.state() == before
 
+    @pytest.mark.slow
     async def test_a_bad_literal_is_invalid(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         bits_rule = "must not contain integers of more than 64 bits; write them as strings."
         before = await tenant.state()
@@ -1127,6 +1133,7 @@ class TestSwitches:
 class TestTypes:
     """What a variable's type already refuses."""
 
+    @pytest.mark.slow
     async def test_what_is_no_string_is_bad_user_input(self, tenant: Tenant, subtests: pytest.Subtests) -> None:
         before = await tenant.state()
         not_strings: tuple[Any, ...] = (5, 1.5, True, ["x"], {"a": 1})

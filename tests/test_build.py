@@ -28,6 +28,7 @@ def test_the_build_calls_the_tests_of_the_makefile_and_of_the_other_pythons() ->
     lines = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
     assert [line for line in lines if line.startswith("make ")] == [
         "make test",
+        "make test-programs",
         "make test-pythons",
         "make examples",
         "make fuzz",

@@ -135,6 +135,7 @@ async def test_there_and_back_again_is_the_same(
 TEXTS = ("!", "0", "Z", "a", "~", "\x7f", "\u00a0", "ß", "é", "ž", "\ud7ff", "\ue000", "\uffff", "😀", "\U0010ffff")
 
 
+@pytest.mark.slow
 async def test_extreme_values_arrive_as_they_are(
     own: Gateway, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +226,7 @@ CREDITS = {
 }
 
 
+@pytest.mark.slow
 async def test_grants_and_holds_of_all_states_are_copied_and_verified(own: Gateway, target_url: str) -> None:
     walks, states = [Walk(own, name=name) for name in CREDITS], []
     for walk, (steps, seen) in zip(walks, CREDITS.values(), strict=True):
@@ -355,6 +357,7 @@ async def test_what_the_target_cannot_hold_ends_the_copy(request: pytest.Fixture
 # What goes wrong in the middle.
 
 
+@pytest.mark.slow
 async def test_nobody_writes_to_the_source_meanwhile(own: Gateway) -> None:
     own_url = own.database.url.render_as_string(hide_password=False)
     change = "UPDATE api_keys SET name = 'changed'"

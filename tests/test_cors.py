@@ -90,6 +90,7 @@ class TestPreflight:
                         }
                         assert "origin" in vary(response)
 
+    @pytest.mark.slow
     async def test_a_foreign_page_may_send_nothing(self, open_gateway: Gateway, subtests: pytest.Subtests) -> None:
         for origin in FOREIGN:
             with subtests.test(origin=origin):

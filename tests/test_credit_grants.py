@@ -714,6 +714,7 @@ LEDGER_WITH_DRAWS = """query ($workspaceId: String!, $externalMeterId: String!, 
 }"""
 
 
+@pytest.mark.slow
 async def test_more_draws_than_are_foreseen_are_admitted_as_they_are_read(migrated_url: str) -> None:
     names = {"workspaceId": "w", "externalMeterId": "m"}
     async with gateway_on(migrated_url, max_answer_values=1_000) as gateway:

@@ -705,6 +705,7 @@ class Run:
         seen["covered by a grant"] += any(grant.covered for grant in self.meter.grants())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_identities_hold_after_random_commands(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311  # So that a run can be repeated.

@@ -390,6 +390,7 @@ async def check_end(gateways: Sequence[Gateway], pairs: Sequence[Pair], what: st
     assert await disagreements(gateways[0].database, now=gateways[0].clock.now) == [], what
 
 
+@pytest.mark.slow
 async def test_any_sequence_is_decided_as_the_model_does(gateways: list[Gateway], pytestconfig: pytest.Config) -> None:
     is_torture = pytestconfig.getoption("torture", default=False)
     # Those of the torture are other ones each time; what fails names its seed.

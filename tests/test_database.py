@@ -183,6 +183,7 @@ class TestMigrations:
         assert await names(database) == ["ada"]
         assert await migrations.is_current(database)
 
+    @pytest.mark.slow
     async def test_what_an_opening_records_is_filled_from_what_the_ledger_knows(self, own: Gateway) -> None:
         await keep_books(own)
         right = await rows_of(own.database)
@@ -201,6 +202,7 @@ class TestMigrations:
         assert await rows_of(own.database) == right
         assert await disagreements(own.database) == []
 
+    @pytest.mark.slow
     async def test_changes_whose_requests_had_no_key_are_given_one(self, own: Gateway) -> None:
         await keep_books(own)
         await must(own, "refillBillingMeter", externalMeterId="M", refill="7")
@@ -421,6 +423,7 @@ class TestWrite:
         await asyncio.wait(set(database._writes))
         assert await names(database) == [str(number) for number in range(9)]
 
+    @pytest.mark.slow
     async def test_who_no_longer_waits_for_a_connection_takes_none_away(
         self, opened: Callable[..., Database], new_database_url: str
     ) -> None:

@@ -566,7 +566,7 @@ def calls_of(function: Any) -> Iterator[list[str]]:
 def test_whatever_is_asked_of_whatever_data_the_answer_is_graphql_cores(
     schema: GraphQLSchema, roots: st.SearchStrategy[Any], pytestconfig: pytest.Config
 ) -> None:
-    max_examples = 240 if pytestconfig.getoption("fuzz") else 40
+    max_examples = 240 if pytestconfig.getoption("fuzz") else 20
     ways = {"compiled": 0, "left": 0}
 
     @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -599,7 +599,7 @@ class TestMutations:
     def test_whatever_a_mutation_comes_to_it_is_executed_once_and_answered_as_graphql_core_does(
         self, pytestconfig: pytest.Config
     ) -> None:
-        max_examples = 600 if pytestconfig.getoption("fuzz") else 80
+        max_examples = 600 if pytestconfig.getoption("fuzz") else 40
         ways = {"compiled": 0, "replayed": 0, "left": 0}
 
         @settings(max_examples=max_examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -694,6 +694,7 @@ class TestEdges:
         answer = await run(STRAWBERRY, text, root, operation, n=1)
         assert answer == ({"branches": [{"name": "b", "kin": {"name": "b"}}] * 2, "alone": {"name": "b"}}, None)
 
+    @pytest.mark.slow
     async def test_where_the_arguments_of_one_are_refused_none_is_begun(self) -> None:
         text = "query ($n: Int) { branches { a: kin(times: 1) { name } b: kin(times: $n) { name } } }"
         root = Branch(name="b", colours=[], matrix=[], fruit=None, things=[], named=None)

@@ -177,6 +177,7 @@ def keeps(node: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(tests[name](value) for name, value in wanted.items() if value is not None)
 
 
+@pytest.mark.slow
 async def test_the_filters_of_customers_combine(gateway: Gateway, subtests: pytest.Subtests) -> None:
     for number in range(40):
         await make_customer(
@@ -298,6 +299,7 @@ class TestPrefixes:
 # Meters
 
 
+@pytest.mark.slow
 async def test_meters_are_found_by_how_much_is_available(gateway: Gateway, subtests: pytest.Subtests) -> None:
     amounts = [0, 1, 2, 3, 4, 7, 8, 9, 1023, 1024, 2**62, 2**63 - 2, 2**63 - 1]
     made = {amount: await make_meter(gateway, f"{amount}", totalCredits=str(amount)) for amount in amounts}
@@ -390,6 +392,7 @@ def test_fewer_credits_never_have_more_bits() -> None:
     assert all(bits_of[x - 1] <= (x - 1).bit_length() for x in range(1, 5_000))
 
 
+@pytest.mark.slow
 async def test_the_filters_of_meters_combine(gateway: Gateway, subtests: pytest.Subtests) -> None:
     customers = [await make_customer(gateway) for _ in range(2)]
     for number in range(24):

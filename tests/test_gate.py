@@ -166,6 +166,7 @@ class TestDeadline:
             await cancelled
         assert [message["type"] for message in messages] == ["http.response.start"]
 
+    @pytest.mark.slow
     async def test_a_write_under_way_is_finished_and_is_there_under_its_key(self, own: Gateway) -> None:
         """The deadline passes while the write waits for another's lock."""
         await make_meter(own)

@@ -734,6 +734,7 @@ async def test_a_refusal_says_what_is_reserved(gateway: Gateway) -> None:
             }
 
 
+@pytest.mark.slow
 async def test_a_meter_has_at_most_so_many_open_holds(migrated_url: str) -> None:
     async with gateway_on(migrated_url, max_open_holds=3) as gateway:
         walk = Walk(gateway)

@@ -788,6 +788,7 @@ class TestOutages:
             assert (await gateway.client.get("/readyz")).json() == {"status": "ready"}
         await line.cut()
 
+    @pytest.mark.slow
     async def test_a_lock_that_another_process_holds_too_long_is_unavailable(self, database_url: str) -> None:
         async with gateway_with_key(Settings(database_url=database_url, wait_seconds=1)) as gateway:
             await make_meter(gateway, totalCredits="10")

@@ -186,6 +186,7 @@ def test_overage_is_what_is_used_beyond_the_total(total: int, used: int, overage
 amounts = st.sampled_from([0, 1, MAX - 1, MAX]) | st.integers(0, 20) | st.integers(0, MAX)
 
 
+@pytest.mark.slow
 @given(
     total=amounts,
     used=amounts,

@@ -87,6 +87,7 @@ async def test_what_is_repeated_is_compared_with_metadata_that_is_long(gateway: 
         ]
 
 
+@pytest.mark.slow
 async def test_draws_are_answered_however_many_they_are(gateway: Gateway) -> None:
     walk = Walk(gateway)
     count = 80
@@ -99,6 +100,7 @@ async def test_draws_are_answered_however_many_they_are(gateway: Gateway) -> Non
     await walk.check()
 
 
+@pytest.mark.slow
 async def test_draws_that_are_too_many_are_refused_before_they_are_read(migrated_url: str) -> None:
     async with gateway_on(migrated_url, max_answer_values=1_000) as gateway:
         count = 80

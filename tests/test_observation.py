@@ -259,6 +259,7 @@ class TestServerTiming:
 
 
 class TestProbes:
+    @pytest.mark.slow
     async def test_readyz_does_not_wait_for_a_database_that_hangs_and_asks_it_once_for_all(self) -> None:
         connected = 0
 

@@ -97,6 +97,7 @@ def folders() -> list[Path]:
     return [file.parent for file in python_files(ROOT, PACKAGES) if file.name == "__init__.py"]
 
 
+@pytest.mark.slow
 def test_no_file_imports_itself_through_others() -> None:
     assert not circle_in(imports_of_files(ROOT, PACKAGES))
 
@@ -118,6 +119,7 @@ def test_no_file_is_long() -> None:
     assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES}
 
 
+@pytest.mark.slow
 def test_no_test_is_imported() -> None:
     imported = {
         f"{file.relative_to(ROOT)} imports {module}.{name}"

@@ -1,4 +1,4 @@
-"""`--in-process` and `--quick` choose the tests that need no other process."""
+"""`--programs`, `--in-process` and `--quick` choose tests by whether they need another process."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from tests import browsers, conftest, servers, steps
-from tests.quick import starts_process
+from tests.quick import functions, programs, starts_process
 
 
 class Starter:
@@ -58,3 +58,10 @@ def has_an_attribute_of_that_name(server: servers.Server) -> object:
 )
 def test_what_starts_a_process_is_found_in_the_code_that_is_called(function: object, *, starts: bool) -> None:
     assert starts_process(function) is starts
+
+
+def test_each_test_is_in_one_of_two_halves(request: pytest.FixtureRequest) -> None:
+    items = request.session.items
+    half, other = functions(items), programs(items)
+    assert len(half) + len(other) == len(items)
+    assert {*half, *other} == {*items}

@@ -175,6 +175,7 @@ class TestDocuments:
         meter = await own.data('{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }')
         assert meter == {"billingMeter": {"totalCredits": "0"}}
 
+    @pytest.mark.slow
     async def test_the_limits_are_settings(self, database_url: str, subtests: pytest.Subtests) -> None:
         for setting, least, too_large in (
             ("max_tokens", 100, "{ viewer { %s } }" % ("orgId " * 96)),
@@ -316,6 +317,7 @@ class TestErrors:
 
 
 class TestCost:
+    @pytest.mark.slow
     async def test_a_page_counts_the_rows_that_it_may_have_and_all_below_it(
         self, own: Gateway, subtests: pytest.Subtests
     ) -> None:

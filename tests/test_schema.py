@@ -74,7 +74,7 @@ def our_types(built: GraphQLSchema) -> Iterator[GraphQLNamedType]:
             yield type_
 
 
-def described(built: GraphQLSchema) -> Iterator[tuple[str, str | None]]:
+def descriptions(built: GraphQLSchema) -> Iterator[tuple[str, str | None]]:
     """Return everything that a client can read a description of, by its coordinates, and the description."""
     for type_ in our_types(built):
         yield type_.name, type_.description
@@ -229,7 +229,7 @@ class TestExport:
         assert print_schema(exported) == print_schema(agreed)
 
     def test_everything_has_a_description(self) -> None:
-        found = dict(described(build_schema(EXPORT)))
+        found = dict(descriptions(build_schema(EXPORT)))
         # All kinds are looked at.
         assert {
             "Query.usage(from:)",
@@ -242,7 +242,7 @@ class TestExport:
         assert [coordinate for coordinate, description in found.items() if not (description or "").strip()] == []
 
     def test_every_description_is_ours_and_is_made_of_sentences(self) -> None:
-        found = {coordinate: description or "" for coordinate, description in described(build_schema(EXPORT))}
+        found = {coordinate: description or "" for coordinate, description in descriptions(build_schema(EXPORT))}
         # Strawberry describes the scalars it brings along, in words of its own.
         assert [
             coordinate
@@ -290,6 +290,7 @@ class TestMutations:
             assert isinstance(field.type, GraphQLUnionType), name
             assert field.type.name == f"{name[0].upper()}{name[1:]}Result"
 
+    @pytest.mark.slow
     def test_one_document_selects_every_field_of_every_member_without_an_alias(self) -> None:
         document = whole_document(schema._schema)
         assert merging_errors(schema._schema, document) == []
@@ -360,6 +361,7 @@ class TestChanges:
             Change("safe", "Field Query.viewer was added."),
         ]
 
+    @pytest.mark.slow
     def test_what_is_deprecated_is_safe_and_told_with_its_reason(self) -> None:
         deprecated = (
             with_other_text(

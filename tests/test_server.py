@@ -345,36 +345,35 @@ class TestHead:
                     await sent(port, *parts)
                 assert paths == ["/first"]
 
-    async def test_what_came_of_one_before_the_answer_has_its_deadline(
-        self, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
-    ) -> None:
+    async def test_what_came_of_one_before_the_answer_has_its_deadline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TOLLGATE_HEAD_SECONDS", "2")
         monkeypatch.setenv("TOLLGATE_BODY_SECONDS", "2")
         connection._settings.cache_clear()
         first = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
         body = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"
-        reported: list[str] = []
-        app = with_refusals(reported, answering(b"done"))
+
+        async def check(raw: bytes, reason: str, statuses: list[bytes]) -> None:
+            reported: list[str] = []
+            app = with_refusals(reported, answering(b"done"))
+            # An idle connection is closed earlier.
+            async with served(app, lifespan="on", idle_seconds=1) as port:
+                answer = await sent(port, raw)
+            assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == statuses
+            assert reported == [reason]
 
         try:
-            for raw, reason, statuses in (
-                (first + b"GET /sec", "HEAD_TOO_SLOW", [b"200", b"408"]),
-                (first * 40 + b"GET /sec", "HEAD_TOO_SLOW", [b"200"] * 40 + [b"408"]),
-                (body, "BODY_TOO_SLOW", [b"200"]),
-                (first * 40 + body, "BODY_TOO_SLOW", [b"200"] * 41),
-            ):
-                with subtests.test(size=len(raw), reason=reason):
-                    reported.clear()
-                    # An idle connection is closed earlier.
-                    async with served(app, lifespan="on", idle_seconds=1) as port:
-                        answer = await sent(port, raw)
-                    assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == statuses
-                    assert reported == [reason]
+            # At once, as each waits for a deadline.
+            await asyncio.gather(
+                check(first + b"GET /sec", "HEAD_TOO_SLOW", [b"200", b"408"]),
+                check(first * 40 + b"GET /sec", "HEAD_TOO_SLOW", [b"200"] * 40 + [b"408"]),
+                check(body, "BODY_TOO_SLOW", [b"200"]),
+                check(first * 40 + body, "BODY_TOO_SLOW", [b"200"] * 41),
+            )
         finally:
             connection._settings.cache_clear()
 
     async def test_one_that_does_not_come_to_an_end_leaves_the_request_before_it_its_answer(
-        self, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TOLLGATE_HEAD_SECONDS", "1")
         connection._settings.cache_clear()
@@ -385,18 +384,21 @@ class TestHead:
             await answer_now(scope, receive, send)
 
         first = b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+
+        async def check(second: bytes) -> None:
+            async with served(late) as port:
+                answer = await sent(port, first, second)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert answer.endswith(b"done")
+            assert answer.count(b"HTTP/1.1 ") == 1
+
         try:
-            for second in (
-                b"GET /sec",
-                b"GET /second HTTP/1.1\r\nx: " + b"y" * 40_000,
-                b"GET /second HTTP/1.1\r\n" + b"x: 1\r\n" * 101 + b"\r\n",
-            ):
-                with subtests.test(size=len(second)):
-                    async with served(late) as port:
-                        answer = await sent(port, first, second)
-                    assert answer.startswith(b"HTTP/1.1 200 ")
-                    assert answer.endswith(b"done")
-                    assert answer.count(b"HTTP/1.1 ") == 1
+            # At once, as each waits for its answer.
+            await asyncio.gather(
+                check(b"GET /sec"),
+                check(b"GET /second HTTP/1.1\r\nx: " + b"y" * 40_000),
+                check(b"GET /second HTTP/1.1\r\n" + b"x: 1\r\n" * 101 + b"\r\n"),
+            )
         finally:
             connection._settings.cache_clear()
 

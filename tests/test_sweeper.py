@@ -139,6 +139,7 @@ async def test_what_is_not_yet_due_is_left_alone(own: Gateway) -> None:
     assert (await written(own.database))["expiry"] == 1
 
 
+@pytest.mark.slow
 async def test_a_debit_waits_for_a_part_of_what_is_due_alone(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.workers.sweeper.SETTLED_AT_ONCE", 5)
     await make_due(own, 200)
@@ -150,6 +151,7 @@ async def test_a_debit_waits_for_a_part_of_what_is_due_alone(own: Gateway, monke
     assert await sweeping == 200
 
 
+@pytest.mark.slow
 async def test_a_gateway_that_stops_leaves_the_rest_to_the_next(
     migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +168,7 @@ async def test_a_gateway_that_stops_leaves_the_rest_to_the_next(
         assert await disagreements(gateway.database, now=gateway.clock.now) == []
 
 
+@pytest.mark.slow
 async def test_a_meter_that_cannot_be_settled_holds_up_no_other_one(
     own: Gateway, caplog: pytest.LogCaptureFixture
 ) -> None:

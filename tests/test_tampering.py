@@ -30,6 +30,7 @@ async def test_what_is_changed_is_found(books: Books, name: str) -> None:
     assert await found_in(books, statements) == [named(each, books.names) for each in expected]
 
 
+@pytest.mark.slow
 async def test_what_sqlite_keeps_of_another_type_is_found(on_sqlite: Gateway) -> None:
     names = await keep_books(on_sqlite)
     books = Books(on_sqlite, names)

@@ -232,6 +232,7 @@ async def test_every_field_that_takes_an_id_or_a_name_is_asked_about(gateway: Ga
     assert set(QUESTIONS) | {"createCustomer"} == fields
 
 
+@pytest.mark.slow
 async def test_what_is_another_tenants_is_as_if_it_were_not_there(gateway: Gateway, outsider: Caller) -> None:
     await make_meter(outsider, "own", workspaceId="own")
     own = await outsider.data(EVERYTHING)
@@ -598,6 +599,7 @@ async def test_a_meter_may_be_given_to_a_customer_that_the_key_sees_or_has_made(
     assert await gateway.data(query, {"id": own}) == data
 
 
+@pytest.mark.slow
 async def test_a_meter_is_not_given_to_a_customer_that_is_not_visible(
     gateway: Gateway, house: House, subtests: pytest.Subtests
 ) -> None:

@@ -83,11 +83,11 @@ async def verify_snapshot(
     failures: list[Disagreement] = []
     async for meters in _in_portions(reader, failures):
         on_progress(total)
-        async for disagreement in _portion(reader, meters, verified, now):
+        async for disagreement in verify_meters(reader, meters, verified, now):
             yield disagreement
     for disagreement in failures:
         yield disagreement
-    async for disagreement in _over_all(reader):
+    async for disagreement in verify_relations(reader):
         yield disagreement
     async for disagreement in _customers(reader):
         yield disagreement
@@ -95,7 +95,7 @@ async def verify_snapshot(
         yield disagreement
 
 
-async def _over_all(reader: Reader) -> AsyncIterator[Disagreement]:
+async def verify_relations(reader: Reader) -> AsyncIterator[Disagreement]:
     """Check what one statement finds over the whole database."""
     for meter_id, kind, key in await audit.repeated_keys(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"the key {key!r} names more than one {kind} entry")
@@ -237,10 +237,13 @@ async def _in_portions(reader: Reader, failures: list[Disagreement]) -> AsyncIte
         yield portion
 
 
-async def _portion(
+async def verify_meters(
     reader: Reader, meters: Sequence[BillingMeterRow], verified: Verified, now: datetime | None
 ) -> AsyncIterator[Disagreement]:
-    """Check meters whose entries fit into memory together, or one meter piece by piece."""
+    """Check meters whose entries fit into memory together, or one meter piece by piece: each against its own rows.
+
+    Where the time is given, nothing may be overdue.
+    """
     checks = {meter.id: MeterCheck(meter) for meter in meters}
     meter_ids = list(checks)
     incomplete: set[str] = set()
