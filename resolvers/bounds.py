@@ -24,7 +24,7 @@ class Bounds:
     request_usage_days: int = 200_000
     """The usage days of all meters that one request answers by one statement."""
     request_entries: int = 20_000
-    """The ledger entries of all meters that one request answers by one statement."""
+    """The ledger entries, or the grants of `burn_down`, of all meters that one request answers by one statement."""
     live_grants: int = 1_000
     """The live credit grants that a meter may have when another one is made."""
     open_holds: int = 1_000

@@ -119,17 +119,16 @@ _changing = attrgetter(*_CHANGING)
 
 
 @cache
-def _usable(dialect: str) -> Prepared:
+def _usable(dialect: str, most: int | None) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text())
     grants = credit_grants.c
-    return Prepared(
-        dialect,
-        select(*_PAGE_COLUMNS).join(
-            wanted,
-            (grants.meter_id == wanted.c.meter_id)
-            & or_(grants.open_credits > literal_column("0"), grants.pinned_credits > literal_column("0")),
-        ),
+    found = select(*_PAGE_COLUMNS).join(
+        wanted,
+        (grants.meter_id == wanted.c.meter_id)
+        & or_(grants.open_credits > literal_column("0"), grants.pinned_credits > literal_column("0")),
     )
+    # With a parameter PostgreSQL would plan it at each run.
+    return Prepared(dialect, found if most is None else found.limit(literal_column(str(most))))
 
 
 @cache
@@ -160,9 +159,12 @@ def _update(dialect: str) -> Prepared:
     )
 
 
-async def usable(reader: Reader, meter_ids: Sequence[str]) -> list[CreditGrantRow]:
-    """Return the grants of these meters of which something is open or pinned. Metadata that is long is left out."""
-    rows = await reader.run(_usable(reader.dialect), keys([[id_] for id_ in meter_ids]))
+async def usable(reader: Reader, meter_ids: Sequence[str], *, most: int | None = None) -> list[CreditGrantRow]:
+    """Return the grants of these meters of which something is open or pinned, not more than `most` of all of them.
+
+    Metadata that is long is left out.
+    """
+    rows = await reader.run(_usable(reader.dialect, most), keys([[id_] for id_ in meter_ids]))
     return list(map(CreditGrantRow._make, rows))
 
 
@@ -212,10 +214,13 @@ class GrantFilter(NamedTuple):
 
 
 def state_of(grant: CreditGrantRow, now: datetime) -> CreditGrantState:
-    """Return the state of a grant at a moment at which nothing of its meter is due."""
+    """Return the state of a grant at a moment at which nothing of its meter is due.
+
+    An end that is booked has been, also where the meter's newest entry is later than the moment.
+    """
     if grant.is_closed:
         return CreditGrantState.REVOKED
-    if not grant.is_live(now):
+    if grant.expired_credits or not grant.is_live(now):
         return CreditGrantState.EXPIRED
     is_live = grant.open_credits or grant.pinned_credits
     return CreditGrantState.LIVE if is_live else CreditGrantState.DEPLETED
@@ -232,7 +237,8 @@ def _pages(dialect: str, page: Page, shape: GrantFilter) -> Prepared:
     if shape.state is not None:
         zero: ColumnElement[int] = literal_column("0")
         no = false()
-        is_over = grants.expires_at <= bindparam("now", type_=grants.expires_at.type)
+        has_ended = grants.expires_at <= bindparam("now", type_=grants.expires_at.type)
+        is_over = or_(has_ended, grants.expired_credits > zero)
         is_usable = or_(grants.open_credits > zero, grants.pinned_credits > zero)
         is_current = (grants.is_closed == no) & or_(grants.expires_at.is_(None), ~is_over)
         conditions.append(

@@ -213,7 +213,13 @@ async def test_the_newest_entry_is_the_clock_where_the_gateways_is_behind(own: G
     walk = Walk(own)
     await walk.take("meter 0; grant a 10 60s; hold h 4 60s; wait 60; refill 1")
     own.clock.forward(seconds=-3)
-    assert (await walk.states()).endswith("; h EXPIRED")
+    assert await walk.states() == "a EXPIRED expired 10; h EXPIRED"
+    for state, names in (("LIVE", []), ("DEPLETED", []), ("EXPIRED", ["a"])):
+        meter = await own.data(
+            f"""{{ billingMeter(workspaceId: "w", externalMeterId: "m") {{
+              creditGrants(filter: {{state: {state}}}) {{ nodes {{ id }} }} }} }}"""
+        )
+        assert [walk.grants[each["id"]] for each in meter["billingMeter"]["creditGrants"]["nodes"]] == names
     assert await walk.meter() == "total 1, used 0, available 1"
     assert await walk.take("use e 2; commit h 1; grant b 1 0s; grant b 1 2s; grant b 1 3s") == (
         "InsufficientCredits available 1, held 0 by 0; HoldNotOpen EXPIRED;"

@@ -25,7 +25,7 @@ from storage.engine.transactions import Writer
 from storage.tenants import Environment
 from storage.usage import usage_days
 from tests.conftest import NOW, Caller, Gateway, gateway_on
-from tests.steps import make_customer, make_meter, session_of, usage_event
+from tests.steps import make_customer, make_grant, make_meter, session_of, usage_event
 
 DEFAULT = Limits()
 
@@ -541,6 +541,20 @@ class TestLists:
             assert error["extensions"]["code"] == CODES["MAX_REQUEST_ENTRIES"]
             answered = await gateway.data(everything % "ledger(first: 30) { nodes { id } }")
             assert [len(meter["ledger"]["nodes"]) for meter in answered["billingMeters"]["nodes"]] == [30] * 3
+
+    async def test_steps_of_the_order_of_use_of_all_meters_together_are_bounded_too(self, database_url: str) -> None:
+        async with gateway_on(database_url, max_request_entries=101) as gateway:
+            for number, grants in enumerate((51, 50)):
+                await make_meter(gateway, externalMeterId=f"m{number}", totalCredits="0")
+                for _ in range(grants):
+                    await make_grant(gateway, 1, externalMeterId=f"m{number}")
+            everything = "{ billingMeters { nodes { burnDown { openCredits } } } }"
+            answered = await gateway.data(everything)
+            assert [len(meter["burnDown"]) for meter in answered["billingMeters"]["nodes"]] == [50, 51]
+            await make_grant(gateway, 1, externalMeterId="m1")
+            error = await gateway.error(everything)
+            assert error["message"] == "burnDown answers at most 101 credit grants a request; ask for fewer meters."
+            assert error["extensions"]["code"] == CODES["MAX_REQUEST_ENTRIES"]
 
     @pytest.mark.slow
     async def test_the_recorded_days_of_all_meters_are_bounded(self, database_url: str) -> None:

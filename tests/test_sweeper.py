@@ -211,6 +211,24 @@ async def test_a_meter_that_is_locked_holds_up_no_other_one(network_url: str) ->
         assert await disagreements(gateway.database, now=gateway.clock.now) == []
 
 
+async def test_meters_that_stay_locked_hold_up_no_other_one(network_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.workers.sweeper.SETTLED_AT_ONCE", 2)
+    async with gateway_on(network_url, wait_seconds=1) as gateway:
+        ids = await make_due(gateway, 6)
+        other = Database(network_url)
+
+        async def hold(writer: Writer) -> None:
+            # As many as are settled at once, and the first that are due.
+            await billing_meters.lock(writer, sorted(ids[:2]))
+            assert await sweep(gateway.services) == 4
+
+        await other.write(hold)
+        assert (await written(gateway.database))["expiry"] == 4
+        assert await sweep(gateway.services) == 2
+        await other.close()
+        assert await disagreements(gateway.database, now=gateway.clock.now) == []
+
+
 async def test_it_goes_on_after_an_outage(network_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with proxied(socket_of(network_url), seed=1) as proxy, gateway_on(network_url) as gateway:
         async with sweeping_on(proxy.url(network_url), monkeypatch, wait_seconds=1) as sweeping:

@@ -14,7 +14,7 @@ from resolvers.errors import Unavailable
 from resolvers.rules.booking import OVERDUE, Settle
 from storage import billing_meters
 from storage.billing_meters import MeterName
-from storage.engine.database import DatabaseUnavailable
+from storage.engine.database import DatabaseUnavailable, LockTimeout
 
 _log = logging.getLogger(__name__)
 
@@ -73,9 +73,10 @@ async def _settle(services: Services, names: Iterator[MeterName]) -> int:
     for name in names:
         try:
             await services.meter_writer.submit([Settle(name)])
-        except Unavailable:
-            # It has been reported. Those that are left are settled by the others, or at the next look.
-            break
+        except Unavailable as error:
+            # It has been reported. Where the meter was locked for all that time, the next one need not be.
+            if not isinstance(error.__cause__, LockTimeout):
+                break
         except Exception:  # noqa: BLE001  # A fault of one meter must not stop the others.
             _log.exception("What is due of a meter cannot be written")
         else:

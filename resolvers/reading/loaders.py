@@ -266,10 +266,13 @@ class _Fetches:
         return await _by_group(keys, lambda key: (key.page, key.state), load)
 
     async def usable_grants_of_meters(self, keys: list[str]) -> list[list[CreditGrantRow]]:
-        now = self._clock()
+        now, most = self._clock(), self._bounds.request_entries
         async with self._database.read() as reader:
             due = await self._visible(reader, keys)
-            grants = by_meter(await credit_grants.usable(reader, [*due.visible]))
+            usable = await credit_grants.usable(reader, [*due.visible], most=most + 1)
+        if len(usable) > most:
+            raise LimitExceeded(f"burnDown answers at most {most} credit grants a request; ask for fewer meters.")
+        grants = by_meter(usable)
         found: dict[str, list[CreditGrantRow]] = {}
         for meter_id, meter in due.visible.items():
             known = due.known.get(meter_id)

@@ -102,8 +102,8 @@ class MeterWriter:
         others.
 
         Raises `Unavailable`: `NOT_WRITTEN` when the queue or the organization's part of it is full, when it is closed,
-        or the database or a meter's lock is out of reach; `UNKNOWN` when the answer to COMMIT was lost and the database
-        did not come back in time.
+        or the database is out of reach, or a meter's lock, which is its cause then; `UNKNOWN` when the answer to COMMIT
+        was lost and the database did not come back in time.
         """
         submission = Submission(commands, current.get(), asyncio.get_running_loop().create_future(), perf_counter_ns())
         own = self._first.pending[submission.org_id] + self._second.pending[submission.org_id]
@@ -145,8 +145,8 @@ class MeterWriter:
         overdue = perf_counter_ns() - int(self._database.wait_seconds * 1_000_000_000)
         for submission in locked:
             if self._given_up or submission.queued_at <= overdue:
-                outages.log(LockTimeout())
-                self._fail([submission])
+                outages.log(timeout := LockTimeout())
+                self._fail([submission], cause=timeout)
             else:
                 self._second.add(submission)
 
@@ -190,9 +190,16 @@ class MeterWriter:
                 took_ns=ended - began,
             )
 
-    def _fail(self, submissions: Sequence[Submission], outcome: Outcome = Outcome.NOT_WRITTEN) -> None:
+    def _fail(
+        self,
+        submissions: Sequence[Submission],
+        outcome: Outcome = Outcome.NOT_WRITTEN,
+        cause: Exception | None = None,
+    ) -> None:
         for submission in submissions:
-            _fail(submission, Unavailable(submission.outcome if outcome is Outcome.NOT_WRITTEN else outcome))
+            error = Unavailable(submission.outcome if outcome is Outcome.NOT_WRITTEN else outcome)
+            error.__cause__ = cause
+            _fail(submission, error)
             if self._observer is not None:
                 self._observer.failed(submission.commands)
 
