@@ -230,6 +230,20 @@ async def due(reader: Reader, now: datetime, *, limit: int) -> list[MeterName]:
     return [MeterName(org_id, Environment(environment), *name) for org_id, environment, *name in rows]
 
 
+class MeterFilter(NamedTuple):
+    """Which meters to list; None restricts nothing.
+
+    `available_below` keeps the meters with a limit of which fewer credits than this are available; it is positive.
+    """
+
+    workspace_id: str | None = None
+    customer_id: str | None = None
+    available_below: int | None = None
+
+
+_ALL = MeterFilter()
+
+
 async def page(
     reader: Reader,
     page: Page,
@@ -237,15 +251,16 @@ async def page(
     org_id: str,
     environment: Environment,
     workspace_ids: Sequence[str] | None,
-    customer_id: str | None = None,
-    available_below: int | None = None,
+    wanted: MeterFilter = _ALL,
 ) -> list[BillingMeterRow]:
     """Return one page of the tenant's meters, and one more row where there is one.
 
-    `available_below` keeps the meters with a limit of which fewer credits than this are available; it is positive.
+    They are of these workspaces, unless the filter names one of them. None: of all.
     """
-    dialect = reader.dialect
-    if workspace_ids is None and customer_id is None and available_below is None:
+    dialect, customer_id, available_below = reader.dialect, wanted.customer_id, wanted.available_below
+    if wanted.workspace_id is not None:
+        workspace_ids = (wanted.workspace_id,)
+    if workspace_ids is None and wanted == _ALL:
         values = {"org_id": org_id, "environment": environment.value} | page.parameters
         return list(map(BillingMeterRow._make, await reader.run(_page(dialect, page.shape), values)))
     statement = select(*_COLUMNS)

@@ -22,7 +22,7 @@ import storage
 from resolvers.maintenance.verify import Verified, verify
 from resolvers.rules.credits import base_of
 from storage import billing_meters, credit_grants, customers, holds, ids, ledger, migrations, usage
-from storage.billing_meters import BillingMeterRow, MeterName
+from storage.billing_meters import BillingMeterRow, MeterFilter, MeterName
 from storage.billing_meters import billing_meters as meters_table
 from storage.credit_grants import CreditGrantCategory, CreditGrantRow, CreditGrantState, GrantFilter
 from storage.customers import CustomerFilter, CustomerRow
@@ -1002,18 +1002,18 @@ FILTERS: dict[str, tuple[str, dict[str, Any], int, list[str]]] = {
         1 + 10,
         ["org_id", "environment", "external_id"],
     ),
-    "workspace": ("billing_meters", {"workspace_ids": ["v"]}, 20, ["org_id", "environment", "workspace_id"]),
+    "workspace": ("billing_meters", {"workspace_id": "v"}, 20, ["org_id", "environment", "workspace_id"]),
     "customer": ("billing_meters", {"customer_id": CUSTOMER_IDS[0]}, 1, ["customer_id"]),
     "customer and all others": (
         "billing_meters",
-        {"customer_id": CUSTOMER_IDS[0], "workspace_ids": ["w"], "available_below": 100_000},
+        {"customer_id": CUSTOMER_IDS[0], "workspace_id": "w", "available_below": 100_000},
         1,
         ["customer_id"],
     ),
     "available": ("billing_meters", {"available_below": 51}, 6, ["org_id", "environment", "available_bits"]),
     "available and workspace": (
         "billing_meters",
-        {"available_below": 51, "workspace_ids": ["w"]},
+        {"available_below": 51, "workspace_id": "w"},
         5,
         ["org_id", "environment", "available_bits"],
     ),
@@ -1023,7 +1023,7 @@ FILTERS: dict[str, tuple[str, dict[str, Any], int, list[str]]] = {
 def filtered_list(table: str, wanted: dict[str, Any], page: Page) -> Callable[[Writer], Awaitable[Any]]:
     if table == "customers":
         return lambda db: customers.page(db, page, workspace_ids=None, wanted=CustomerFilter(**wanted), **TENANT)
-    return lambda db: billing_meters.page(db, page, **{"workspace_ids": None} | TENANT | wanted)
+    return lambda db: billing_meters.page(db, page, workspace_ids=None, wanted=MeterFilter(**wanted), **TENANT)
 
 
 IDS_OF = {"customers": "cus_", "billing_meters": "mtr_"}

@@ -7,7 +7,7 @@ import pytest
 
 from resolvers import idempotency
 from resolvers.customers import NewCustomer
-from resolvers.meters.create import NewBillingMeter
+from resolvers.meters.settings import NewBillingMeter
 from schema.customers import CreateCustomerInput
 from schema.meters.billing_meter_mutations import CreateBillingMeterInput
 

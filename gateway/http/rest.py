@@ -21,9 +21,10 @@ from gateway.http.messages import JSON, HTTPProblem, read_json
 from resolvers.context import Context
 from resolvers.customers import NewCustomer, create_customer
 from resolvers.errors import AlreadyExists, BillingError, Forbidden, InvalidInput, Unauthenticated, Unavailable
-from resolvers.meters.create import NewBillingMeter, create_billing_meter
+from resolvers.meters.create import create_billing_meter
 from resolvers.meters.names import meter_name
 from resolvers.meters.refill import refill_billing_meter
+from resolvers.meters.settings import NewBillingMeter
 from resolvers.reading.loaders import UsageOfMeter
 from resolvers.reading.usage import usage_days
 from resolvers.values import MAX_AMOUNT, MAX_EXACT, day_of, parse_amount, parse_day

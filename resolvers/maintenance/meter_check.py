@@ -14,9 +14,8 @@ from resolvers import idempotency
 from resolvers.actor import Scope
 from resolvers.maintenance.credit_check import CreditCheck
 from resolvers.maintenance.entry_rules import RECORDED_WITHOUT_KEY, RULES, fields_of
-from resolvers.meters.create import NewBillingMeter
 from resolvers.meters.record_usage import EPOCH, NEWEST, OLDEST
-from resolvers.meters.settings import FIXED_SETTINGS, LATER_SETTINGS, SETTINGS, settings_of
+from resolvers.meters.settings import FIXED_SETTINGS, LATER_SETTINGS, SETTINGS, NewBillingMeter, settings_of
 from resolvers.rules.balances import available_bits, available_credits, limit_credits
 from resolvers.values import day_of, parse_amount
 from storage import ids

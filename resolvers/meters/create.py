@@ -1,19 +1,18 @@
 """Making a meter, with its opening entry."""
 
 from datetime import datetime
-from typing import NamedTuple
 
 from resolvers import customers, idempotency
 from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict
 from resolvers.meters.names import meter_name
-from resolvers.meters.settings import check_max_open_holds, opened_with
+from resolvers.meters.settings import NewBillingMeter, check_settings, opened_with
 from resolvers.meters.writing.group import write_entries
 from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.commands import Decision, newest_entry
 from resolvers.rules.due import due_of
-from resolvers.values import KEY_LENGTH, check_text, check_timezone
+from resolvers.values import KEY_LENGTH, check_text
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow
 from storage.engine.transactions import Reader, Writer
@@ -21,19 +20,6 @@ from storage.idempotency_keys import IdempotencyKeyRow
 from storage.ledger import LedgerEntryKind, LedgerEntryRow
 
 CREATE = "createBillingMeter"
-
-
-class NewBillingMeter(NamedTuple):
-    """What a caller says of a meter that is to be made; amounts are in whole credits. Each field is a meter's."""
-
-    workspace_id: str
-    external_meter_id: str
-    total_credits: int = 0
-    allow_overages: bool = False
-    spend_cap: int | None = None
-    customer_id: str | None = None
-    max_open_holds: int | None = None
-    timezone: str = "UTC"
 
 
 async def create_billing_meter(
@@ -46,8 +32,7 @@ async def create_billing_meter(
     """
     actor = context.actor
     name = meter_name(actor, request.workspace_id, request.external_meter_id)
-    check_timezone("timezone", request.timezone)
-    check_max_open_holds(request.max_open_holds)
+    check_settings(request._asdict())
     if idempotency_key is not None:
         check_text("idempotencyKey", idempotency_key, length=KEY_LENGTH)
     actor.require(Scope.BILLING_WRITE)

@@ -1,6 +1,6 @@
-"""Changing a meter's settings: its overages, spend cap and customer."""
+"""A meter's settings: those that it is made with, and changing its overages, spend cap and customer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from resolvers.customers import may_attach
 from resolvers.errors import CustomerNotFound, InvalidInput
 from resolvers.meters.names import meter_name
 from resolvers.rules.commands import Decision, Known, after, gateway_key, newest_entry
+from resolvers.values import check_timezone
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.ledger import LedgerEntryKind
 
@@ -50,10 +51,36 @@ def opened_with(meter: BillingMeterRow) -> dict[str, list[bool | str | None]]:
     return {setting: [None, value] for setting, value in values if setting not in LATER_SETTINGS or value is not None}
 
 
-def check_max_open_holds(value: int | None) -> None:
-    """Raise `InvalidInput` for fewer open holds than one."""
-    if value is not None and value < 1:
-        raise InvalidInput("maxOpenHolds", "must be 1 or more.")
+def _check_positive(setting: str, value: int) -> None:
+    if value < 1:
+        raise InvalidInput(setting, "must be 1 or more.")
+
+
+#: What holds a value of a setting against its rule. Amounts and names have been held against theirs before.
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "timezone": check_timezone,
+    "maxOpenHolds": _check_positive,
+}
+
+
+def check_settings(values: Mapping[str, Any]) -> None:
+    """Hold the values of settings, by column, against their rules; None is not. Raises `InvalidInput`."""
+    for setting, check in _CHECKS.items():
+        if (value := values.get(SETTINGS[setting])) is not None:
+            check(setting, value)
+
+
+class NewBillingMeter(NamedTuple):
+    """What a caller says of a meter that is to be made; amounts are in whole credits. Each field is a meter's."""
+
+    workspace_id: str
+    external_meter_id: str
+    total_credits: int = 0
+    allow_overages: bool = False
+    spend_cap: int | None = None
+    customer_id: str | None = None
+    max_open_holds: int | None = None
+    timezone: str = "UTC"
 
 
 class ChangeSettings(NamedTuple):
@@ -122,7 +149,7 @@ async def update_billing_meter(
         raise InvalidInput("maxOpenHolds", "must not be null; removeMaxOpenHolds removes it.")
     if remove_max_open_holds and "max_open_holds" in changes:
         raise InvalidInput("removeMaxOpenHolds", "must not be true beside maxOpenHolds.")
-    check_max_open_holds(changes.get("max_open_holds"))
+    check_settings(changes)
     actor.require(Scope.BILLING_WRITE)
     actor.require_workspace(workspace_id)
     settings = dict(changes) | ({"spend_cap": None} if remove_spend_cap else {})

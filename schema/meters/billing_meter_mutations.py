@@ -5,9 +5,9 @@ from typing import Annotated
 import strawberry
 
 from resolvers.actor import Actor
-from resolvers.meters.create import NewBillingMeter, create_billing_meter
+from resolvers.meters.create import create_billing_meter
 from resolvers.meters.refill import refill_billing_meter
-from resolvers.meters.settings import update_billing_meter
+from resolvers.meters.settings import NewBillingMeter, update_billing_meter
 from resolvers.rules.commands import Decision
 from schema.engine.execution.resolving import DIRECT
 from schema.errors import (

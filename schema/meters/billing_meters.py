@@ -15,7 +15,7 @@ from resolvers.values import NAME_LENGTH
 from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import foreseen, of_bytes, text
 from schema.enums import HoldState
-from schema.info import Filter, Info, given
+from schema.info import Filter, Info, given, values_of
 from schema.meters.credit_grants import CreditGrant, CreditGrantFilter, grants_of
 from schema.meters.holds import Hold, holds_of
 from schema.meters.ledger import LedgerEntry, ledgers_of
@@ -34,7 +34,7 @@ from schema.relay import (
 )
 from schema.scalars import BigInt
 from storage import ids
-from storage.billing_meters import BillingMeterRow
+from storage.billing_meters import BillingMeterRow, MeterFilter
 
 if TYPE_CHECKING:
     from schema.customers import Customer
@@ -261,13 +261,7 @@ class BillingMeterQuery:
         """Return a page of the meters."""
         arguments = page_arguments(info.context, ids.BILLING_METER, first, after, last, before)
         wanted = given(filter) or BillingMeterFilter()
-        rows = await list_billing_meters(
-            info.context,
-            arguments.page,
-            workspace_id=given(wanted.workspace_id),
-            customer_id=given(wanted.customer_id),
-            available_below=given(wanted.available_below),
-        )
+        rows = await list_billing_meters(info.context, arguments.page, MeterFilter(**values_of(wanted)))
         return meters_connection(arguments, rows)
 
 

@@ -32,8 +32,9 @@ from resolvers.errors import (
     Refusal,
     Unavailable,
 )
-from resolvers.meters.create import NewBillingMeter, create_billing_meter
+from resolvers.meters.create import create_billing_meter
 from resolvers.meters.record_usage import DEFAULT_USAGE_NAME, RecordUsage
+from resolvers.meters.settings import NewBillingMeter
 from resolvers.rules.commands import Decision
 from resolvers.values import parse_instant, parse_json, parse_sent_amount
 from storage.engine.database import DatabaseUnavailable
