@@ -212,6 +212,15 @@ class GrantFilter(NamedTuple):
     category: CreditGrantCategory | None = None
     expires_before: datetime | None = None
 
+    def includes(self, grant: CreditGrantRow, now: datetime) -> bool:
+        """Whether to list the grant, as it is at this moment."""
+        before = self.expires_before
+        return (
+            self.state in (None, state_of(grant, now))
+            and self.category in (None, grant.category)
+            and (before is None or (grant.expires_at is not None and grant.expires_at < before))
+        )
+
 
 def state_of(grant: CreditGrantRow, now: datetime) -> CreditGrantState:
     """Return the state of a grant at a moment at which nothing of its meter is due.
@@ -227,19 +236,19 @@ def state_of(grant: CreditGrantRow, now: datetime) -> CreditGrantState:
 
 
 @lru_cache(maxsize=256)
-def _pages(dialect: str, page: Page, shape: GrantFilter) -> Prepared:
+def _pages(dialect: str, page: Page, shape: GrantFilter, *, is_unusable: bool) -> Prepared:
     grants = credit_grants.c
-    conditions: list[ColumnElement[bool]] = []
+    zero: ColumnElement[int] = literal_column("0")
+    is_usable = or_(grants.open_credits > zero, grants.pinned_credits > zero)
+    conditions: list[ColumnElement[bool]] = [~is_usable] if is_unusable else []
     if shape.category is not None:
         conditions.append(grants.category == bindparam("category", type_=Text()))
     if shape.expires_before is not None:
         conditions.append(grants.expires_at < bindparam("expires_before", type_=grants.expires_at.type))
     if shape.state is not None:
-        zero: ColumnElement[int] = literal_column("0")
         no = false()
         has_ended = grants.expires_at <= bindparam("now", type_=grants.expires_at.type)
         is_over = or_(has_ended, grants.expired_credits > zero)
-        is_usable = or_(grants.open_credits > zero, grants.pinned_credits > zero)
         is_current = (grants.is_closed == no) & or_(grants.expires_at.is_(None), ~is_over)
         conditions.append(
             {
@@ -253,15 +262,25 @@ def _pages(dialect: str, page: Page, shape: GrantFilter) -> Prepared:
 
 
 async def pages_by_meters(
-    reader: Reader, meter_ids: Sequence[str], page: Page, wanted: GrantFilter, *, now: datetime
+    reader: Reader,
+    meter_ids: Sequence[str],
+    page: Page,
+    wanted: GrantFilter,
+    *,
+    now: datetime,
+    is_unusable: bool = False,
 ) -> dict[str, list[CreditGrantRow]]:
-    """Return one page of the grants of each meter, and one more row where there is one, by meter id."""
+    """Return one page of the grants of each meter, and one more row where there is one, by meter id.
+
+    With `is_unusable` it is a page of those of which nothing is open or pinned.
+    """
     is_sqlite = reader.dialect == "sqlite"
     moments = {"expires_before": wanted.expires_before, "now": now}
     values: dict[str, Any] = {
         name: moment.isoformat() if is_sqlite and moment is not None else moment for name, moment in moments.items()
     } | {"category": wanted.category}
-    statement = _pages(reader.dialect, page.shape, wanted._replace(expires_before=wanted.expires_before and _ANY))
+    shape = wanted._replace(expires_before=wanted.expires_before and _ANY)
+    statement = _pages(reader.dialect, page.shape, shape, is_unusable=is_unusable)
     found: dict[str, list[CreditGrantRow]] = {id_: [] for id_ in meter_ids}
     rows = await reader.run(statement, keys([[id_] for id_ in meter_ids]) | page.parameters | values)
     for row in sorted(map(CreditGrantRow._make, rows), key=attrgetter("seq"), reverse=not page.backward):

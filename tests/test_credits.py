@@ -401,6 +401,11 @@ async def test_any_sequence_is_decided_as_the_model_does(gateways: list[Gateway]
         await delete_all_rows(gateways[0].database)
 
 
+async def test_a_sequence_is_listed_by_state_as_the_model_does(own: Gateway) -> None:
+    # The end of a hold that is due makes a grant pay: it is no longer live.
+    await check_sequence([own], seed=1_753_889_740)
+
+
 async def test_a_hold_is_extended_beside_another_one_that_ends_before(gateway: Gateway) -> None:
     meter_id = await make_meter(gateway, totalCredits="100")
     for hold_id in ("a", "b"):

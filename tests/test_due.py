@@ -198,6 +198,37 @@ async def test_holds_are_filtered_as_if_what_is_due_were_booked(gateway: Gateway
     ]
 
 
+async def test_a_grant_that_pays_when_a_hold_ends_is_in_its_new_state_on_each_page(own: Gateway) -> None:
+    walk = Walk(own)
+    await walk.take(
+        "meter 0 overages; grant a 3; use d 3; grant b 2; use e 2; grant c 5; hold h 5 60s; use f 5; wait 60"
+    )
+
+    async def page(state: str, arguments: str) -> tuple[list[str], dict[str, Any]]:
+        data = await own.data(
+            f"""{{ billingMeter(workspaceId: "w", externalMeterId: "m") {{
+              creditGrants({arguments}, filter: {{state: {state}, category: PAID}}) {{
+                nodes {{ id }} pageInfo {{ startCursor endCursor hasNextPage hasPreviousPage }} }} }} }}"""
+        )
+        grants = data["billingMeter"]["creditGrants"]
+        return [walk.grants[each["id"]] for each in grants["nodes"]], grants["pageInfo"]
+
+    for is_booked in (False, True):
+        if is_booked:
+            await walk.take("refill 1")
+        assert await walk.states() == "a DEPLETED drawn 3; b DEPLETED drawn 2; c DEPLETED drawn 5; h EXPIRED"
+        assert [(await page(state, "first: 9"))[0] for state in ("LIVE", "EXPIRED", "REVOKED")] == [[], [], []]
+        assert (await page("DEPLETED", "first: 9"))[0] == ["c", "b", "a"]
+        for first, further, cursor in (("first: 2", "after", "endCursor"), ("last: 2", "before", "startCursor")):
+            is_forward = further == "after"
+            names, info = await page("DEPLETED", first)
+            assert names == (["c", "b"] if is_forward else ["b", "a"])
+            assert info["hasNextPage" if is_forward else "hasPreviousPage"] is True
+            names, info = await page("DEPLETED", f'{first}, {further}: "{info[cursor]}"')
+            assert names == (["a"] if is_forward else ["c"])
+            assert info["hasNextPage" if is_forward else "hasPreviousPage"] is False
+
+
 @pytest.mark.parametrize("name", ["state", "category", "expiresBefore"])
 async def test_null_in_a_filter_of_grants_is_refused(gateway: Gateway, name: str) -> None:
     await make_meter(gateway)

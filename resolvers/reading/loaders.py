@@ -6,6 +6,7 @@ A loader belongs to one request, so it sees one actor's rows: another tenant's a
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from datetime import date, datetime
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
 from resolvers.actor import Actor
@@ -21,7 +22,7 @@ from storage.credit_grants import CreditGrantRow, GrantFilter
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
 from storage.engine.database import Database
-from storage.engine.pages import Page
+from storage.engine.pages import Page, on_page
 from storage.engine.transactions import Reader
 from storage.holds import HoldRow, HoldState
 from storage.ledger import LedgerEntryRow
@@ -30,6 +31,8 @@ from storage.usage import UsageDayRow, UsageRange
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 G = TypeVar("G", bound=Hashable)
+
+_seq = attrgetter("seq")
 
 
 class MetersOfCustomer(NamedTuple):
@@ -248,9 +251,18 @@ class _Fetches:
     async def grants_of_meters(self, keys: list[GrantsOfMeter]) -> list[list[CreditGrantRow]]:
         async def load(of: tuple[Page, GrantFilter], some: Sequence[GrantsOfMeter]) -> list[list[CreditGrantRow]]:
             meter_ids = [key.meter_id for key in some]
+            (page, wanted), now = of, self._clock()
             async with self._database.read() as reader:
                 due = await self._visible(reader, meter_ids)
-                found = await credit_grants.pages_by_meters(reader, [*due.visible], *of, now=self._clock())
+                # What is due changes the state of grants of which something is open or pinned, and these are known.
+                late = [] if wanted.state is None else [*due.known]
+                others = [meter_id for meter_id in due.visible if meter_id not in late]
+                found = await credit_grants.pages_by_meters(reader, others, page, wanted, now=now)
+                if late:
+                    found |= await credit_grants.pages_by_meters(reader, late, page, wanted, now=now, is_unusable=True)
+            for meter_id in late:
+                known = [grant for grant in due.grants_of(meter_id) if wanted.includes(grant, now)]
+                found[meter_id] = on_page(page, [*found[meter_id], *known], _seq)
             return [[*map(due.grant, found.get(meter_id, ()))] for meter_id in meter_ids]
 
         return await _by_group(keys, lambda key: (key.page, key.wanted), load)

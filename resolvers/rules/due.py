@@ -5,7 +5,7 @@ from datetime import datetime
 
 from resolvers.rules.booking import book_due
 from resolvers.rules.commands import Known
-from resolvers.rules.credits import Credits, by_meter
+from resolvers.rules.credits import BASE, Credits, by_meter
 from storage import credit_grants, holds
 from storage.billing_meters import BillingMeterRow
 from storage.engine.transactions import Reader
@@ -27,6 +27,11 @@ class Due:
         """Return the grant as it is."""
         known = self.known.get(row.meter_id)
         return row if known is None or known.credits is None else known.credits.grants.get(row.seq, row)
+
+    def grants_of(self, meter_id: str) -> list[credit_grants.CreditGrantRow]:
+        """Return the grants of a meter with something due, as they are, of which something was open or pinned."""
+        credits_ = self.known[meter_id].credits
+        return [] if credits_ is None else [grant for seq, grant in credits_.grants.items() if seq != BASE]
 
     def hold(self, row: holds.HoldRow) -> holds.HoldRow:
         """Return the hold as it is."""

@@ -1,7 +1,7 @@
 """Pages of lists ordered by id, newest first, by keyset: a deep page costs what the first one costs."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -79,6 +79,20 @@ def page_statement(statement: Select[Any], id_column: ColumnElement[Any], page: 
     # PostgreSQL plans a statement once, and not at each run, where it knows how many rows are wanted.
     limit = literal_column(str(page.limit + 1), Integer())
     return statement.where(*between(page, id_column)).order_by(page_order(page, id_column)).limit(limit)
+
+
+Row = TypeVar("Row")
+
+
+def on_page(page: Page, rows: Iterable[Row], id_of: Callable[[Row], Any]) -> list[Row]:
+    """Return those of the rows that are on the page, in the order of reading, and one more."""
+    older_than, newer_than = page.older_than, page.newer_than
+    found = [
+        row
+        for row in sorted(rows, key=id_of, reverse=not page.backward)
+        if (older_than is None or id_of(row) < older_than) and (newer_than is None or id_of(row) > newer_than)
+    ]
+    return found[: page.limit + 1]
 
 
 def unindexed(column: ColumnElement[Any], dialect: str) -> ColumnElement[Any]:
