@@ -115,7 +115,7 @@ class Balancer:
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
-    """Return a request or an answer as it was sent, with a body whose length it tells."""
+    """Return a request or an answer as it was sent, with a body whose length its head names."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
     return head + await reader.readexactly(int(length))

@@ -233,7 +233,7 @@ class Caller:
         return answer
 
 
-#: Selects what every refusal tells.
+#: Selects what every refusal says.
 REFUSALS = "... on UserError { code message } ... on InvalidInput { field }"
 
 

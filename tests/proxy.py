@@ -79,7 +79,7 @@ class Proxy:
         try:
             server_reader, server_writer = await asyncio.open_unix_connection(str(self._server))
         except OSError:
-            # The server is down; the client is told as it would be by the server's own machine.
+            # The server is down; the client sees it as it would from the server's own machine.
             writer.transport.abort()
             return
         pair = (writer, server_writer)

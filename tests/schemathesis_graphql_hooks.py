@@ -1,4 +1,4 @@
-"""What schemathesis, in a process of its own, is told of GraphQL: how scalars are written, and a meter's names.
+"""What schemathesis, in a process of its own, is given for GraphQL: how scalars are written, and a meter's names.
 
 Most literals are good ones; the others must be refused cleanly.
 """
@@ -51,7 +51,7 @@ def map_body(_context: Any, body: Any) -> Any:
 
 
 @schemathesis.check
-def is_told_as_the_callers_fault(_context: Any, response: Any, _case: Any) -> None:
+def is_reported_as_the_callers_fault(_context: Any, response: Any, _case: Any) -> None:
     """Hold each error against what a caller can be at fault for."""
     assert response.status_code == 200, response.status_code
     codes = {error["extensions"]["code"] for error in response.json().get("errors", ())}

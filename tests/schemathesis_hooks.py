@@ -1,4 +1,4 @@
-"""What schemathesis, in a process of its own, is told of the meter that a test has made: most good requests name it."""
+"""What schemathesis, in a process of its own, is given: the meter that a test has made. Most good requests name it."""
 
 import os
 from typing import Any

@@ -266,7 +266,7 @@ async def test_heads_that_are_too_large_or_malformed_are_refused(on_sqlite: Gate
         ):
             answer = await it.send(raw)
             assert (answer.status, answer.json["errors"][0]["extensions"]) == (431, {"code": "LIMIT_EXCEEDED"})
-        # What is refused by the server is told in REST's form too.
+        # What is refused by the server is reported in REST's form too.
         answer = await it.send(b"GET /v1/customers HTTP/1.1\r\n" + b"x: 1\r\n" * 101 + b"\r\n")
         assert answer.json == {"error": {"code": 431, "message": "A request may have at most 100 headers."}}
         for raw in (
@@ -329,7 +329,7 @@ async def test_a_thousand_connections_leave_room_for_others(on_sqlite: Gateway, 
     async with attack(on_sqlite, tmp_path, **IMPATIENT, TOLLGATE_MAX_IN_FLIGHT="100") as it:
         connections = [await asyncio.open_connection("127.0.0.1", it.server.port) for _ in range(1_000)]
         assert (await it.post(VIEWER)).status == 200
-        # All of them ask at once: more than may be in flight are told to come again.
+        # All of them ask at once, which is more than may be in flight: the rest are refused with the status 503.
         raw = it.head(len(VIEWER)) + VIEWER
         for _, writer in connections:
             writer.write(raw)

@@ -49,7 +49,7 @@ def assert_unauthenticated(response: httpx.Response) -> str:
 
 
 class TestUnauthenticated:
-    async def test_whoever_has_no_key_is_401(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
+    async def test_any_caller_that_has_no_key_is_401(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
         key = gateway.key
         for authorization in (
             (),
@@ -305,7 +305,7 @@ class TestSecrecy:
             }
         assert len(keys) == 2
 
-    async def test_the_viewer_tells_what_its_key_may(self, gateway: Gateway) -> None:
+    async def test_the_viewer_shows_what_its_key_may(self, gateway: Gateway) -> None:
         caller = await gateway.caller(Scope.USAGE_CORRECT, Scope.BILLING_READ, workspaces=["b", "a"])
         data = await caller.data("{ viewer { scopes workspaceIds customer { id } } }")
         assert data["viewer"] == {
@@ -529,7 +529,7 @@ class TestScopes:
                     assert error["message"] == "The key lacks the scope billing:read."
                     assert error["extensions"] == {"code": "FORBIDDEN"}
 
-    async def test_introspection_is_for_whoever_holds_a_key(self, gateway: Gateway) -> None:
+    async def test_introspection_is_for_any_caller_that_holds_a_key(self, gateway: Gateway) -> None:
         for scope in Scope:
             caller = await gateway.caller(scope)
             data = await caller.data('{ __typename __schema { queryType { name } } __type(name: "Query") { name } }')
@@ -581,7 +581,7 @@ class TestUsageWriteAlone:
             "entry": {"kind": "USAGE", "amount": "5", "key": "e", "usedCreditsAfter": "35", "metadata": {}},
         }
 
-    async def test_a_refusal_tells_the_meter_s_own_scalars_too(self, gateway: Gateway) -> None:
+    async def test_a_refusal_shows_the_meter_s_own_scalars_too(self, gateway: Gateway) -> None:
         caller = await gateway.caller(Scope.USAGE_WRITE)
         values = {"workspaceId": "w", "externalMeterId": "m", "eventId": "e", "amount": "71"}
         answer = await caller.mutate(
@@ -636,7 +636,7 @@ class TestUsageWriteAlone:
           }}
         }} }}"""
         caller = await gateway.caller(Scope.USAGE_WRITE)
-        # Also of what the key itself has recorded: whoever has got hold of it learns nothing by it.
+        # Also of what the key itself has recorded: a thief of the key learns nothing by it.
         own = secret | {"eventId": "own"}
         await caller.mutate("recordUsage", "", **own, amount="7")
         before = await gateway.data(STATE)

@@ -19,7 +19,7 @@ CREDITS = 10**9
 
 
 class Writing:
-    """Clients that record usage, one credit an event, until they are told to stop."""
+    """Clients that record usage, one credit an event, until they are stopped."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway

@@ -1,4 +1,4 @@
-"""Malformed values: each is told by its channel, which names the field and the rule, and nothing changes."""
+"""Malformed values: each is reported in its channel, which names the field and the rule, and nothing changes."""
 
 import base64
 import itertools
@@ -756,8 +756,8 @@ class TestTimes:
                 assert error["extensions"] == {"code": "BAD_USER_INPUT"}
         assert await tenant.state() == before
 
-    async def test_what_rfc_3339_allows_is_accepted_and_told_in_utc(self, tenant: Tenant) -> None:
-        for sent, told in (
+    async def test_what_rfc_3339_allows_is_accepted_and_returned_in_utc(self, tenant: Tenant) -> None:
+        for sent, in_utc in (
             ("2026-03-16T11:00:00Z", "2026-03-16T11:00:00Z"),
             ("2026-03-16t11:00:00z", "2026-03-16T11:00:00Z"),
             ("2026-03-16T11:00:00-00:00", "2026-03-16T11:00:00Z"),
@@ -771,7 +771,7 @@ class TestTimes:
                 "... on RecordUsageSuccess { entry { occurredAt } }",
                 **tenant.inputs["recordUsage"] | {"eventId": sent, "occurredAt": sent},
             )
-            assert answer["entry"] == {"occurredAt": told}
+            assert answer["entry"] == {"occurredAt": in_utc}
 
     async def test_a_time_outside_the_window_is_invalid(self, tenant: Tenant) -> None:
         before = await tenant.state()
@@ -1069,8 +1069,8 @@ class TestMetadata:
                     email="ada@example.com",
                     metadata=value,
                 )
-                told = answer["customer"]["metadata"]
-                assert json.dumps(told, sort_keys=True) == json.dumps(value, sort_keys=True)
+                returned = answer["customer"]["metadata"]
+                assert json.dumps(returned, sort_keys=True) == json.dumps(value, sort_keys=True)
 
     async def test_null_is_refused_by_an_update_alone(self, tenant: Tenant) -> None:
         before = await tenant.state()
@@ -1266,7 +1266,7 @@ class TestTypes:
 
 
 class TestPrecedence:
-    """Malformed, no permission, not found, replay or conflict, time window, limit: the first that applies is told."""
+    """Malformed, no permission, not found, replay or conflict, time window, limit: the first that applies is named."""
 
     async def test_a_malformed_value_comes_before_a_missing_permission(
         self, tenant: Tenant, subtests: pytest.Subtests
@@ -1432,7 +1432,7 @@ async def test_a_message_has_the_words_of_json_and_no_others(on_sqlite: Gateway,
     nodes = "query ($v: [ID!]!) { nodes(ids: $v) { id } }"
     create = "mutation ($v: CreateCustomerInput!) { createCustomer(input: $v) { __typename } }"
     of_v = "Variable '$v' has invalid value"
-    for query, value, told in (
+    for query, value, message in (
         (page, True, f"{of_v}: Int cannot represent non-integer value: true"),
         (page, [None, False], f"{of_v}: Int cannot represent non-integer value: [null, false]"),
         (page, {"True": "None"}, f"{of_v}: Int cannot represent non-integer value: {{'True': 'None'}}"),
@@ -1447,4 +1447,4 @@ async def test_a_message_has_the_words_of_json_and_no_others(on_sqlite: Gateway,
     ):
         with subtests.test(value=value):
             (error,) = (await on_sqlite.post(query, {"v": value})).json()["errors"]
-            assert error["message"] == told
+            assert error["message"] == message

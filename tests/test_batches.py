@@ -58,7 +58,7 @@ async def test_each_item_has_its_result_in_the_order_of_the_items(gateway: Gatew
             "refused": str(of - amount if of else 0),
             "overLimit": over,
             "replayed": False,
-            # The meter is told as it is after the commit, and the entry as it was right after the event.
+            # The meter is shown as it is after the commit, and the entry as it was right after the event.
             "billingMeter": {"externalMeterId": name, "usedCredits": "13" if name == "one" else "51"},
             "entry": {"id": id_, "usedCreditsAfter": str(after)},
         }
@@ -298,7 +298,7 @@ async def test_a_batch_of_unknown_meters_alone_is_answered_and_writes_nothing(ga
         ("occurredAt", "1969-12-31T23:59:59Z", "must not be before 1970"),
     ],
 )
-async def test_an_invalid_item_is_told_by_its_place_and_leaves_the_others_alone(
+async def test_an_invalid_item_is_named_by_its_place_and_leaves_the_others_alone(
     gateway: Gateway, field: str, value: Any, rule: str
 ) -> None:
     await make_meter(gateway, totalCredits="10")
@@ -316,7 +316,7 @@ async def test_an_invalid_item_is_told_by_its_place_and_leaves_the_others_alone(
     assert [entry["key"] for entry in meter["ledger"]] == [None, "a", "b", "c", "e"]
 
 
-async def test_an_item_too_old_for_the_key_is_told_by_its_place_and_leaves_the_others_alone(gateway: Gateway) -> None:
+async def test_an_item_too_old_for_the_key_is_named_by_its_place_and_leaves_the_others_alone(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     recorder = await gateway.caller(Scope.USAGE_WRITE)
     results = await batch(recorder, item("a"), item("b", occurredAt="2026-02-09T11:59:59Z"), item("c"))
@@ -325,7 +325,7 @@ async def test_an_item_too_old_for_the_key_is_told_by_its_place_and_leaves_the_o
     assert [entry["key"] for entry in (await meter_of(gateway))["ledger"]] == [None, "a", "c"]
 
 
-async def test_a_batch_of_invalid_items_alone_tells_each_place(gateway: Gateway) -> None:
+async def test_a_batch_of_invalid_items_alone_names_each_place(gateway: Gateway) -> None:
     results = await batch(gateway, item(""), item("x" * 256), item("e", usageName=""))
     assert [result["field"] for result in results] == [
         ["input", "0", "eventId"],

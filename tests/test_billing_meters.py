@@ -217,7 +217,7 @@ async def test_usage_moves_what_is_available_and_then_the_overage(gateway: Gatew
     assert (after["usedCredits"], after["overageCredits"], after["availableCredits"]) == ("200", "100", "0")
 
 
-async def test_meters_are_told_apart_by_both_names_exactly(gateway: Gateway) -> None:
+async def test_meters_are_distinguished_by_both_names_exactly(gateway: Gateway) -> None:
     names = [("w", "m"), ("W", "m"), ("w", "M"), ("w ", "m"), ("m", "w"), ("w", "m\u0301"), ("1", "01"), ("01", "1")]
     for number, (workspace_id, external_meter_id) in enumerate(names):
         await created(gateway, workspaceId=workspace_id, externalMeterId=external_meter_id, totalCredits=str(number))
@@ -328,7 +328,7 @@ async def test_another_customer_under_the_same_key_is_a_conflict(gateway: Gatewa
     assert await state(gateway) == before
 
 
-async def test_a_customer_that_is_not_there_is_told_before_a_conflict_or_a_taken_name(gateway: Gateway) -> None:
+async def test_a_customer_that_is_not_there_is_reported_before_a_conflict_or_a_taken_name(gateway: Gateway) -> None:
     await created(gateway, idempotencyKey="k")
     before = await state(gateway)
     assert (await create(gateway, customerId=NOBODY))["__typename"] == "CustomerNotFound"
@@ -419,7 +419,7 @@ async def test_several_changes_at_once_are_one_entry(gateway: Gateway) -> None:
     }
 
 
-async def test_an_entry_tells_only_what_changed(gateway: Gateway) -> None:
+async def test_an_entry_shows_only_what_changed(gateway: Gateway) -> None:
     await created(gateway, allowOverages=True, spendCap="50")
     await update(gateway, allowOverages=False, spendCap="50", customerId=None)
     _, settings = await ledger(gateway)
@@ -534,7 +534,7 @@ async def test_a_meter_that_is_not_there_is_neither_changed_nor_refilled(gateway
     assert await state(gateway) == before
 
 
-async def test_a_malformed_value_is_told_before_a_meter_that_is_not_there(gateway: Gateway) -> None:
+async def test_a_malformed_value_is_reported_before_a_meter_that_is_not_there(gateway: Gateway) -> None:
     assert (await update(gateway, spendCap=None))["__typename"] == "InvalidInput"
     assert (await refill(gateway, refill="0"))["__typename"] == "InvalidInput"
 
@@ -684,7 +684,7 @@ async def test_a_refill_past_the_greatest_amount_is_refused(gateway: Gateway) ->
         assert answer["__typename"] == "AmountOutOfRange"
         assert answer["code"] == "AMOUNT_OUT_OF_RANGE"
         assert await state(gateway) == before
-    # What was done before is still told.
+    # What was done before is still returned.
     answer = await refill(gateway, refill="2", idempotencyKey="last")
     assert (answer["__typename"], answer["replayed"]) == ("RefillBillingMeterSuccess", True)
     answer = await refill(gateway, refill="3", idempotencyKey="last")

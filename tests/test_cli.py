@@ -356,7 +356,7 @@ class TestMigrate:
         assert (done.code, done.out) == (0, "")
         assert await rows_at(new_database_url) == before
 
-    async def test_a_later_releases_schema_is_told_and_left_alone(
+    async def test_a_later_releases_schema_is_reported_and_left_alone(
         self, tollgate: Command, new_database_url: str
     ) -> None:
         tollgate.settings["TOLLGATE_DATABASE_URL"] = new_database_url
@@ -452,21 +452,21 @@ class TestUnusableDatabases:
     """What is wrong is said in one line of standard error, without the password."""
 
     def test_a_url_that_names_none_is_refused(self, tollgate: Command, subtests: pytest.Subtests) -> None:
-        for url, told in BAD_URLS:
+        for url, message in BAD_URLS:
             with subtests.test(url=url):
-                with pytest.raises(BadSetting, match=f"^TOLLGATE_DATABASE_URL {re.escape(told)}") as refused:
+                with pytest.raises(BadSetting, match=f"^TOLLGATE_DATABASE_URL {re.escape(message)}") as refused:
                     Settings.read({"TOLLGATE_DATABASE_URL": url})
                 assert "pass-w0rd" not in str(refused.value)
-        url, told = BAD_URLS[0]
+        url, message = BAD_URLS[0]
         (tollgate.folder / "events.jsonl").touch()
         for arguments in ON_DATABASES:
             with subtests.test(arguments=arguments):
                 done = tollgate(*arguments, TOLLGATE_DATABASE_URL=url)
                 assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-                assert done.err.startswith(f"Error: TOLLGATE_DATABASE_URL {told}")
+                assert done.err.startswith(f"Error: TOLLGATE_DATABASE_URL {message}")
         done = tollgate("copy", "--to", url)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-        assert done.err.startswith(f"Error: --to {told}")
+        assert done.err.startswith(f"Error: --to {message}")
         assert list(tollgate.folder.glob("*.db")) == []
 
     def test_what_hosting_providers_hand_out_is_translated(self, tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ class TestUnusableDatabases:
                     f"Error: The database is unavailable: PostgreSQL at {where} cannot be reached: nothing listens "
                     "there. Start it, or correct TOLLGATE_DATABASE_URL.\n",
                 )
-        for url, told in (
+        for url, message in (
             (
                 f"postgresql://u:pass-w0rd@127.0.0.1:{port_without_tls}/n?sslmode=require",
                 f"PostgreSQL at 127.0.0.1:{port_without_tls} cannot be reached: ",
@@ -520,7 +520,7 @@ class TestUnusableDatabases:
             with subtests.test(url=url):
                 done = tollgate("keys", "list", TOLLGATE_DATABASE_URL=url)
                 assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
-                assert done.err.startswith(f"Error: The database is unavailable: {told}")
+                assert done.err.startswith(f"Error: The database is unavailable: {message}")
                 assert "pass-w0rd" not in done.err
                 assert "_ssl.c" not in done.err
 
@@ -530,7 +530,7 @@ class TestUnusableDatabases:
         (tollgate.folder / "events.jsonl").touch()
         asked = {**locked_server.query, "host": str(locked_server.query["host"])}
         where = f"PostgreSQL at {asked['host']}:5432"
-        for changed, told in (
+        for changed, message in (
             ({}, ""),
             ({"query": {**asked, "options": "-c work_mem=1MB", "connect_timeout": "9", "sslmode": "prefer"}}, ""),
             (
@@ -546,11 +546,11 @@ class TestUnusableDatabases:
                 with subtests.test(changed=changed, arguments=arguments):
                     url = locked_server.set(**changed).render_as_string(hide_password=False)
                     done = tollgate(*arguments, TOLLGATE_DATABASE_URL=url, TOLLGATE_PORT=str(free_port()))
-                    if not told:
+                    if not message:
                         assert (done.code, done.out) == (0, "")
                         continue
                     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
-                    assert done.err.startswith(f"Error: The database is unavailable: {told}")
+                    assert done.err.startswith(f"Error: The database is unavailable: {message}")
                     assert "pass-w0rd" not in done.err
         url = locked_server.set(password="pass-w0rd").render_as_string(hide_password=False)
         source = locked_server.render_as_string(hide_password=False)
@@ -565,7 +565,7 @@ class TestUnusableDatabases:
         (tollgate.folder / "events.jsonl").touch()
         (tollgate.folder / "text.db").write_text("no database " * 1_000)
         (tollgate.folder / "folder.db").mkdir()
-        for path, told in (
+        for path, message in (
             ("missing/tollgate.db", "the folder missing does not exist. Make it, or name another file."),
             ("folder.db", "folder.db is a folder, and not a file."),
             ("text.db", "text.db is not an SQLite database. Name another file."),
@@ -575,9 +575,9 @@ class TestUnusableDatabases:
                     done = tollgate(
                         *arguments, TOLLGATE_DATABASE_URL=f"sqlite:///{path}", TOLLGATE_PORT=str(free_port())
                     )
-                    assert done == Done(1, "", f"Error: The database is unavailable: {told}\n")
+                    assert done == Done(1, "", f"Error: The database is unavailable: {message}\n")
             done = tollgate("copy", "--to", f"sqlite:///{path}")
-            assert done == Done(1, "", f"Error: The database of --to is unavailable: {told}\n")
+            assert done == Done(1, "", f"Error: The database of --to is unavailable: {message}\n")
 
 
 class TestFiles:
@@ -802,7 +802,7 @@ class TestSchema:
         # Neither a database nor its settings are needed.
         assert not (tollgate.folder / "tollgate.db").exists()
 
-    def test_a_file_that_cannot_be_written_is_told(self, tollgate: Command) -> None:
+    def test_a_file_that_cannot_be_written_is_reported(self, tollgate: Command) -> None:
         for path in ("missing/exported.graphql", "."):
             done = tollgate("schema", "export", "-o", path)
             assert done.code != 0
@@ -861,7 +861,7 @@ class TestServe:
                     assert "--demo listens on loopback alone" in done.err
         assert not (tollgate.folder / "tollgate.db").exists()
 
-    def test_a_port_in_use_is_told(self, tollgate: Command) -> None:
+    def test_a_port_in_use_is_reported(self, tollgate: Command) -> None:
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
             listening.listen()
@@ -877,7 +877,7 @@ class TestServe:
         (tollgate.folder / "good.json").write_text('{"typename-1": "{ __typename }"}')
         (tollgate.folder / "bad.json").write_text('{"typename-1": "{ __typename }", "[b]nope-1": "{ nope }"}')
         (tollgate.folder / "list.json").write_text("[]")
-        for arguments, settings, told in (
+        for arguments, settings, message in (
             (("--documents", "bad.json"), {}, "[b]nope-1: Cannot query field 'nope' on type 'Query'."),
             ((), {"TOLLGATE_DOCUMENTS": "bad.json"}, "[b]nope-1: Cannot query field 'nope' on type 'Query'."),
             (("--documents", "bad.json"), {"TOLLGATE_DOCUMENTS": "good.json"}, "bad.json has documents"),
@@ -889,7 +889,7 @@ class TestServe:
             with subtests.test(arguments=arguments):
                 done = tollgate("serve", *arguments, **settings)
                 assert (done.code, done.out) == (2, "")
-                assert told in done.err
+                assert message in done.err
                 assert "typename-1" not in done.err
         assert not (tollgate.folder / "tollgate.db").exists()
 
@@ -919,7 +919,7 @@ class TestServe:
             assert trusted.json() == {"data": {"__typename": "Query"}}
             assert other.json()["errors"][0]["extensions"] == {"code": "BAD_USER_INPUT"}
 
-    def test_a_bad_option_is_told(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+    def test_a_bad_option_is_reported(self, tollgate: Command, subtests: pytest.Subtests) -> None:
         for arguments in (
             ("--port", "0"),
             ("--port", "65536"),
@@ -999,13 +999,13 @@ class TestServe:
                 connections.append(connection)
                 with suppress(OSError):
                     connection.connect(("127.0.0.1", port))
-            told = ""
-            while "TOO_MANY_CONNECTIONS" not in told:
-                told += (await process.stderr.readline()).decode()
+            logged = ""
+            while "TOO_MANY_CONNECTIONS" not in logged:
+                logged += (await process.stderr.readline()).decode()
             assert (
                 "A process may open 64 files (ulimit -n), and TOLLGATE_MAX_CONNECTIONS=4000 needs 4042: it takes 22 "
                 "connections. Raise the limit, or lower the setting"
-            ) in told
+            ) in logged
             for connection in connections:
                 connection.close()
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
@@ -1013,7 +1013,7 @@ class TestServe:
                     while not await is_ready(client):  # noqa: ASYNC110  # It is another process.
                         await asyncio.sleep(0.05)
 
-    async def test_it_serves_the_demo_until_it_is_told_to_stop(self, tmp_path: Path) -> None:
+    async def test_it_serves_the_demo_until_it_is_stopped(self, tmp_path: Path) -> None:
         """With the installed command, an option before its variable, and on a fresh folder."""
         port = free_port()
         process = await asyncio.create_subprocess_exec(
@@ -1116,7 +1116,7 @@ class TestDemo:
             assert file.read_text() == done.out
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
-    def test_a_file_that_cannot_be_written_is_told(self, tollgate: Command) -> None:
+    def test_a_file_that_cannot_be_written_is_reported(self, tollgate: Command) -> None:
         done = tollgate("demo", TOLLGATE_DEMO_KEY_FILE="missing/demo.key")
         assert (done.code, done.out) == (1, "")
         assert "missing/demo.key" in done.err
@@ -1175,10 +1175,10 @@ class TestHelp:
                 assert f"tollgate {' '.join(words)}" in example
         assert not (tollgate.folder / "tollgate.db").exists()
 
-    def test_a_bad_option_is_told_in_plain_words(self, tollgate: Command, subtests: pytest.Subtests) -> None:
+    def test_a_bad_option_is_reported_in_plain_words(self, tollgate: Command, subtests: pytest.Subtests) -> None:
         create = ("keys", "create", "--org", "acme", "--environment")
         scopes = "'billing:read', 'billing:write', 'usage:write', 'usage:correct'"
-        for arguments, told in (
+        for arguments, message in (
             ((*create, "LIVE"), "'--environment': 'LIVE' is not one of 'live', 'sandbox'."),
             ((*create, "live", "--scope", "x"), f"'--scope': 'x' is not one of {scopes}."),
             (
@@ -1191,7 +1191,7 @@ class TestHelp:
             with subtests.test(arguments=arguments):
                 done = tollgate(*arguments)
                 assert (done.code, done.out) == (2, "")
-                assert f"Invalid value for {told}" in " ".join(done.err.replace("│", " ").split())
+                assert f"Invalid value for {message}" in " ".join(done.err.replace("│", " ").split())
 
     def test_groups_and_the_command_itself_list_what_they_have(self, tollgate: Command) -> None:
         for words, named in (((), ["serve", "migrate", "keys", "schema"]), (("keys",), ["create", "list", "revoke"])):

@@ -57,7 +57,7 @@ async def test_40_callers_share_25_credits(gateway: Gateway, servers: list[Serve
     assert len(refused) == 15
     assert {(answer["accepted"], answer["refused"], answer["replayed"]) for answer in accepted} == {("1", "0", False)}
     assert {(answer["available"], answer["billingMeter"]["usedCredits"]) for answer in refused} == {("0", "25")}
-    # Each accepted event tells its own place in the ledger.
+    # Each accepted event shows its own place in the ledger.
     assert sorted(int(answer["entry"]["usedCreditsAfter"]) for answer in accepted) == list(range(1, 26))
 
     books = await books_of(gateway)
@@ -106,7 +106,7 @@ async def test_refills_and_debits_at_once_never_overspend(gateway: Gateway, serv
         )
     names = [answer["__typename"] for answer in answers]
     assert names.count("RefillBillingMeterSuccess") == 20
-    # The books' own check tells that the totals follow each other and that no debit passed what was there.
+    # The books' own check asserts that the totals follow each other and that no debit passed what was there.
     books = await books_of(gateway)
     assert books.meter.total_credits == 25
     assert books.meter.used_credits == names.count("RecordUsageSuccess")
@@ -155,7 +155,7 @@ async def test_what_was_acknowledged_survives_the_death_of_the_server(
         recording = [
             asyncio.create_task(keep_recording(caller, f"c{number}")) for number, caller in enumerate(connections)
         ]
-        # One that ends earlier tells why below.
+        # One that ends earlier raises its error below.
         await asyncio.wait([asyncio.create_task(enough.wait()), *recording], return_when=asyncio.FIRST_COMPLETED)
         await server.kill()
         await asyncio.gather(*recording)

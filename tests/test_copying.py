@@ -91,11 +91,11 @@ def empty_url(tmp_path: Path) -> str:
 async def test_the_demo_is_copied_and_verified_alike(demo_url: str, target_url: str, tmp_path: Path) -> None:
     code, output, messages = await run(demo_url, tmp_path, "copy", "--to", target_url, "--json")
     assert (code, messages.strip()) == (0, "")
-    told = json.loads(output)
-    usage = told["days"]
+    report = json.loads(output)
+    usage = report["days"]
     # What opened each meter, the grants and the holds.
     entries = usage + 24 + 2 + 2
-    assert told == {
+    assert report == {
         "rows": DEMO | {"usage_days": usage, "ledger_entries": entries},
         "meters": 24,
         "entries": entries,
@@ -254,7 +254,7 @@ async def test_grants_and_holds_of_all_states_are_copied_and_verified(own: Gatew
             await there.check()
 
 
-async def test_what_breaks_an_invariant_is_copied_and_told(own: Gateway, target_url: str) -> None:
+async def test_what_breaks_an_invariant_is_copied_and_reported(own: Gateway, target_url: str) -> None:
     day = "INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES ('mtr_gone', '2026-03-16', 'x', 1)"
     await execute(own.database, day)
     async with opened(target_url) as target:
@@ -321,7 +321,7 @@ async def test_a_target_that_is_migrated_and_empty_is_filled(empty_url: str, tar
     assert [line.split() for line in output.splitlines()[2:]] == [[table.name, "0"] for table in TABLES]
 
 
-async def test_a_wrong_url_is_told(empty_url: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
+async def test_a_wrong_url_is_reported(empty_url: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
     for url, code, message in (
         ("nonsense", 2, "--to must be a URL"),
         ("sqlite://", 2, "--to must name a file"),
@@ -456,7 +456,7 @@ async def test_a_copy_whose_process_dies_is_started_anew(request: pytest.Fixture
         assert await rows_of(second) == await rows_of(first)
 
 
-async def test_a_row_that_is_changed_in_the_copy_is_told(
+async def test_a_row_that_is_changed_in_the_copy_is_reported(
     request: pytest.FixtureRequest, own: Gateway, tmp_path: Path
 ) -> None:
     await make_meter(own, totalCredits="1")

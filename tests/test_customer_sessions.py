@@ -49,7 +49,7 @@ def assert_unauthenticated(response: httpx.Response) -> None:
 
 
 class TestMaking:
-    async def test_a_session_tells_its_token_its_customer_and_its_end(self, gateway: Gateway) -> None:
+    async def test_a_session_shows_its_token_its_customer_and_its_end(self, gateway: Gateway) -> None:
         customer_id = await make_customer(gateway)
         made = await gateway.mutate("createCustomerSession", CREATED, customerId=customer_id)
         # 43 digits of base 64 hold 32 bytes.
@@ -736,7 +736,7 @@ class TestForbidden:
             assert refused.json()["error"]["code"] == 403
         assert await gateway.data(STATE) == before
 
-    async def test_the_schema_is_for_whoever_holds_a_key_or_token(self, gateway: Gateway, house: House) -> None:
+    async def test_the_schema_is_for_any_caller_that_holds_a_key_or_token(self, gateway: Gateway, house: House) -> None:
         headers = {"authorization": f"Bearer {house.browser.key}"}
         answer = await gateway.client.get("/schema.graphql", headers=headers)
         assert (answer.status_code, answer.text) == (200, schema.as_str())

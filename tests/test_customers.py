@@ -55,7 +55,7 @@ async def everyone(caller: Caller) -> list[dict[str, Any]]:
 
 
 def exactly(value: object) -> str:
-    """Return the JSON of a value, which tells 1 from 1.0 and from true; the order of keys means nothing."""
+    """Return the JSON of a value, which distinguishes 1 from 1.0 and from true; the order of keys means nothing."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -228,7 +228,7 @@ async def test_a_customer_that_is_not_there_is_not_changed(gateway: Gateway) -> 
     assert await everyone(gateway) == [ada]
 
 
-async def test_a_malformed_update_is_told_before_a_customer_that_is_not_there(gateway: Gateway) -> None:
+async def test_a_malformed_update_is_reported_before_a_customer_that_is_not_there(gateway: Gateway) -> None:
     answer = await update(gateway, NOBODY, email=None)
     assert answer["__typename"] == "InvalidInput"
 
@@ -472,7 +472,7 @@ async def test_numbers_in_the_metadata_are_compared_by_value_and_are_no_booleans
     assert len(await everyone(gateway)) == 3
 
 
-async def test_a_conflict_is_told_before_a_taken_external_id(gateway: Gateway) -> None:
+async def test_a_conflict_is_reported_before_a_taken_external_id(gateway: Gateway) -> None:
     ada = await created(gateway, idempotencyKey="k")
     bob = await created(gateway, externalId="crm-1")
     answer = await create(gateway, email="ada@example.com", externalId="crm-1", idempotencyKey="k")

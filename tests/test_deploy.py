@@ -129,7 +129,7 @@ def test_the_composition_begins_in_order_and_holds_no_secret() -> None:
         ("proxy", "gateway-1"): "service_healthy",
         ("proxy", "gateway-2"): "service_healthy",
     }
-    # Whoever is waited for to be healthy is asked: PostgreSQL here, the gateways by the image's own check.
+    # Each service that must be healthy first has a check: PostgreSQL here, the gateways by the image's own check.
     assert "healthcheck" in services["postgresql"]
     assert dockerfile.command("HEALTHCHECK")[0] == "python"
     passwords = [service["environment"] for service in services.values() if "environment" in service]
@@ -157,7 +157,7 @@ def test_the_composition_begins_in_order_and_holds_no_secret() -> None:
 def test_the_compositions_gateways_have_no_rights_and_settings_that_are_settings() -> None:
     gateway = composed()["services"]["gateway-1"]
     assert (gateway["read_only"], gateway["init"]) == (True, True)
-    # Whoever reaches it is the proxy, and is believed whether TLS was used.
+    # Only the proxy reaches it, and is believed whether TLS was used.
     assert gateway["environment"]["FORWARDED_ALLOW_IPS"] == "*"
     assert "ports" not in gateway
     assert gateway["cap_drop"] == ["ALL"]

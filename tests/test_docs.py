@@ -293,7 +293,7 @@ def test_the_pages_that_are_refused_are_refused_as_is_shown(demo: Demo) -> None:
         assert (error["message"], error["extensions"]) == (message, {"code": "BAD_USER_INPUT"}), arguments
 
 
-def test_every_refusal_is_told_with_its_code_and_its_facts() -> None:
+def test_every_refusal_is_documented_with_its_code_and_its_facts() -> None:
     core: GraphQLSchema = schema._schema
     refused = core.get_implementations(cast("GraphQLInterfaceType", core.type_map["UserError"])).objects
     codes = {refusal.__name__: refusal.code for refusal in refusals._TABLE}
@@ -302,32 +302,32 @@ def test_every_refusal_is_told_with_its_code_and_its_facts() -> None:
     }
 
 
-def test_every_code_of_a_top_level_error_is_told() -> None:
+def test_every_code_of_a_top_level_error_is_documented() -> None:
     sources = [file.read_text("utf-8") for room in ("gateway", "schema") for file in (ROOT / room).rglob("*.py")]
-    told = {fault.code for fault in errors.Fault.__subclasses__()}
-    told |= {code for source in sources for code in re.findall(r'\bcode(?:: str)? ?= ?"([A-Z_]+)"', source)}
-    told |= {code for _, code in REASONS.values()}
-    assert {row[0] for row in rows_after(ERRORS, "Faults")} == told
+    codes = {fault.code for fault in errors.Fault.__subclasses__()}
+    codes |= {code for source in sources for code in re.findall(r'\bcode(?:: str)? ?= ?"([A-Z_]+)"', source)}
+    codes |= {code for _, code in REASONS.values()}
+    assert {row[0] for row in rows_after(ERRORS, "Faults")} == codes
 
 
-def test_every_status_of_the_endpoint_is_told() -> None:
+def test_every_status_of_the_endpoint_is_documented() -> None:
     sources = [
         (ROOT / "gateway" / name).read_text("utf-8") for name in ("http/graphql.py", "http/messages.py", "app.py")
     ]
-    told = r"(?:HTTPProblem\(|body = |return )(\d{3})\b"
-    statuses = {status for source in sources for status in re.findall(told, source)}
+    pattern = r"(?:HTTPProblem\(|body = |return )(\d{3})\b"
+    statuses = {status for source in sources for status in re.findall(pattern, source)}
     statuses |= {str(status) for status, _ in REASONS.values()}
-    # Of a missing key and of a database that is away, the errors of the rules tell.
+    # The statuses of a missing key and of a database that is away come with the errors of the rules.
     assert {row[0] for row in rows_after(ERRORS, "Statuses")} == statuses | {"401", "503"}
 
 
-def test_what_the_server_refuses_is_told_by_its_reason_and_status() -> None:
+def test_what_the_server_refuses_is_documented_by_its_reason_and_status() -> None:
     section = (ROOT / "docs" / "observability.md").read_text("utf-8").partition("| `refusal` | what | status |\n")[2]
     rows = re.findall(r"^\| (`.+?`) \| .+ \| (\d{3}|none) \|$", section.partition("\n\n")[0], re.MULTILINE)
-    told = {reason: status for reasons, status in rows for reason in re.findall("[A-Z_]+", reasons)}
+    documented = {reason: status for reasons, status in rows for reason in re.findall("[A-Z_]+", reasons)}
     # A client that does not read is not answered, and one that waits for other answers has those.
     unanswered = {"ANSWER_UNREAD": "none", "TOO_MANY_PIPELINED": "none"}
-    assert told == {reason: str(status) for reason, (status, _) in REASONS.items()} | unanswered
+    assert documented == {reason: str(status) for reason, (status, _) in REASONS.items()} | unanswered
 
 
 def test_what_goes_wrong_names_every_status_of_what_the_server_refuses() -> None:
@@ -359,7 +359,7 @@ def test_graphql_in_the_documentation_fits_the_schema(page: str) -> None:
 
 
 def settings_table() -> dict[str, tuple[str, str]]:
-    """Return the default and the values of each setting as the page tells them."""
+    """Return the default and the values of each setting as the page shows them."""
     rows = re.findall(r"^\| `(TOLLGATE_\w+)` \| `(.+?)` \| (.+?) \| .+ \|$", SETTINGS.read_text("utf-8"), re.MULTILINE)
     assert len({name for name, _, _ in rows}) == len(rows)
     return {name: (default, values) for name, default, values in rows}

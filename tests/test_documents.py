@@ -145,7 +145,7 @@ class TestAsking:
         assert response.json() == {"data": {"createCustomer": {"__typename": "CreateCustomerSuccess"}}}
         assert await emails(gateway) == ["ada@example.com"]
 
-    async def test_an_unknown_id_is_told(self, gateway: Gateway) -> None:
+    async def test_an_unknown_id_is_reported(self, gateway: Gateway) -> None:
         for send in (post, get):
             for accept, status in (("application/json", 200), (GRAPHQL_RESPONSE, 400)):
                 response = await send(gateway, accept, documentId="nobody")
@@ -156,7 +156,7 @@ class TestAsking:
         assert refusal(await post(gateway, documentId=""), 200)[0] == "There is no trusted document ''."
 
     async def test_a_hash_beside_a_text_does_not_name_a_document(self, gateway: Gateway) -> None:
-        """So a client sends it, after it was told that the document is not known."""
+        """So a client sends it, after the answer that the document is not known."""
         response = await post(gateway, query="{ __typename }", extensions=apollo("viewer-1"))
         assert response.json() == {"data": {"__typename": "Query"}}
         # Nothing is learned from it.
@@ -316,21 +316,21 @@ class TestManifest:
     def test_an_empty_one_trusts_nothing(self, tmp_path: Path) -> None:
         TrustedDocuments(Settings(documents=write(tmp_path, {})))
 
-    def test_one_that_cannot_be_read_is_told(self, tmp_path: Path) -> None:
+    def test_one_that_cannot_be_read_is_reported(self, tmp_path: Path) -> None:
         assert self.refused(f"{tmp_path}/missing.json") == " cannot be read: No such file or directory."
         assert self.refused(str(tmp_path)) == " cannot be read: Is a directory."
 
-    def test_one_that_is_no_object_is_told(self, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    def test_one_that_is_no_object_is_reported(self, tmp_path: Path, subtests: pytest.Subtests) -> None:
         for manifest in (None, [], ["query"], "query", 1):
             with subtests.test(manifest=manifest):
-                told = self.refused(write(tmp_path, manifest))
-                assert told == " must be a JSON object, from the id of each document to its text."
+                message = self.refused(write(tmp_path, manifest))
+                assert message == " must be a JSON object, from the id of each document to its text."
         for content in (b"", b"{", b"\xff", b'{"a": "{ __typename }"} x', b"[" * 100_000):
             with subtests.test(content=content[:10]):
                 (tmp_path / "bad.json").write_bytes(content)
                 assert self.refused(str(tmp_path / "bad.json")).startswith(" must be JSON in UTF-8: ")
 
-    def test_every_document_that_cannot_be_run_is_told_by_its_id(self, tmp_path: Path) -> None:
+    def test_every_document_that_cannot_be_run_is_named_by_its_id(self, tmp_path: Path) -> None:
         file = write(
             tmp_path,
             MANIFEST

@@ -269,7 +269,7 @@ class Item:
 @strawberry.type
 class ItemQuery:
     @strawberry.field(metadata=DIRECT)
-    async def items(self, info: strawberry.Info[Any, None]) -> list[Item]:  # noqa: ARG002  # An edge is told the context.
+    async def items(self, info: strawberry.Info[Any, None]) -> list[Item]:  # noqa: ARG002  # An edge is given the context.
         return [Item(depth=0), Item(depth=0)]
 
 
@@ -496,7 +496,7 @@ async def run(
 def shown_by(result: ExecutionResult) -> tuple[Any, list[Any]]:
     """Return all that a client gets, with the order of the fields.
 
-    Of what made a field above it null, it tells only that: whether graphql-core tells one such error or some of its
+    Of what made a field above it null, it shows only that: whether graphql-core reports one such error or some of its
     siblings as well depends on which resolver was done first, and the specification leaves it open.
     """
     errors = []
@@ -624,7 +624,7 @@ class TestMutations:
         with asyncio.Runner() as runner:
             check_until_each_way_was_tried(check, ways)
 
-    async def test_a_value_that_is_no_answer_is_told_and_the_mutation_is_not_repeated(self) -> None:
+    async def test_a_value_that_is_no_answer_is_reported_and_the_mutation_is_not_repeated(self) -> None:
         text = "mutation ($n: Int!) { done: attempt(times: $n) { ... on Branch { name matrix } } }"
         branch = Branch(name="b", colours=[], matrix=None, fruit=None, things=[], named=None)  # type: ignore[arg-type]
         operation = operation_of(MUTATING, text)
@@ -745,7 +745,9 @@ class TestColumns:
         ids=str,
     )
     @pytest.mark.parametrize("days_are", ["together", "apart", "records"])
-    async def test_a_wrong_value_is_told_as_graphql_core_tells_it(self, days_are: str, wrong: dict[str, Any]) -> None:
+    async def test_a_wrong_value_is_reported_as_graphql_core_reports_it(
+        self, days_are: str, wrong: dict[str, Any]
+    ) -> None:
         root = self.branch([self.ROW, self.ROW._replace(**wrong)], days_are)
         seen = shown_by(await run(STRAWBERRY, self.TEXT, root, operation_of(STRAWBERRY, self.TEXT)))
         assert seen == shown_by(await run(STRAWBERRY, self.TEXT, root, None))
@@ -875,8 +877,8 @@ async def test_a_mutation_whose_answer_may_not_be_read_is_executed_once(gateway:
       ... on RefillBillingMeterSuccess { billingMeter { totalCredits customer { id } } } } }"""
     for total in ("11", "12", "13", "14"):
         body = await caller.run(text, {"input": {"workspaceId": "w", "externalMeterId": "m", "refill": "1"}})
-        told_of_it = body["data"]["refillBillingMeter"]["billingMeter"]
-        assert told_of_it == {"totalCredits": total, "customer": None}
+        returned = body["data"]["refillBillingMeter"]["billingMeter"]
+        assert returned == {"totalCredits": total, "customer": None}
         (error,) = body["errors"]
         assert error["path"] == ["refillBillingMeter", "billingMeter", "customer"]
         assert error["extensions"] == {"code": "FORBIDDEN"}
@@ -885,7 +887,7 @@ async def test_a_mutation_whose_answer_may_not_be_read_is_executed_once(gateway:
 
 
 class TestVariables:
-    """Their values are those that graphql-core reads, and so is what is told of a bad one."""
+    """Their values are those that graphql-core reads, and so is the error of a bad one."""
 
     SCHEMA = build_schema("""
         enum Colour { RED BLUE }

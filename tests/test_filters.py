@@ -486,7 +486,7 @@ def test_every_filter_is_asked_about() -> None:
 async def test_a_null_in_a_filter_is_refused(on_sqlite: Gateway, asked: Nullable) -> None:
     """A variable that is lost must not widen what is answered."""
     await make_meter(on_sqlite, customerId=await make_customer(on_sqlite))
-    told = f"{asked.path} must not be null; leave it out where it is not to restrict the answer."
+    message = f"{asked.path} must not be null; leave it out where it is not to restrict the answer."
     literal = f"{{ {asked.query % 'null'} }}"
     variable = f"query ($value: {asked.type_}) {{ {asked.query % '$value'} }}"
     by_default = f"query ($value: {asked.type_} = null) {{ {asked.query % '$value'} }}"
@@ -494,7 +494,7 @@ async def test_a_null_in_a_filter_is_refused(on_sqlite: Gateway, asked: Nullable
         # At first by graphql-core, then compiled.
         for _ in range(4):
             error = await on_sqlite.error(query, variables)
-            assert (error["message"], error["extensions"]) == (told, {"code": "BAD_USER_INPUT"})
+            assert (error["message"], error["extensions"]) == (message, {"code": "BAD_USER_INPUT"})
     # What is not sent is left out.
     for _ in range(4):
         await on_sqlite.data(variable, {})
@@ -729,7 +729,7 @@ async def test_the_migration_fills_what_is_there_a_portion_at_a_time(new_databas
         await database.close()
 
 
-async def test_the_release_before_goes_on_writing_and_the_next_write_mends_its_rows(gateway: Gateway) -> None:
+async def test_the_release_before_goes_on_writing_and_the_next_write_repairs_its_rows(gateway: Gateway) -> None:
     meter_id = await make_meter(gateway, totalCredits="100")
     await gateway.database.write(
         lambda writer: writer.execute(

@@ -32,7 +32,7 @@ async def test_nothing_that_fits_the_schema_or_nearly_does_is_a_bug(
     async with serving(own.services.settings.database_url, tmp_path) as server:
         process = await asyncio.create_subprocess_exec(
             *(Path(sys.executable).with_name("schemathesis"), "--config-file", config),
-            # What fits the schema may still break a rule that no schema tells; how it is refused, the hooks look at.
+            # What fits the schema may still break a rule that no schema states; how it is refused, the hooks look at.
             *("run", f"{server.url}/graphql", "--header", f"Authorization: Bearer {own.key}"),
             *("--checks", "all", "--exclude-checks", "positive_data_acceptance", "--max-examples", str(most)),
             *("--seed", "1", "--continue-on-failure", "--no-color"),
@@ -43,13 +43,13 @@ async def test_nothing_that_fits_the_schema_or_nearly_does_is_a_bug(
             stderr=asyncio.subprocess.STDOUT,
         )
         output, _ = await process.communicate()
-    told = output.decode()
-    print(told)  # noqa: T201  # pytest shows it where the test fails.
-    assert process.returncode == 0, told
-    cases = re.search(r"([0-9]+) generated", told)
-    assert cases is not None, told
+    report = output.decode()
+    print(report)  # noqa: T201  # pytest shows it where the test fails.
+    assert process.returncode == 0, report
+    cases = re.search(r"([0-9]+) generated", report)
+    assert cases is not None, report
     # At least as many for each field that takes arguments; one without them has few operations to draw.
-    assert int(cases[1]) >= 17 * most, told
+    assert int(cases[1]) >= 17 * most, report
     assert "Traceback" not in server.logged
     # Some of it found the meter, and was good.
     seeded = await meter_of(own, "seeded", workspace_id="seeded")

@@ -86,7 +86,7 @@ class TestInFlight:
 
 
 class TestDeadline:
-    async def test_what_takes_too_long_is_ended_and_told(
+    async def test_what_takes_too_long_is_ended_and_logged(
         self, subtests: pytest.Subtests, caplog: pytest.LogCaptureFixture
     ) -> None:
         for method, path, outcome in (
@@ -113,7 +113,7 @@ class TestDeadline:
                     ("gateway.http.gate", logging.WARNING, f"{method} {path} was ended after 0 seconds")
                 ]
 
-    async def test_what_another_cancels_is_told_and_stays_cancelled(self, subtests: pytest.Subtests) -> None:
+    async def test_what_another_cancels_is_answered_and_stays_cancelled(self, subtests: pytest.Subtests) -> None:
         """So does the server with what is still in flight when it stops."""
         for method, outcome in (("POST", b"UNKNOWN"), ("GET", b"NOT_WRITTEN")):
             with subtests.test(method=method):
@@ -129,7 +129,7 @@ class TestDeadline:
 
                 scope = {"type": "http", "method": method, "path": "/graphql", "headers": []}
                 cancelled = asyncio.ensure_future(gate(scope, receive, send))
-                while not waiting.entered:  # noqa: ASYNC110  # Nothing tells of it.
+                while not waiting.entered:  # noqa: ASYNC110  # Nothing signals it.
                     await asyncio.sleep(0)
                 cancelled.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -239,7 +239,7 @@ class TestHeaders:
     async def test_only_over_tls_is_it_said_that_there_is_tls(self) -> None:
         waiting = Waiting()
         waiting.go.set()
-        for scheme, told in (("https", ["max-age=31536000"]), ("http", [])):
+        for scheme, expected in (("https", ["max-age=31536000"]), ("http", [])):
             async with client_of(SafeAnswers(waiting), scheme) as client:
                 response = await client.get("/")
-                assert response.headers.get_list("strict-transport-security") == told
+                assert response.headers.get_list("strict-transport-security") == expected

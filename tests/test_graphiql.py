@@ -375,7 +375,7 @@ class TestKey:
             await expect(graphiql.page.get_by_role("button", name="Cleared data")).to_be_visible()
             assert key not in str(await graphiql.stored())
 
-    async def test_a_key_that_is_refused_is_told_and_another_one_clears_what_was_shown(
+    async def test_a_key_that_is_refused_is_reported_and_another_one_clears_what_was_shown(
         self, page: Page, own: Server
     ) -> None:
         key = key_by_command(own)
@@ -384,7 +384,7 @@ class TestKey:
             status = graphiql.page.locator("#key-message")
             await expect(status).to_have_text("The gateway refuses this key: it is unknown, expired or revoked.")
             await graphiql.answers('"code": "UNAUTHENTICATED"')
-            # The browser itself tells of a status 401.
+            # The browser itself logs a status 401.
             unauthorized = "error: Failed to load resource: the server responded with a status of 401 (Unauthorized)"
             assert set(graphiql.faults) == {unauthorized}
             graphiql.faults.clear()
@@ -493,7 +493,7 @@ class TestDemoKey:
             LOOPBACK,
         ],
     )
-    async def test_the_demos_own_page_is_told_it(self, settings: dict[str, Any], headers: dict[str, str]) -> None:
+    async def test_the_demos_own_page_is_given_it(self, settings: dict[str, Any], headers: dict[str, str]) -> None:
         async with client_of(Settings(**settings)) as client:
             response = await client.get("/graphiql/config.json", headers=headers)
         assert response.json() == {"demoKey": DEMO_KEY}
@@ -526,14 +526,14 @@ class TestDemoKey:
             LOOPBACK | {"x-forwarded-for": ""},
         ],
     )
-    async def test_nobody_else_is_told_it(self, settings: dict[str, Any], headers: dict[str, str]) -> None:
+    async def test_nobody_else_is_given_it(self, settings: dict[str, Any], headers: dict[str, str]) -> None:
         async with client_of(Settings(**settings)) as client:
             response = await client.get("/graphiql/config.json", headers=headers)
         assert response.json() == {"demoKey": None}
         assert DEMO_KEY not in str(response.headers)
 
-    def test_a_proxy_that_says_nothing_and_speaks_an_old_http_is_not_told_it(self, demo: Server) -> None:
-        for version, is_told in ((b"1.1", True), (b"1.0", False)):
+    def test_a_proxy_that_says_nothing_and_speaks_an_old_http_is_not_given_it(self, demo: Server) -> None:
+        for version, is_given in ((b"1.1", True), (b"1.0", False)):
             with socket.create_connection(("127.0.0.1", demo.port)) as connection:
                 connection.sendall(
                     b"GET /graphiql/config.json HTTP/%s\r\nhost: 127.0.0.1:%d\r\nconnection: close\r\n\r\n"
@@ -541,15 +541,15 @@ class TestDemoKey:
                 )
                 answer = b"".join(iter(lambda: connection.recv(4_096), b""))
             assert answer.startswith(b"HTTP/1.1 200 ")
-            assert (b"sk_test_" in answer) == is_told
+            assert (b"sk_test_" in answer) == is_given
 
-    async def test_no_other_machine_is_told_it(self, settings: dict[str, Any]) -> None:
+    async def test_no_other_machine_is_given_it(self, settings: dict[str, Any]) -> None:
         for address in ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1", "unknown"):
             async with client_of(Settings(**settings), address) as client:
                 response = await client.get("/graphiql/config.json", headers=LOOPBACK)
             assert response.json() == {"demoKey": None}
 
-    async def test_without_the_demo_or_its_key_file_nobody_is_told_it(self, settings: dict[str, Any]) -> None:
+    async def test_without_the_demo_or_its_key_file_nobody_is_given_it(self, settings: dict[str, Any]) -> None:
         for changed in ({"demo": "off"}, {"demo_key_file": str(Path(settings["demo_key_file"]).with_name("none"))}):
             async with client_of(Settings(**settings | changed)) as client:
                 response = await client.get("/graphiql/config.json", headers=LOOPBACK)

@@ -138,7 +138,7 @@ async def test_debits_of_many_clients_on_one_meter_make_one_line(
 
 
 def result_of(event: dict[str, Any], answers: list[Answer]) -> Answer | None:
-    """Return the one result that all answers for an event tell; None: it was refused."""
+    """Return the one result that all answers for an event show; None: it was refused."""
     names = {answer["__typename"] for answer in answers}
     if names == {"InsufficientCredits"}:
         # What was refused once is refused again, for nothing was refilled.

@@ -299,7 +299,7 @@ class TestAccept:
         )
         assert response.headers["content-type"] == f"{GRAPHQL_RESPONSE}; charset=utf-8"
 
-    async def test_what_is_no_graphql_request_is_told_in_the_type_that_is_liked_best(
+    async def test_what_is_no_graphql_request_is_reported_in_the_type_that_is_liked_best(
         self, gateway: Gateway, subtests: pytest.Subtests
     ) -> None:
         for headers, status in (
@@ -407,7 +407,7 @@ class TestGet:
         self, gateway: Gateway, subtests: pytest.Subtests
     ) -> None:
         headers = {"authorization": f"Bearer {gateway.key}"}
-        for query_string, told in (
+        for query_string, message in (
             # U+FFFD would stand for what was sent.
             (
                 "query={viewer{orgId}}&variables=%7B%22a%22:%22%E9%22%7D",
@@ -418,7 +418,7 @@ class TestGet:
         ):
             with subtests.test(query_string=query_string):
                 response = await gateway.client.get(f"/graphql?{query_string}", headers=headers)
-                assert problem(response, 400) == told
+                assert problem(response, 400) == message
 
     async def test_a_mutation_is_405_and_not_run(self, gateway: Gateway, subtests: pytest.Subtests) -> None:
         several = "query Read { viewer { orgId } } mutation Write " + CREATE_CUSTOMER.removeprefix("mutation ")
@@ -514,10 +514,10 @@ class TestOperations:
                 assert error["locations"]
                 assert error["extensions"] == {"code": "GRAPHQL_VALIDATION_FAILED"}
 
-    async def test_at_most_20_errors_of_a_document_or_its_variables_are_told(self, gateway: Gateway) -> None:
+    async def test_at_most_20_errors_of_a_document_or_its_variables_are_reported(self, gateway: Gateway) -> None:
         fields = " ".join(f"nope{number}" for number in range(1_000))
         errors = (await gateway.post(f"{{ {fields} }}")).json()["errors"]
-        # The last one tells that there are more.
+        # The last one says that there are more.
         assert len(errors) == 21
         names = {"ids": [{"no": "id"}] * 1_000}
         errors = (await gateway.post("query ($ids: [ID!]!) { nodes(ids: $ids) { id } }", names)).json()["errors"]
@@ -551,7 +551,7 @@ class TestOperations:
         assert error["message"] == message
         assert error["extensions"] == {"code": "BAD_USER_INPUT"}
 
-    async def test_a_null_for_a_required_argument_is_told_at_its_field(self, gateway: Gateway) -> None:
+    async def test_a_null_for_a_required_argument_is_reported_at_its_field(self, gateway: Gateway) -> None:
         """A variable with a default may be given to a required argument, and may then still be null."""
         body = await gateway.run('query ($id: ID = "x") { customer(id: $id) { id } viewer { orgId } }', {"id": None})
         assert body["data"] == {"customer": None, "viewer": {"orgId": gateway.org_id}}
@@ -600,7 +600,7 @@ class TestBugs:
         assert "Traceback (most recent call last)" in caplog.text
         assert "JSONDecodeError" in caplog.text
 
-    async def test_the_log_tells_where_a_bug_comes_from_also_of_what_is_compiled(
+    async def test_the_log_shows_where_a_bug_comes_from_also_of_what_is_compiled(
         self, gateway: Gateway, caplog: pytest.LogCaptureFixture, subtests: pytest.Subtests
     ) -> None:
         meter_id = await make_meter(gateway)
@@ -928,15 +928,15 @@ class TestOtherRoutes:
                     )
                     assert response.status_code == 415
                     assert response.headers["accept-encoding"] == "identity"
-                    told = response.json()["error"]["message"] if path in rest else problem(response, 415)
-                    assert told == f"The body must be sent without a Content-Encoding, and has {named}."
+                    message = response.json()["error"]["message"] if path in rest else problem(response, 415)
+                    assert message == f"The body must be sent without a Content-Encoding, and has {named}."
         for none in ("identity", "Identity", "", "identity, identity"):
             response = await gateway.client.post(
                 "/graphql", content=content, headers=headers | {"content-encoding": none}
             )
             assert response.json() == {"data": {"viewer": {"orgId": gateway.org_id}}}
 
-    async def test_a_wrong_method_is_405_in_json_and_tells_the_right_ones(
+    async def test_a_wrong_method_is_405_in_json_and_names_the_right_ones(
         self, gateway: Gateway, subtests: pytest.Subtests
     ) -> None:
         for url, method, allowed in (
@@ -955,7 +955,7 @@ class TestOtherRoutes:
 
 
 class Line:
-    """A line from a local port to PostgreSQL's socket, which a test cuts and mends."""
+    """A line from a local port to PostgreSQL's socket, which a test cuts and restores."""
 
     def __init__(self, database_socket: str) -> None:
         self.database_socket = database_socket

@@ -160,7 +160,7 @@ async def test_the_trace_is_imported_whole_and_a_second_time_changes_nothing(gat
     ran = await tollgate_import(gateway, tmp_path, TRACE, "--create-meters", "--backfill", "--json")
     assert ran.status == 0
     assert ran.counts() == NOTHING | {"read": 38_732, "accepted": 38_732}
-    # No line was rejected, so no file tells of any.
+    # No line was rejected, so no file lists any.
     assert rejects_files(tmp_path) == []
     books = await books_of(gateway, "conv", workspace_id="azure")
     assert (books.meter.total_credits, books.meter.used_credits) == (0, 26_450_535)
@@ -474,7 +474,7 @@ async def test_a_bad_line_never_stops_the_rest(gateway: Gateway, tmp_path: Path)
     assert await books_of(gateway) == books
 
 
-async def test_rejects_are_told_in_the_order_of_the_file(gateway: Gateway, tmp_path: Path) -> None:
+async def test_rejects_are_reported_in_the_order_of_the_file(gateway: Gateway, tmp_path: Path) -> None:
     await make_meter(gateway, totalCredits="10")
     lines = [line("a", "11"), b"not json", line("b"), line("b", "2"), b"[]", line("c", "10")]
     rejects = (await import_(gateway, file_of(tmp_path, lines))).rejects
@@ -746,7 +746,7 @@ def numbered(lines: int) -> Iterator[bytes]:
     return (line(f"e{number}") for number in range(lines))
 
 
-async def test_the_command_tells_what_was_rejected_and_why(gateway: Gateway, tmp_path: Path) -> None:
+async def test_the_command_reports_what_was_rejected_and_why(gateway: Gateway, tmp_path: Path) -> None:
     await make_meter(gateway, totalCredits="10")
     lines = [line("a", "4"), b"not json", b"", line("b", "7"), line("a", "5"), line("c", "6")]
     file = file_of(tmp_path, lines)
@@ -830,7 +830,7 @@ async def test_the_command_takes_the_policy_and_the_rejects_file(on_sqlite: Gate
     assert rejects_files(tmp_path) == []
 
 
-async def test_the_command_tells_why_it_could_not_finish(on_sqlite: Gateway, tmp_path: Path) -> None:
+async def test_the_command_reports_why_it_could_not_finish(on_sqlite: Gateway, tmp_path: Path) -> None:
     gateway = on_sqlite
     await make_meter(gateway, totalCredits="10")
     whole = gzip.compress(b"".join(each + b"\n" for each in (*numbered(5), b"bad")))
@@ -849,7 +849,7 @@ async def test_the_command_tells_why_it_could_not_finish(on_sqlite: Gateway, tmp
     assert [entry.key for entry in (await books_of(gateway)).entries[1:]] == [f"e{number}" for number in range(5)]
 
 
-async def test_rejects_that_cannot_be_written_are_told_before_anything_is_recorded(
+async def test_rejects_that_cannot_be_written_are_reported_before_anything_is_recorded(
     on_sqlite: Gateway, tmp_path: Path
 ) -> None:
     gateway = on_sqlite
@@ -1180,7 +1180,7 @@ async def test_a_line_that_is_not_utf_8_is_kept_byte_for_byte_and_becomes_no_oth
     assert [base64.b64decode(each["inputBase64"]) for each in rejects] == latin_1
     place = latin_1[0].index(0xE9)
     assert rejects[0]["message"] == f"line must be JSON in UTF-8: byte {place + 1} of it, 0xE9, is not."
-    # Whoever takes the text of each, by whatever means, never gets another event.
+    # The text of each, by whatever means it is taken, never gives another event.
     async with unchanged(gateway):
         again = await import_(gateway, file_of(tmp_path, again_from(rejects), "again.jsonl"))
         nulls = await import_(gateway, file_of(tmp_path, [b"null", b"null"], "nulls.jsonl"))

@@ -1,4 +1,4 @@
-"""The ledger: what each kind of entry tells, and in which order."""
+"""The ledger: what each kind of entry shows, and in which order."""
 
 import re
 from typing import Any
@@ -41,15 +41,15 @@ async def run(caller: Caller, field: str, **values: Any) -> Any:
 
 
 async def ledger(caller: Caller, meter: str = "m") -> list[dict[str, Any]]:
-    """Return the meter's entries, oldest first, without what is told of their meter."""
+    """Return the meter's entries, oldest first, without what they show of their meter."""
     nodes = (await caller.data(LEDGER, {"m": meter}))["billingMeter"]["ledger"]["nodes"]
     return [{name: entry[name] for name in entry if name != "billingMeter"} for entry in reversed(nodes)]
 
 
-# What each kind tells
+# What each kind shows
 
 
-async def test_an_opening_entry_tells_what_the_meter_began_with(gateway: Gateway) -> None:
+async def test_an_opening_entry_shows_what_the_meter_began_with(gateway: Gateway) -> None:
     key_id, caller = await new_key(gateway)
     meter_id = await make_meter(caller, totalCredits="100", idempotencyKey="k")
     assert await ledger(gateway) == [
@@ -74,7 +74,7 @@ async def test_an_opening_of_nothing_is_an_entry_too(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("key", ["order-7", None])
-async def test_a_refill_entry_tells_its_amount_and_key(gateway: Gateway, key: str | None) -> None:
+async def test_a_refill_entry_shows_its_amount_and_key(gateway: Gateway, key: str | None) -> None:
     meter_id = await make_meter(gateway, totalCredits="100")
     gateway.clock.forward(minutes=1, microseconds=250)
     key_id, caller = await new_key(gateway)
@@ -102,7 +102,7 @@ async def test_keys_of_callers_are_shown_also_where_they_look_like_the_gateways(
     assert [entry["key"] for entry in await ledger(gateway)] == [None, "tollgate/e", "tollgate/v", None, None]
 
 
-async def test_a_settings_entry_tells_old_and_new(gateway: Gateway) -> None:
+async def test_a_settings_entry_shows_old_and_new(gateway: Gateway) -> None:
     meter_id = await make_meter(gateway, totalCredits="100")
     gateway.clock.forward(minutes=1)
     key_id, caller = await new_key(gateway)
@@ -146,7 +146,7 @@ async def test_a_usage_entry_of_an_event_without_a_time_happened_when_it_was_rec
     assert (await ledger(gateway))[1:] == [entry]
 
 
-async def test_a_usage_entry_tells_what_the_caller_sent(gateway: Gateway) -> None:
+async def test_a_usage_entry_shows_what_the_caller_sent(gateway: Gateway) -> None:
     meter_id = await make_meter(gateway, totalCredits="100", timezone="Europe/Zurich")
     key_id, caller = await new_key(gateway)
     entry = await run(
@@ -179,15 +179,15 @@ async def test_a_usage_entry_tells_what_the_caller_sent(gateway: Gateway) -> Non
     assert (await ledger(gateway))[1:] == [entry]
 
 
-async def test_a_forced_usage_entry_tells_the_whole_amount(gateway: Gateway) -> None:
+async def test_a_forced_usage_entry_shows_the_whole_amount(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="100")
     entry = await run(gateway, "recordUsage", eventId="e", amount="130", policy="FORCE")
-    told = (entry["amount"], entry["requestedAmount"], entry["usedCreditsAfter"], entry["policy"])
-    assert told == ("130", "130", "130", "FORCE")
+    recorded = (entry["amount"], entry["requestedAmount"], entry["usedCreditsAfter"], entry["policy"])
+    assert recorded == ("130", "130", "130", "FORCE")
     assert (await ledger(gateway))[1:] == [entry]
 
 
-async def test_the_greatest_amounts_are_told_exactly(gateway: Gateway) -> None:
+async def test_the_greatest_amounts_are_returned_exactly(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits=str(MOST - 1))
     refill = await run(gateway, "refillBillingMeter", refill="1")
     usage = await run(gateway, "recordUsage", eventId="e", amount=str(MOST))
@@ -275,7 +275,7 @@ async def test_each_meter_has_a_ledger_of_its_own(gateway: Gateway) -> None:
         assert [entry["billingMeter"] for entry in entries] == [{"id": meter_id}] * len(amounts)
 
 
-async def test_entries_tell_which_key_recorded_them(gateway: Gateway) -> None:
+async def test_entries_name_the_key_that_recorded_them(gateway: Gateway) -> None:
     first_id, first = await new_key(gateway)
     second_id, second = await new_key(gateway)
     await make_meter(first, totalCredits="100")

@@ -102,7 +102,7 @@ TABLE = [
     (10,      15,      ON,  5,    FORCE,   1,       15,      0,    1),
     (10,      16,      ON,  5,    REJECT,  0,       15,      0,    0),
     (0,       0,       ON,  5,    REJECT,  5,       5,       5,    5),
-    # A cap of 0 allows no overage; the refusal still tells that it is the cap's.
+    # A cap of 0 allows no overage; the refusal still says that it is the cap's.
     (10,      4,       ON,  0,    REJECT,  6,       10,      6,    6),
     (10,      4,       ON,  0,    REJECT,  7,       10,      6,    CapExceeded),
     (10,      4,       ON,  0,    PARTIAL, 7,       10,      6,    6),
@@ -138,7 +138,7 @@ TABLE = [
     (1,       0,       ON,  MAX,  REJECT,  MAX,     MAX,     MAX,  MAX),
     (MAX - 1, MAX - 1, ON,  1,    REJECT,  1,       MAX,     1,    1),
     (MAX - 1, MAX - 1, ON,  1,    REJECT,  2,       MAX,     1,    CapExceeded),
-    # What is asked for beyond a limit is told with what is available, however much it is.
+    # What is asked for beyond a limit is reported with what is available, however much it is.
     (10,      4,       OFF, None, REJECT,  MAX,     10,      6,    Insufficient),
     (10,      4,       OFF, None, PARTIAL, MAX,     10,      6,    6),
     (10,      4,       ON,  5,    REJECT,  MAX,     15,      11,   CapExceeded),

@@ -75,7 +75,7 @@ async def test_nobody_waits_for_a_caller_who_was_cancelled(source: Source) -> No
     assert source.asked == [["a", "bb", "ccc"]] * 2
 
 
-async def test_an_exception_is_raised_by_whoever_asked_for_its_key(source: Source) -> None:
+async def test_an_exception_is_raised_to_the_caller_that_asked_for_its_key(source: Source) -> None:
     loader = Loader(source.fetch)
     wrong, right = await asyncio.gather(loader.load_many(["a", ""]), loader.load("a"), return_exceptions=True)
     assert isinstance(wrong, ValueError)

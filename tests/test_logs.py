@@ -73,7 +73,7 @@ class TestRequestLines:
             }
 
     @pytest.mark.parametrize(
-        ("level", "told"),
+        ("level", "levels"),
         [
             (logging.DEBUG, ["debug", "info", "info", "error"]),
             (logging.INFO, ["info", "info", "error"]),
@@ -81,8 +81,8 @@ class TestRequestLines:
             (logging.ERROR, ["error"]),
         ],
     )
-    async def test_what_is_told_depends_on_the_level(
-        self, level: int, told: list[str], database_url: str, tmp_path: Path
+    async def test_what_is_logged_depends_on_the_level(
+        self, level: int, levels: list[str], database_url: str, tmp_path: Path
     ) -> None:
         async with logged(database_url, tmp_path, level) as log:
             gateway = log.gateway
@@ -91,7 +91,7 @@ class TestRequestLines:
             await gateway.client.get("/nowhere")
             await plant_secret(gateway.database, gateway.org_id, "scope")
             assert (await gateway.post("{ __typename }")).status_code == 500
-            assert [line["level"] for line in log.lines()] == told
+            assert [line["level"] for line in log.lines()] == levels
 
     async def test_a_log_that_nobody_reads_fails_no_request(self, database_url: str) -> None:
         with open("/dev/full", "w") as full:  # noqa: ASYNC230, PTH123
@@ -147,7 +147,7 @@ class TestEvents:
         assert datetime.fromisoformat(line.pop("time")).tzinfo == UTC
         assert line == {"level": "error", "logger": "gateway.app", "message": "Request a1 failed"}
 
-    def test_a_traceback_tells_where_and_what_but_not_what_it_said(self) -> None:
+    def test_a_traceback_shows_where_and_what_but_not_what_it_said(self) -> None:
         line: dict[str, Any] = {}
         try:
             try:
@@ -169,13 +169,13 @@ class TestEvents:
             here,
             "builtins.KeyError from ValueError",
         ]
-        told = "\n".join(
+        shown = "\n".join(
             row for row in line["traceback"].splitlines() if "raise KeyError" not in row and "int(" not in row
         )
-        assert "hidden" not in told
+        assert "hidden" not in shown
 
     @pytest.mark.parametrize(
-        ("message", "args", "told"),
+        ("message", "args", "expected"),
         [
             ("key sk_live_abcDEF-_123 and cst_test_x", (), "key sk_live_… and cst_test_…"),
             ("%s", ("postgresql+asyncpg://user:hidden@db/x",), "postgresql+asyncpg://user:…@db/x"),
@@ -189,18 +189,18 @@ class TestEvents:
             ),
         ],
     )
-    def test_a_message_tells_no_secret(self, message: object, args: tuple[object, ...], told: str) -> None:
-        assert json_of(message, *args)["message"] == told
+    def test_a_message_shows_no_secret(self, message: object, args: tuple[object, ...], expected: str) -> None:
+        assert json_of(message, *args)["message"] == expected
 
-    def test_what_the_event_loop_tells_is_cut(self) -> None:
-        for message, told in (
+    def test_what_the_event_loop_reports_is_cut(self) -> None:
+        for message, expected in (
             (
                 "Task exception was never retrieved\nfuture: <Task exception=ValueError('hidden')>",
                 "Task exception was never retrieved",
             ),
             ("Exception in callback work('hidden')\nhandle: <Handle work('hidden')>", "Exception in callback"),
         ):
-            assert json_of(message, name="asyncio")["message"] == told
+            assert json_of(message, name="asyncio")["message"] == expected
 
     def test_people_read_it_as_text(self) -> None:
         plain = line_of(
@@ -215,8 +215,8 @@ class TestEvents:
         assert (rest[0], rest[-1]) == ("Traceback (most recent call last):", "builtins.KeyError")
         assert "\x1b[31mERROR  \x1b[0m" in line_of(ReadableLines(is_coloured=True), "x")
 
-    async def test_what_a_database_says_is_not_told(self, gateway: Gateway) -> None:
-        """PostgreSQL tells the row that breaks a rule, and SQLAlchemy the statement and its parameters."""
+    async def test_what_a_database_says_is_not_logged(self, gateway: Gateway) -> None:
+        """PostgreSQL names the row that breaks a rule, and SQLAlchemy the statement and its parameters."""
         columns = "environment, scopes, digest, created_at"
         copy = (
             f"INSERT INTO api_keys (id, org_id, {columns})"  # noqa: S608  # It is made of nothing from outside.
@@ -233,13 +233,13 @@ class TestEvents:
             if is_postgresql
             else "It was IntegrityError (SQLITE_CONSTRAINT_UNIQUE)"
         )
-        for told in (*values.values(), "INSERT", "Key (", "UNIQUE constraint"):
-            assert told not in json.dumps(line)
-        # What others make of it tells no parameters either.
+        for hidden in (*values.values(), "INSERT", "Key (", "UNIQUE constraint"):
+            assert hidden not in json.dumps(line)
+        # What others make of it shows no parameters either.
         for value in values.values():
             assert value not in str(error)
 
-    def test_the_database_s_absence_is_told_by_its_cause(self) -> None:
+    def test_the_database_s_absence_is_logged_by_its_cause(self) -> None:
         error = DatabaseUnavailable(Outcome.NOT_WRITTEN)
         error.__cause__ = ConnectionRefusedError(111, "hidden")
         assert json_of("%s", error)["message"] == "DatabaseUnavailable from ConnectionRefusedError (ECONNREFUSED)"
@@ -266,9 +266,9 @@ class TestSecrets:
             await asyncio.sleep(0)
         await database.close()
         lines = server.logged
-        told = [json.loads(line) for line in lines.splitlines() if '"logger":"tollgate.requests"' in line]
+        request_lines = [json.loads(line) for line in lines.splitlines() if '"logger":"tollgate.requests"' in line]
         # What one connection asks without a key has one line for several.
-        assert sum(line.get("repeated", 1) for line in told) >= len(answers)
+        assert sum(line.get("repeated", 1) for line in request_lines) >= len(answers)
         assert '"level":"error"' in lines
         assert "builtins.ValueError" in lines
         for secret in (key, key[8:], spoilt[8:], made_up[8:], "hidden", "@example.com", "SELECT ", "INSERT "):
@@ -291,7 +291,7 @@ class TestSecrets:
                     assert secret not in answer.text
                     assert secret not in str(answer.headers)
 
-    async def test_a_database_that_is_away_is_told_without_its_password(self, tmp_path: Path) -> None:
+    async def test_a_database_that_is_away_is_reported_without_its_password(self, tmp_path: Path) -> None:
         environment = {
             "TOLLGATE_DATABASE_URL": "postgresql+asyncpg://hidden-user:hidden-password@127.0.0.1:1/x",
             "TOLLGATE_LOG_LEVEL": "debug",
@@ -303,7 +303,7 @@ class TestSecrets:
 
 
 async def send_secrets(server: Server, key: str, spoilt: str, made_up: str) -> dict[str, httpx.Response]:
-    """Send what must not be told in every place of a request, and return each answer."""
+    """Send what must not be shown in every place of a request, and return each answer."""
     create = "mutation ($input: CreateCustomerInput!) { createCustomer(input: $input) { __typename } }"
     customer = {
         "email": "hidden@example.com",

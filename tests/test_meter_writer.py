@@ -131,7 +131,7 @@ async def test_concurrent_events_are_decided_in_their_order_by_one_transaction(g
     # 1 and then 1 + 2 + … + 13 = 92 of 100.
     assert [entry.key for entry in books.entries[2:]] == [f"e{number}" for number in range(1, 14)]
     assert [outcome_of(result).entry for result in results] == books.entries[2:]
-    # Every answer tells the meter as it is after the commit.
+    # Every answer shows the meter as it is after the commit.
     assert {outcome_of(result).billing_meter for result in results} == {books.meter}
     assert books.meter.used_credits == 92
     assert books.days == {("2026-03-16", "default"): 92}
@@ -154,7 +154,7 @@ async def test_the_first_to_arrive_gets_the_credits(gateway: Gateway) -> None:
     ]
     assert [entry.amount for entry in books.entries] == [10, 6, 4]
     for result, available in ((results[1], 4), (results[3], 0)):
-        # At the decision so much was available; the meter is told as it is after the commit.
+        # At the decision so much was available; the meter is shown as it is after the commit.
         assert isinstance(result, InsufficientCredits)
         assert result.available == available
         assert result.billing_meter == books.meter
@@ -202,7 +202,7 @@ async def test_what_arrives_while_a_group_commits_is_the_next_group(gateway: Gat
         assert len(statements) == of_the_lock + 2 * OF_A_GROUP
     books = await books_of(gateway)
     assert [entry.key for entry in books.entries[2:]] == ["first"] + [f"e{number}" for number in range(50)]
-    # The first group's answer tells the meter after the first group.
+    # The first group's answer shows the meter after the first group.
     assert outcome_of(alone).billing_meter.used_credits == 2
     assert {outcome_of(result).billing_meter for result in gathered} == {books.meter}
     assert books.meter.used_credits == 52
@@ -327,7 +327,7 @@ async def test_many_meters_of_many_tenants_are_decided_in_one_group(gateway: Gat
         caller = await gateway.caller(org_id=org_id, environment=environment)
         for name in ("m", "n"):
             await make_meter(caller, name, totalCredits="100")
-    # The same names and ids everywhere; the amount tells whose event it is.
+    # The same names and ids everywhere; the amount shows whose event it is.
     events = [
         usage_event(gateway, f"e{number}", 1 + place, org_id=org_id, environment=environment, external_meter_id=name)
         for number in range(5)
@@ -746,7 +746,7 @@ async def test_a_batch_larger_than_half_of_the_queue_is_recorded_where_nothing_e
     assert (await books_of(gateway)).meter.used_credits == 1_000
 
 
-async def test_a_full_queue_is_told_through_the_api(gateway: Gateway) -> None:
+async def test_a_full_queue_is_reported_through_the_api(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     writer = gateway.services.meter_writer
     # Of a meter that does not exist, so that deciding them takes little.
@@ -817,7 +817,7 @@ async def test_a_caller_that_goes_away_while_its_group_commits_leaves_the_event_
     assert outcome_of(result).billing_meter.used_credits == 5
     books = await books_of(gateway)
     assert [(entry.key, entry.amount) for entry in books.entries] == [(None, 10), ("leaving", 2), ("staying", 3)]
-    # Repeating the request tells what became of it.
+    # Repeating the request returns what became of it.
     (result,) = await writer.submit([usage_event(gateway, "leaving", 2)])
     assert outcome_of(result).replayed is True
     (result,) = await writer.submit([usage_event(gateway, "next", 5)])
@@ -892,7 +892,7 @@ async def test_two_writers_that_race_for_one_event_agree_on_its_result(gateway: 
             outcomes = [outcome_of(first[0]), outcome_of(second[0])]
             assert sorted(outcome.replayed for outcome in outcomes) == [False, True]
             assert outcomes[0].entry == outcomes[1].entry
-        # Of two different events under one id, one is recorded and the other is told so.
+        # Of two different events under one id, one is recorded and the other is a conflict.
         for number in range(10, 20):
             first, second = await asyncio.gather(
                 one.submit([usage_event(gateway, f"e{number}", 3)]),

@@ -1,4 +1,4 @@
-"""`/metrics`: who may read it, and that it tells exactly what happened, also of several processes."""
+"""`/metrics`: who may read it, and that it exposes exactly what happened, also of several processes."""
 
 import asyncio
 import hashlib
@@ -118,12 +118,12 @@ class TestFigures:
         await record(measured, "c", 80, policy="PARTIAL")
         await record(measured, "d", 0)
         await record(measured, "e", 1, externalMeterId="nobody's")
-        told = risen(before, await samples(measured.client))
-        buckets = {key[1]: value for key, value in told.items() if key[0] == "tollgate_usage_group_events_bucket"}
+        counted = risen(before, await samples(measured.client))
+        buckets = {key[1]: value for key, value in counted.items() if key[0] == "tollgate_usage_group_events_bucket"}
         assert buckets == dict.fromkeys(BOUNDS_OF_EVENTS, 7)
         usage = {
             key: value
-            for key, value in told.items()
+            for key, value in counted.items()
             if key[0].startswith("tollgate_usage_") and not key[0].endswith("_bucket")
         }
         assert usage == {
@@ -192,12 +192,12 @@ class TestFigures:
         await record(measured, "first", 1)
         before = await samples(measured.client)
         await asyncio.gather(*[record(measured, f"e{number}", 1) for number in range(10)])
-        told = risen(before, await samples(measured.client))
-        groups = told["tollgate_usage_group_events_count",]
-        assert told["tollgate_usage_group_events_sum",] == 10
-        assert told["tollgate_usage_wait_seconds_count",] == 10
-        assert told["tollgate_usage_group_duration_seconds_count",] == groups
-        assert told["tollgate_usage_credits_total", "ACCEPTED"] == 10
+        counted = risen(before, await samples(measured.client))
+        groups = counted["tollgate_usage_group_events_count",]
+        assert counted["tollgate_usage_group_events_sum",] == 10
+        assert counted["tollgate_usage_wait_seconds_count",] == 10
+        assert counted["tollgate_usage_group_duration_seconds_count",] == groups
+        assert counted["tollgate_usage_credits_total", "ACCEPTED"] == 10
         # However many groups they made, there was no statement besides those of the groups.
         assert 1 <= groups < 10
 
@@ -218,7 +218,7 @@ class TestFigures:
             ("tollgate_sql_statements_total",): 1,
         }
 
-    async def test_what_happens_at_the_moment_is_told(self, measured: Gateway) -> None:
+    async def test_what_happens_at_the_moment_is_exposed(self, measured: Gateway) -> None:
         found = await samples(measured.client)
         assert found["tollgate_requests_in_flight",] == 0  # But this one.
         assert found["tollgate_usage_waiting_events",] == 0
@@ -242,7 +242,7 @@ class TestFigures:
         found = await samples(measured.client)
         assert found["tollgate_database_connections_in_use", writing] == 0
 
-    async def test_processes_tell_their_memory_and_time(self, measured: Gateway) -> None:
+    async def test_processes_expose_their_memory_and_time(self, measured: Gateway) -> None:
         found = await samples(measured.client)
         pid = str(os.getpid())
         assert found["process_resident_memory_bytes", pid] > 10_000_000
@@ -279,12 +279,12 @@ class TestFigures:
             assert figure.what.endswith(".")
 
 
-def pids_in(told: Samples) -> set[int]:
-    return {int(key[1]) for key in told if key[0] == "process_resident_memory_bytes"}
+def pids_in(figures: Samples) -> set[int]:
+    return {int(key[1]) for key in figures if key[0] == "process_resident_memory_bytes"}
 
 
 async def scraped(server: Server, *, counting: str, after: Samples | None = None) -> Samples:
-    """Let a process count a request and tell all figures, none of which may have become less, and return them.
+    """Let a process count a request and expose all figures, none of which may have become less, and return them.
 
     It is asked again where it was ended meanwhile. `asked` is how many requests were answered.
     """
@@ -339,23 +339,23 @@ class TestSeveralProcesses:
         # What it counted stays.
         assert found["tollgate_sql_statements_total",] >= 1_000_000
 
-    async def test_one_that_is_killed_leaves_what_it_has_told_and_no_figure_of_the_moment(
+    async def test_one_that_is_killed_leaves_what_it_has_exposed_and_no_figure_of_the_moment(
         self, on_sqlite: Gateway, tmp_path: Path
     ) -> None:
         url, key = on_sqlite.services.settings.database_url, on_sqlite.key
         async with serving(
             url, tmp_path, TOLLGATE_METRICS_TOKEN=TOKEN, TOLLGATE_WORKERS="2", TMPDIR=str(tmp_path)
         ) as server:
-            told = await scraped(server, counting=key)
+            figures = await scraped(server, counting=key)
             async with asyncio.timeout(60):
-                while len(pids_in(told)) < 2:
+                while len(pids_in(figures)) < 2:
                     await asyncio.sleep(0.25)
-                    told = await scraped(server, counting=key, after=told)
-            # One, whichever it is, and then whoever is there.
-            for killed in ({min(pids_in(told))}, None):
+                    figures = await scraped(server, counting=key, after=figures)
+            # One, whichever it is, and then all that are there.
+            for killed in ({min(pids_in(figures))}, None):
                 for _ in range(10):
-                    told = await scraped(server, counting=key, after=told)
-                killed = killed or pids_in(told)  # noqa: PLW2901  # It is known only now.
+                    figures = await scraped(server, counting=key, after=figures)
+                killed = killed or pids_in(figures)  # noqa: PLW2901  # It is known only now.
                 for pid in killed:
                     os.kill(pid, signal.SIGSTOP)
                 # The parent, which asks twice a second, waits for an answer when they are killed.
@@ -363,14 +363,14 @@ class TestSeveralProcesses:
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
                 async with asyncio.timeout(40):
-                    while len(pids_in(told) - killed) < 2:
+                    while len(pids_in(figures) - killed) < 2:
                         await asyncio.sleep(0.25)
-                        told = await scraped(server, counting=key, after=told)
-                        assert not pids_in(told) & killed
-                        assert told["tollgate_database_connections_max", "reading"] == 4 * len(pids_in(told))
-            counts = [value for key, value in told.items() if key[:2] == ("tollgate_requests_total", "Counted")]
-            # None of which was told is lost, however many lives the processes had.
-            assert counts >= [told["asked",]]
+                        figures = await scraped(server, counting=key, after=figures)
+                        assert not pids_in(figures) & killed
+                        assert figures["tollgate_database_connections_max", "reading"] == 4 * len(pids_in(figures))
+            counts = [value for key, value in figures.items() if key[:2] == ("tollgate_requests_total", "Counted")]
+            # None that was exposed is lost, however many lives the processes had.
+            assert counts >= [figures["asked",]]
 
     async def test_their_figures_are_added_up(self, on_sqlite: Gateway, tmp_path: Path) -> None:
         url, key = on_sqlite.services.settings.database_url, on_sqlite.key

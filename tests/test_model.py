@@ -41,7 +41,7 @@ Answer = dict[str, Any]
 
 
 class Request(NamedTuple):
-    """One mutation. `may_correct` tells which of the two keys sends it: the one with `usage:correct` or the other."""
+    """One mutation. `may_correct` says which of the two keys sends it: the one with `usage:correct` or the other."""
 
     field: str
     input: Any
@@ -141,7 +141,7 @@ class Model:
     def answer(self, request: Request) -> Any:
         """Carry the request out and return what is answered: of a batch a list; FORBIDDEN where it is not allowed.
 
-        The id of a meter is the gateway's to choose: of a new one it is told as "", until `name` is told it.
+        The id of a meter is the gateway's to choose: of a new one it is returned as "", until `name` is given it.
         """
         decide: Callable[[Answer, str], Answer] = getattr(self, f"_{request.field}")
         recorded_by = self.key_ids[0 if request.may_correct else 1]
@@ -341,7 +341,7 @@ def success(accepted: int, refused: int, over: bool, entry: Answer | None, *, re
     }
 
 
-#: The answers that tell the meter as it is now.
+#: The answers that show the meter as it is now.
 SHOWS_METER = {
     "CreateBillingMeterSuccess",
     "UpdateBillingMeterSuccess",
@@ -518,11 +518,11 @@ class Machine(RuleBasedStateMachine):
                 self.new_id = answer["billingMeter"]["id"]
         expected = []
         for request in requests:
-            told = self.model.answer(request)
-            if isinstance(told, dict) and told.get("billingMeter", {}).get("id") == "":
+            predicted = self.model.answer(request)
+            if isinstance(predicted, dict) and predicted.get("billingMeter", {}).get("id") == "":
                 self.model.name(request.input["externalMeterId"], self.new_id)
-                told["billingMeter"]["id"] = self.new_id
-            expected.append(told)
+                predicted["billingMeter"]["id"] = self.new_id
+            expected.append(predicted)
         # Of equal requests, which was the first is the gateway's to choose.
         if len(set(map(text_of, requests))) == 1:
             if requests[0].field == "refillBillingMeter" and "idempotencyKey" not in requests[0].input:

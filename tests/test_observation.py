@@ -28,7 +28,7 @@ class Observed(NamedTuple):
 
     @property
     def last(self) -> dict[str, object]:
-        """What was told of the last one, without what differs each time."""
+        """What was logged of the last one, without what differs each time."""
         return facts_of(self.requests[-1])
 
 
@@ -63,7 +63,7 @@ def timing_of(response: httpx.Response) -> dict[str, str]:
 
 
 class TestRequestId:
-    async def test_every_answer_tells_its_own(self, observed: Observed) -> None:
+    async def test_every_answer_has_its_own(self, observed: Observed) -> None:
         gateway = observed.gateway
         bearer = {"authorization": f"Bearer {gateway.key}"}
         answers = [
@@ -135,12 +135,12 @@ class TestFacts:
                 0,
             )
 
-    async def test_what_went_wrong_is_told_by_the_code_that_the_caller_got(
+    async def test_what_went_wrong_is_logged_by_the_code_that_the_caller_got(
         self, observed: Observed, subtests: pytest.Subtests
     ) -> None:
         gateway = observed.gateway
         bearer = {"authorization": f"Bearer {gateway.key}"}
-        for what, request, told in (
+        for what, request, expected in (
             ("no key", {"url": "/graphql"}, (401, "UNAUTHENTICATED", None)),
             ("no JSON", {"url": "/graphql", "headers": bearer, "content": "x"}, (415, "BAD_USER_INPUT", None)),
             ("syntax", {"query": "{"}, (200, "GRAPHQL_PARSE_FAILED", None)),
@@ -156,9 +156,9 @@ class TestFacts:
                 else:
                     await gateway.client.request("POST", **request)
                 last = observed.requests[-1]
-                assert (last.status, last.outcome, last.kind) == told
+                assert (last.status, last.outcome, last.kind) == expected
 
-    async def test_of_several_errors_the_worst_is_told(self, observed: Observed) -> None:
+    async def test_of_several_errors_the_worst_is_logged(self, observed: Observed) -> None:
         gateway = observed.gateway
         await make_customer(gateway, externalId="broken")
         await execute(
@@ -172,7 +172,7 @@ class TestFacts:
         assert body["errors"][1]["extensions"]["requestId"] == observed.requests[-1].request_id
         assert observed.requests[-1].outcome == "INTERNAL_SERVER_ERROR"
 
-    async def test_an_unnamed_operation_has_no_name_and_one_that_looks_like_a_key_is_not_told(
+    async def test_an_unnamed_operation_has_no_name_and_one_that_looks_like_a_key_is_not_logged(
         self, observed: Observed
     ) -> None:
         for query, name in (
@@ -186,7 +186,7 @@ class TestFacts:
             await observed.gateway.data(query)
             assert observed.requests[-1].name() == name
 
-    def test_what_is_long_is_told_and_not_kept(self) -> None:
+    def test_what_is_long_is_logged_and_not_kept(self) -> None:
         long = 1_000_000
         named = f"N{secrets.token_hex(long // 2)}"
         request = Request()
@@ -201,7 +201,7 @@ class TestFacts:
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "logged"),
     [
         ("/graphql", "/graphql"),
         ("/", "/"),
@@ -214,13 +214,13 @@ class TestFacts:
         ("/api/api/api/api/api/api/api/api", "/api/api/api/api/api/api/api/…"),
     ],
 )
-async def test_a_path_is_told_by_the_words_of_the_gateway_s_own(path: str, told: str, observed: Observed) -> None:
+async def test_a_path_is_logged_by_the_words_of_the_gateway_s_own(path: str, logged: str, observed: Observed) -> None:
     await observed.gateway.client.get(path)
-    assert observed.requests[-1].path == told
+    assert observed.requests[-1].path == logged
 
 
 class TestServerTiming:
-    async def test_a_key_holder_who_asks_is_told_the_steps(self, observed: Observed) -> None:
+    async def test_a_key_holder_who_asks_is_shown_the_steps(self, observed: Observed) -> None:
         gateway = observed.gateway
         await make_meter(gateway)
         query = READ_METER.replace("query Meter", f"query Timed_{secrets.token_hex(4)}")  # Parsed by nobody yet.
@@ -232,7 +232,7 @@ class TestServerTiming:
         del first["validate"]
         assert again == first | {"parse": "known"}
 
-    async def test_a_debit_is_told_how_long_it_waited_for_its_group(self, observed: Observed) -> None:
+    async def test_a_debit_shows_how_long_it_waited_for_its_group(self, observed: Observed) -> None:
         gateway = observed.gateway
         await make_meter(gateway, totalCredits="10")
         event = {"workspaceId": "w", "externalMeterId": "m", "amount": "1", "eventId": "e"}
@@ -240,12 +240,12 @@ class TestServerTiming:
         assert {"queue", "group", "execute"} <= timing.keys()
         assert timing["sql"] == "statements: 0"
 
-    async def test_rest_is_told_too(self, observed: Observed) -> None:
+    async def test_rest_shows_them_too(self, observed: Observed) -> None:
         headers = {"authorization": f"Bearer {observed.gateway.key}"} | TIMED
         response = await observed.gateway.client.get("/api/v1/usage/mtr_1", headers=headers)
         assert timing_of(response) == {"auth": "", "sql": "statements: 1", "total": ""}
 
-    async def test_who_does_not_ask_or_holds_no_key_is_told_nothing(self, observed: Observed) -> None:
+    async def test_who_does_not_ask_or_holds_no_key_is_shown_nothing(self, observed: Observed) -> None:
         gateway = observed.gateway
         session = await session_of(gateway, await make_customer(gateway))
         for response in (

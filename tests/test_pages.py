@@ -256,7 +256,7 @@ async def test_an_empty_list_has_one_empty_page(listing: Listing) -> None:
         assert await listing.page(**page) == ([], empty)
 
 
-async def test_a_page_tells_where_it_lies(listing: Listing) -> None:
+async def test_a_page_says_where_it_lies(listing: Listing) -> None:
     await listing.fill(5)
     ids = listing.ids
     newest, second, middle, fourth, oldest = await listing.cursors()

@@ -1,4 +1,4 @@
-"""`tollgate migrate` mends what gateways of an older release have written since, and nothing else."""
+"""`tollgate migrate` repairs what gateways of an older release have written since, and nothing else."""
 
 import pytest
 

@@ -42,7 +42,7 @@ WIDE = """query ($first: Int, $last: Int, $meters: Int, $from: Date, $to: Date, 
 
 
 async def refused(caller: Caller, query: str, variables: dict[str, Any] | None = None) -> str:
-    """Send an operation that must pass a limit, and return what is told of it."""
+    """Send an operation that must pass a limit, and return the message of its error."""
     error = await caller.error(query, variables)
     assert error["extensions"] == {"code": "LIMIT_EXCEEDED"}
     assert "path" not in error
@@ -50,7 +50,7 @@ async def refused(caller: Caller, query: str, variables: dict[str, Any] | None =
 
 
 async def cost(caller: Caller, query: str, variables: dict[str, Any] | None = None) -> int:
-    """Send an operation and return the rows that it may read, as it is told on request."""
+    """Send an operation and return the rows that it may read, as the answer reports on request."""
     response = await caller.post(query, variables, extensions={"cost": True})
     body = response.json()
     assert set(body) - {"errors"} == {"data", "extensions"}, body
@@ -86,7 +86,7 @@ class TestDocuments:
         fragments = " ".join(f"fragment F{n} on Query {{ viewer {{ orgId }} }}" for n in range(99))
         spreads = " ".join(f"...F{n}" for n in range(99))
         last = "fragment G on Query { __typename }"
-        for what, largest, too_large, told in (
+        for what, largest, too_large, message in (
             (
                 "tokens",
                 tokens % ("1 " * 978),
@@ -138,20 +138,20 @@ class TestDocuments:
             ),
         ):
             with subtests.test(what=what):
-                # It may not be valid, but it is told by another rule.
+                # It may not be valid, but another rule reports it.
                 body = (await own.post(largest)).json()
                 codes = [error["extensions"]["code"] for error in body.get("errors", ())]
                 assert "LIMIT_EXCEEDED" not in codes
                 assert what in {"items", "tokens"} or codes == []
-                assert await refused(own, too_large) == told
+                assert await refused(own, too_large) == message
 
     async def test_fragments_are_counted_where_they_are_spread(self, own: Gateway) -> None:
-        told = "The document selects more than 1000 fields and fragments, its fragments written out."
+        message = "The document selects more than 1000 fields and fragments, its fragments written out."
         assert (await own.data(doubling(8)))["viewer"] == {"orgId": own.org_id}
         for fragments in (9, 20, 30, 100):
-            assert await refused(own, doubling(fragments)) == told
+            assert await refused(own, doubling(fragments)) == message
         # Also what has no field at all.
-        assert await refused(own, doubling(30).replace("{ viewer { orgId } }", "{ }")) == told
+        assert await refused(own, doubling(30).replace("{ viewer { orgId } }", "{ }")) == message
         far = "{ customers { nodes { billingMeters { nodes { ...Far } } } } } fragment Far on BillingMeter { %s }"
         below = "ledger(first: 1) { nodes { %s } }" % ("voids { " * 13 + "id" + " }" * 13)
         assert await own.data(far % below) == {"customers": {"nodes": []}}
@@ -159,7 +159,7 @@ class TestDocuments:
             "The document nests fields more than 20 levels deep."
         )
 
-    async def test_fragments_that_lead_to_themselves_are_told_by_their_own_rule(self, own: Gateway) -> None:
+    async def test_fragments_that_lead_to_themselves_are_reported_by_their_own_rule(self, own: Gateway) -> None:
         body = await own.run("{ ...A } fragment A on Query { viewer { orgId } ...A ...A }")
         codes = {error["extensions"]["code"] for error in body["errors"]}
         assert codes == {"GRAPHQL_VALIDATION_FAILED"}
@@ -198,9 +198,9 @@ class TestDocuments:
     async def test_trusted_documents_are_held_to_the_same_limits_when_the_gateway_starts(self, tmp_path: Path) -> None:
         file = tmp_path / "documents.json"
         file.write_text(json.dumps({"deep-1": nested(21), "viewer-1": "{ viewer { orgId } }"}), "utf-8")
-        with pytest.raises(BadManifest) as told:
+        with pytest.raises(BadManifest) as caught:
             TrustedDocuments(Settings(documents=str(file)))
-        assert str(told.value) == (
+        assert str(caught.value) == (
             f"{file} has documents that cannot be run.\ndeep-1: The document nests fields more than 20 levels deep."
         )
         TrustedDocuments(Settings(documents=str(file), max_depth=21))
@@ -417,9 +417,9 @@ class TestCost:
             meter = await gateway.data('{ billingMeter(workspaceId: "w", externalMeterId: "m") { totalCredits } }')
             assert meter == {"billingMeter": {"totalCredits": "0"}}
 
-    async def test_it_is_told_only_on_request(self, own: Gateway) -> None:
+    async def test_it_is_returned_only_on_request(self, own: Gateway) -> None:
         query = "{ customers { nodes { id } } }"
-        told = {
+        expected = {
             "cost": {
                 "rows": 25,
                 "most": 100_000,
@@ -429,7 +429,7 @@ class TestCost:
                 "mostBytes": 83_886_080,
             }
         }
-        assert (await own.post(query, extensions={"cost": True})).json()["extensions"] == told
+        assert (await own.post(query, extensions={"cost": True})).json()["extensions"] == expected
         for extensions in (None, {}, {"cost": False}, {"cost": None}, {"cost": 1}, {"cost": "true"}):
             assert set((await own.post(query, extensions=extensions)).json()) == {"data"}
         response = await own.client.get(
@@ -437,10 +437,10 @@ class TestCost:
             params={"query": query, "extensions": '{"cost": true}'},
             headers={"authorization": f"Bearer {own.key}"},
         )
-        assert response.json()["extensions"] == told
+        assert response.json()["extensions"] == expected
 
 
-#: What each of these settings refuses where it is as low as may be, and what is told; and what it then still lets pass.
+#: What each of these settings refuses where it is as low as may be, and the message of the error.
 LISTS = (
     ("max_page_rows", 1, "{ customers(first: 2) { nodes { id } } }", "first must be 1 to 1; it is 2."),
     ("max_page_rows", 1, "{ billingMeters(last: 2) { nodes { id } } }", "last must be 1 to 1; it is 2."),
@@ -490,16 +490,16 @@ CODES = dict(
 
 
 class TestLists:
-    @pytest.mark.parametrize(("setting", "least", "too_large", "told"), LISTS)
-    async def test_a_setting_lowers_what_may_be_asked_for_and_is_told(
-        self, database_url: str, setting: str, least: int, too_large: str, told: str
+    @pytest.mark.parametrize(("setting", "least", "too_large", "message"), LISTS)
+    async def test_a_setting_lowers_what_may_be_asked_for_and_is_reported(
+        self, database_url: str, setting: str, least: int, too_large: str, message: str
     ) -> None:
         own: dict[str, Any] = {setting: least}
         async with gateway_on(database_url, **own) as gateway:
             await make_meter(gateway, totalCredits="10")
             await gateway.mutate("createCustomer", "", email="ada@example.com")
             error = await gateway.error(too_large)
-            assert error["message"] == told
+            assert error["message"] == message
             assert error["extensions"]["code"] == CODES[setting.upper()]
             assert await gateway.data(METER % "usedCredits ledger(first: 1) { nodes { kind } }") == {
                 "billingMeter": {"usedCredits": "0", "ledger": {"nodes": [{"kind": "OPENING"}]}}
@@ -608,9 +608,9 @@ class TestLists:
         async with gateway_on(database_url, max_waiting_events=1_000) as gateway:
             await make_meter(gateway, totalCredits="2000")
             events = [usage_event(gateway, str(number)) for number in range(1_001)]
-            with pytest.raises(Unavailable) as told:
+            with pytest.raises(Unavailable) as caught:
                 await gateway.services.meter_writer.submit(events)
-            assert told.value.outcome is Outcome.NOT_WRITTEN
+            assert caught.value.outcome is Outcome.NOT_WRITTEN
             assert len(await gateway.services.meter_writer.submit(events[:1_000])) == 1_000
 
 
@@ -651,7 +651,7 @@ class TestIntrospection:
                         assert definition.status_code == 403
                         assert definition.json()["errors"][0]["message"] == NOT_INTROSPECTED
 
-    async def test_whoever_holds_a_key_or_token_may_by_default(self) -> None:
+    async def test_any_caller_that_holds_a_key_or_token_may_by_default(self) -> None:
         assert Settings().introspection == "all"
 
     async def test_the_usual_introspection_is_far_within_the_limits_and_a_bomb_of_it_is_not(self, own: Gateway) -> None:

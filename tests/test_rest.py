@@ -54,7 +54,7 @@ async def refused(gateway: Gateway, method: str, path: str, **options: Any) -> t
 
 
 async def meter(gateway: Gateway, **names: str) -> dict[str, Any]:
-    """Return what GraphQL tells of the meter."""
+    """Return what GraphQL shows of the meter."""
     wanted = NAMES | names
     data = await gateway.data(METER, {"w": wanted["workspaceId"], "m": wanted["externalMeterId"]})
     found: dict[str, Any] = data["billingMeter"]
@@ -309,9 +309,9 @@ class TestRefusals:
         before = await meter(gateway)
         for method, path, options, message in MALFORMED:
             with subtests.test(method=method, path=path, options=options):
-                status, told = await refused(gateway, method, path, **options)
+                status, reported = await refused(gateway, method, path, **options)
                 assert status == 400
-                assert told.startswith(message)
+                assert reported.startswith(message)
         assert await meter(gateway) == before
         meters = "{ billingMeters { nodes { id } } customers { nodes { id } } }"
         data = await gateway.data(meters)
@@ -336,11 +336,11 @@ class TestRefusals:
             "There is no billing meter 'm' in workspace 'w'.",
         )
         await make_meter(gateway, totalCredits="9223372036854775807")
-        status, told = await refused(gateway, "POST", REFILL, json=NAMES | {"refill": 1})
-        assert (status, told[:41]) == (400, "The meter's total credits would pass 9223")
+        status, message = await refused(gateway, "POST", REFILL, json=NAMES | {"refill": 1})
+        assert (status, message[:41]) == (400, "The meter's total credits would pass 9223")
         assert (await meter(gateway))["totalCredits"] == "9223372036854775807"
 
-    async def test_whoever_has_no_key_is_401_before_anything_is_read(self, gateway: Gateway) -> None:
+    async def test_any_caller_that_has_no_key_is_401_before_anything_is_read(self, gateway: Gateway) -> None:
         for method, path in OPERATIONS:
             response = await gateway.client.request(method, path.replace("{bid}", "x"), content=b"{")
             assert response.status_code == 401
@@ -366,8 +366,8 @@ class TestRefusals:
         ):
             key = (await gateway.caller(scope)).key
             for method, path, options in forbidden:
-                status, told = await refused(gateway, method, path, key=key, **options)
-                assert (status, told[:24]) == (403, "The key lacks the scope ")
+                status, message = await refused(gateway, method, path, key=key, **options)
+                assert (status, message[:24]) == (403, "The key lacks the scope ")
             for method, path, options in allowed:
                 status, _ = await call(gateway, method, path, key=key, **options)
                 assert status in {200, 201}
@@ -416,8 +416,8 @@ class TestRefusals:
 
     async def test_a_body_that_is_too_large_is_413(self, gateway: Gateway) -> None:
         huge = NAMES | {"externalMeterId": "x" * 2_000_000}
-        status, told = await refused(gateway, "POST", BILLING, json=huge)
-        assert (status, told[:30]) == (413, "The body must have at most 104")
+        status, message = await refused(gateway, "POST", BILLING, json=huge)
+        assert (status, message[:30]) == (413, "The body must have at most 104")
 
     async def test_a_database_that_is_away_is_503(self, tmp_path: Path) -> None:
         app = create_app(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path}/none/tollgate.db"))
@@ -440,8 +440,8 @@ class TestRefusals:
 
     async def test_thousands_of_parameters_are_refused_at_once(self, gateway: Gateway) -> None:
         query = "&".join(f"{number}=" for number in range(9_000))
-        status, told = await refused(gateway, "GET", f"{BILLING}?{query}")
-        assert (status, told[:26]) == (400, "'0' is not known here; kno")
+        status, message = await refused(gateway, "GET", f"{BILLING}?{query}")
+        assert (status, message[:26]) == (400, "'0' is not known here; kno")
 
 
 class TestIdempotencyKeys:
@@ -673,11 +673,11 @@ class TestDescription:
                 stderr=asyncio.subprocess.STDOUT,
             )
             output, _ = await process.communicate()
-        told = output.decode()
-        assert process.returncode == 0, told
-        cases = re.search(r"([0-9]+) generated", told)
-        assert cases is not None, told
-        assert int(cases[1]) >= least, told
+        report = output.decode()
+        assert process.returncode == 0, report
+        cases = re.search(r"([0-9]+) generated", report)
+        assert cases is not None, report
+        assert int(cases[1]) >= least, report
         assert "Traceback" not in server.logged
         # Whatever was sent, the books are right.
         assert await disagreements(own.database) == []

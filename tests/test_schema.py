@@ -348,7 +348,7 @@ class TestChanges:
     def test_each_change_is_as_severe_as_it_is_for_clients(self, older: str, severity: str) -> None:
         assert [change.severity for change in changes_between(older, schema.as_str())] == [severity]
 
-    def test_breaking_changes_come_first_and_each_is_told_in_words(self) -> None:
+    def test_breaking_changes_come_first_and_each_is_reported_in_words(self) -> None:
         built = build_schema(EXPORT)
         query: Any = built.type_map["Query"]
         policy: Any = built.type_map["OverLimitPolicy"]
@@ -362,7 +362,7 @@ class TestChanges:
         ]
 
     @pytest.mark.slow
-    def test_what_is_deprecated_is_safe_and_told_with_its_reason(self) -> None:
+    def test_what_is_deprecated_is_safe_and_reported_with_its_reason(self) -> None:
         deprecated = (
             with_other_text(
                 "  workspaceIds: [String!]\n", '  workspaceIds: [String!] @deprecated(reason: "All of it.")\n'

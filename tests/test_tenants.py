@@ -246,7 +246,7 @@ async def test_what_is_another_tenants_is_as_if_it_were_not_there(gateway: Gatew
     assert await outsider.data(EVERYTHING) == own
     assert await gateway.data(EVERYTHING) == there
 
-    # Their owner is told something else by each of the questions.
+    # Their owner gets another answer to each of the questions.
     found = await ask_all(gateway, ids)
     assert [question for question, answer in found.items() if answer == before[question]] == []
 
@@ -313,7 +313,7 @@ async def test_the_same_names_may_exist_in_two_tenants_and_stay_apart(gateway: G
         assert meter["customer"] == {"id": customer_id, "email": customer["email"]}
         assert meter["usage"] == [{"day": "2026-03-16", "totalBillingUsage": used}]
         assert len(meter["ledger"]["nodes"]) == 3
-        # Whose a taken name is, is told of one's own alone.
+        # What has a taken name is named within the caller's own tenant alone.
         taken = await caller.mutate(
             "createCustomer", "... on AlreadyExists { existingId }", email="a@example.com", externalId="crm-1"
         )
@@ -322,7 +322,7 @@ async def test_the_same_names_may_exist_in_two_tenants_and_stay_apart(gateway: G
         assert (taken["__typename"], taken["existingId"]) == ("AlreadyExists", meter_id)
 
 
-async def test_a_tenant_is_told_with_the_customer_and_the_viewer(gateway: Gateway, outsider: Caller) -> None:
+async def test_a_tenant_is_shown_with_the_customer_and_the_viewer(gateway: Gateway, outsider: Caller) -> None:
     query = "{ viewer { orgId environment workspaceIds } customers { nodes { orgId environment } } }"
     for caller in (gateway, outsider):
         await make_customer(caller)
@@ -434,7 +434,7 @@ async def test_a_workspace_named_outside_the_keys_own_is_forbidden(gateway: Gate
         assert error["extensions"] == {"code": "FORBIDDEN"}, field
         assert error["path"] == [field]
         assert (there["data"] or {field: None}) == {field: None}
-        # Whether there is such a meter, and such a workspace, is not told.
+        # Whether there is such a meter, and such a workspace, is not shown.
         assert await house.limited.run(question, {"w": "v", "m": "missing"}) == there
         error = await house.limited.error(question, {"w": "W", "m": "1"})
         assert error["extensions"] == {"code": "FORBIDDEN"}
@@ -452,7 +452,7 @@ async def test_a_forbidden_workspace_does_not_hide_a_permitted_one(house: House)
     assert [(error["path"], error["extensions"]["code"]) for error in body["errors"]] == [(["outside"], "FORBIDDEN")]
 
 
-async def test_a_malformed_value_is_told_before_a_forbidden_workspace(gateway: Gateway, house: House) -> None:
+async def test_a_malformed_value_is_reported_before_a_forbidden_workspace(gateway: Gateway, house: House) -> None:
     before = await gateway.data(EVERYTHING)
     names = {"workspaceId": "v", "externalMeterId": "1"}
     malformed: list[tuple[str, dict[str, Any]]] = [
@@ -705,7 +705,7 @@ async def test_a_create_is_replayed_to_the_key_that_made_it_or_sees_the_customer
                 "message": f"{key!r} was used before with other values.",
                 "entry": None,
             }
-            # Whether the values were the same is not told.
+            # Whether the values were the same is not shown.
             assert await house.limited.mutate("createCustomer", selection, **values | {"name": "x"}) == conflict
             response = await house.limited.client.post(
                 "/v1/customers",

@@ -466,7 +466,7 @@ async def test_what_was_acknowledged_survives_connections_that_are_cut_at_any_mo
     assert "Traceback" not in server.logged
 
 
-async def test_connections_that_are_always_cut_are_told_with_the_outcome(network_url: str, tmp_path: Path) -> None:
+async def test_connections_that_are_always_cut_are_reported_with_the_outcome(network_url: str, tmp_path: Path) -> None:
     async with gateway_on(network_url) as gateway, proxied(socket_of(network_url), seed=1) as proxy:
         await make_meters(gateway)
         async with (
@@ -475,7 +475,7 @@ async def test_connections_that_are_always_cut_are_told_with_the_outcome(network
         ):
             load = Load(seed=1)
             await load.send(connection, load.draw())
-            # Every connection is cut at COMMIT, so that no attempt of the gateway's can tell what became of it.
+            # Every connection is cut at COMMIT, so that no attempt of the gateway's can find out what became of it.
             proxy.commit_rate = 1.0
             write = Write("recordUsage", load._event("unknown"))
             assert await write.send(connection) is Outcome.UNKNOWN

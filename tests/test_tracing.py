@@ -167,10 +167,10 @@ async def test_without_the_extra_the_setting_is_refused(tmp_path: Path) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    told, _ = await process.communicate()
+    output, _ = await process.communicate()
     assert process.returncode == 2
     wanted = "Error: TOLLGATE_TRACING=on needs the extra `otel`: pip install '.[otel]' in a checkout."
-    assert told.decode().strip() == wanted
+    assert output.decode().strip() == wanted
 
 
 def test_spans_go_where_the_library_s_own_variables_say(tmp_path: Path) -> None:

@@ -54,10 +54,10 @@ async def test_who_works_on_few_records_waits_for_nobody() -> None:
 
 
 async def test_others_go_before_the_next_turn() -> None:
-    told: list[str] = []
-    asyncio.get_running_loop().call_soon(told.append, "another")
+    ran: list[str] = []
+    asyncio.get_running_loop().call_soon(ran.append, "another")
     await next_turn()
-    assert told == ["another"]
+    assert ran == ["another"]
 
 
 async def test_a_turn_is_over_after_its_time_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:

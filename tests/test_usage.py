@@ -236,7 +236,7 @@ async def test_without_a_limit_everything_is_accepted(gateway: Gateway, policy: 
     }
 
 
-async def test_the_spend_cap_is_told_apart_from_missing_credits(gateway: Gateway) -> None:
+async def test_the_spend_cap_is_distinguished_from_missing_credits(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10", allowOverages=True, spendCap="5")
     await record(gateway, amount="12")
     async with unchanged(gateway):
@@ -470,7 +470,7 @@ async def test_a_replay_answers_the_first_result_also_after_later_events_and_ref
     async with unchanged(gateway):
         partial_again = await record(gateway, eventId="partial", amount="8", policy="PARTIAL")
         forced_again = await record(gateway, eventId="forced", amount="2", policy="FORCE")
-    # The meter is told as it is now, the rest as it was.
+    # The meter is shown as it is now, the rest as it was.
     assert partial_again == partial | {"replayed": True, "billingMeter": now}
     assert forced_again == forced | {"replayed": True, "billingMeter": now}
 
@@ -681,7 +681,7 @@ async def test_an_event_id_is_apart_from_the_key_of_a_refill(gateway: Gateway) -
 
 
 @pytest.mark.parametrize("event_id", ["E", "e ", " e", "é", "e\u0301", "%", "_", "'", '"', "\\", "e\n", "0", "null"])
-async def test_event_ids_are_told_apart_by_each_character(gateway: Gateway, event_id: str) -> None:
+async def test_event_ids_are_distinguished_by_each_character(gateway: Gateway, event_id: str) -> None:
     await make_meter(gateway, totalCredits="10")
     for place, id_ in enumerate(("e", event_id, "é" if event_id == "e\u0301" else "ee"), start=2):
         entry = await entry_of(gateway, eventId=id_, amount="1")
@@ -742,7 +742,7 @@ async def test_an_event_of_5_minutes_ahead_is_accepted(gateway: Gateway, recorde
     assert (await books_of(gateway)).entries[-1].occurred_at == NEWEST
 
 
-async def test_an_event_further_ahead_is_refused_whoever_sends_it(gateway: Gateway, recorder: Caller) -> None:
+async def test_an_event_further_ahead_is_refused_from_any_caller(gateway: Gateway, recorder: Caller) -> None:
     await make_meter(gateway, totalCredits="10")
     for caller in (recorder, gateway):
         for occurred_at in (instant(NEWEST + MICROSECOND), "9999-12-31T23:59:59.999999Z"):
@@ -752,7 +752,7 @@ async def test_an_event_further_ahead_is_refused_whoever_sends_it(gateway: Gatew
             assert answer["message"] == "occurredAt must be at most 5 minutes ahead."
 
 
-async def test_an_event_before_1970_is_refused_whoever_sends_it(gateway: Gateway, recorder: Caller) -> None:
+async def test_an_event_before_1970_is_refused_from_any_caller(gateway: Gateway, recorder: Caller) -> None:
     await make_meter(gateway, totalCredits="10")
     for caller in (recorder, gateway):
         for occurred_at in ("1969-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z"):
@@ -772,7 +772,7 @@ async def test_a_replay_on_day_36_is_still_the_replay(gateway: Gateway, recorder
     gateway.clock.forward(days=36)
     async with unchanged(gateway):
         assert await record(recorder, **event) == first | {"replayed": True}
-        # An id that is used for something else is told as that, too, whatever the time says.
+        # An id that is used for something else is reported as that, too, whatever the time says.
         conflict = await record(recorder, **event | {"amount": "5"})
         assert conflict["__typename"] == "IdempotencyConflict"
         # The first debit under an id of its own is too late.
@@ -780,7 +780,7 @@ async def test_a_replay_on_day_36_is_still_the_replay(gateway: Gateway, recorder
         assert (late["__typename"], late["field"]) == ("InvalidInput", ["input", "occurredAt"])
 
 
-async def test_of_several_reasons_the_first_in_the_order_of_precedence_is_told(
+async def test_of_several_reasons_the_first_in_the_order_of_precedence_is_reported(
     gateway: Gateway, recorder: Caller
 ) -> None:
     await make_meter(gateway, totalCredits="10")
@@ -1067,7 +1067,7 @@ async def test_a_range_that_is_none_is_the_callers_fault(gateway: Gateway, varia
     [{"from": "2026-03-16", "to": "2026-03-15"}, {"from": "2025-03-15", "to": "2026-03-16"}, {"names": []}],
     ids=str,
 )
-async def test_malformed_arguments_are_told_before_whether_the_meter_exists(
+async def test_malformed_arguments_are_reported_before_whether_the_meter_exists(
     gateway: Gateway, variables: dict[str, Any]
 ) -> None:
     error = await gateway.error(USAGE, {"id": "mtr_000000000000000000000000"} | variables)

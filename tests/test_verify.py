@@ -1,4 +1,4 @@
-"""`tollgate verify`: a healthy database is told to be so, and whatever breaks an invariant is told, exactly."""
+"""`tollgate verify`: a healthy database is reported as such, and whatever breaks an invariant is named exactly."""
 
 import asyncio
 import json
@@ -120,7 +120,7 @@ async def test_a_healthy_database_has_nothing_that_disagrees(own: Gateway) -> No
 
 
 async def test_what_is_written_meanwhile_does_not_disagree(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One meter at a time, so that the second one has not been read when the first one's disagreement is told.
+    # One meter at a time, so that the second one has not been read when the first one's disagreement is reported.
     monkeypatch.setattr("resolvers.maintenance.verify.METERS_AT_ONCE", 1)
     monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", 1)
     first = await meter_of_each_kind(own, "first")
@@ -206,7 +206,7 @@ async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pie
     assert verified == Verified(meters=1, entries=ENTRIES, days=DAYS)
     read_entries = [each for each in statements if "ledger_entries.seq BETWEEN" in each]
     assert len(read_entries) == pieces
-    # What breaks an invariant is told alike, also at the edges of the pieces.
+    # What breaks an invariant is reported alike, also at the edges of the pieces.
     await spoil(own, "DELETE FROM ledger_entries WHERE meter_id = :id AND seq = 3", COPY.format(8, 6), id=meter_id)
     assert await found_in(own.database) == [
         (meter_id, "entry 4: it follows entry 2"),
@@ -219,7 +219,7 @@ async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pie
     ]
 
 
-async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_tells_of_it(
+async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_says_of_it(
     own: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resolvers.maintenance.verify.ENTRIES_AT_ONCE", 3)
@@ -227,8 +227,8 @@ async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_tells_of_it
     for last_seq in (0, ENTRIES, 2**40, 2**63 - 1):
         await spoil(own, METER.format(f"last_seq = {last_seq}"), id=meter_id)
         with own.statements() as statements:
-            told = await found_in(own.database)
-        assert told == [(meter_id, f"its last entry is {last_seq} and should be 6")] * (last_seq != ENTRIES)
+            found = await found_in(own.database)
+        assert found == [(meter_id, f"its last entry is {last_seq} and should be 6")] * (last_seq != ENTRIES)
         assert len([each for each in statements if "ledger_entries.seq BETWEEN" in each]) == ENTRIES / 3
 
 
@@ -286,15 +286,15 @@ async def test_the_command_reports_a_customer_that_is_not_found_by_its_email_and
     stale = "UPDATE customers SET email_folded = NULL, name_folded = '{}' WHERE id = :id"
     await spoil(own, stale.format("ada"), id=made[0])
     await spoil(own, stale.format("Ada"), id=made[4])
-    told = [
+    expected = [
         {"customer": made[0], "message": "its email_folded does not follow from its email"},
         {"customer": made[0], "message": "its name_folded does not follow from its name"},
         {"customer": made[4], "message": "its email_folded does not follow from its email"},
         {"customer": made[4], "message": "its name_folded does not follow from its name"},
     ]
     code, output, _ = await run_verify(migrated_url, tmp_path, "--json")
-    assert (code, json.loads(output)["disagreements"]) == (1, told)
-    # Whatever changes a customer mends it.
+    assert (code, json.loads(output)["disagreements"]) == (1, expected)
+    # Whatever changes a customer repairs it.
     for customer_id in (made[0], made[4]):
         await own.mutate("updateCustomer", "", id=customer_id, externalId=customer_id)
     assert await disagreements(own.database) == []

@@ -104,7 +104,7 @@ async def test_an_absent_amount_gives_back_all_that_is_left(own: Gateway) -> Non
     await void(own, "v1", 3)
     answer = await void(own, "v2")
     assert answer["entry"]["amount"] == "7"
-    # What was asked for is told apart from what that came to.
+    # What was asked for is shown apart from what that came to.
     assert answer["entry"]["requestedAmount"] is None
     assert answer["entry"]["usedCreditsAfter"] == "0"
     meter = await meter_of(own)
@@ -292,7 +292,7 @@ async def test_a_repeated_void_answers_the_first(gateway: Gateway) -> None:
     await record(gateway, "later", 1)
     async with unchanged(gateway):
         again = await void(gateway, "v", 4)
-    # The meter is told as it is now.
+    # The meter is shown as it is now.
     assert again == first | {"replayed": True, "billingMeter": again["billingMeter"]}
     assert again["billingMeter"]["usedCredits"] == "7"
 
@@ -500,7 +500,7 @@ async def test_a_void_needs_its_scope(gateway: Gateway) -> None:
     await a_meter_with_one_event(gateway, 10)
     others = await gateway.caller(Scope.BILLING_READ, Scope.BILLING_WRITE, Scope.USAGE_WRITE)
     async with unchanged(gateway):
-        # Whether the event or the meter exists is not told either.
+        # Whether the event or the meter exists is not shown either.
         for changes in ({}, {"eventId": "nothing"}, {"externalMeterId": "nowhere"}):
             error = await others.error(VOID, {"input": INPUT | changes})
             assert error["message"] == "The key lacks the scope usage:correct."
@@ -519,7 +519,7 @@ async def test_a_void_in_a_workspace_outside_the_keys_list_is_forbidden(gateway:
     assert error["extensions"] == {"code": "FORBIDDEN"}
 
 
-async def test_a_malformed_value_is_told_before_a_missing_scope(gateway: Gateway) -> None:
+async def test_a_malformed_value_is_reported_before_a_missing_scope(gateway: Gateway) -> None:
     await a_meter_with_one_event(gateway, 10)
     recorder = await gateway.caller(Scope.USAGE_WRITE)
     answer = await recorder.data(VOID, {"input": INPUT | {"amount": "0"}})

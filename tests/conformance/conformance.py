@@ -111,20 +111,20 @@ class TestClients:
     """The clients of Apollo and urql, with the manifest that the client preset writes."""
 
     async def ask(self, folder: Path, **settings: str) -> dict[str, tuple[str | None, ...]]:
-        """Return which error each client was told by a gateway with these settings, and the requests that it took."""
+        """Return which error each client got from a gateway with these settings, and the requests that it took."""
         generated = folder / "generated"
         await node(HERE / "clients" / "generate.mjs", generated)
         async with served(folder, **settings) as gateway:
             answered = json.loads(await node(HERE / "clients" / "ask.mjs", *gateway, generated))
-        told: dict[str, tuple[str | None, ...]] = {}
+        outcomes: dict[str, tuple[str | None, ...]] = {}
         for client, answers in answered.items():
             read = {"viewer": {"orgId": "conformance"}}
             made = {"createCustomer": {"customer": {"email": f"{client}@example.com"}}}
             for kind, answer in answers.items():
                 data = None if answer["error"] is not None else made if kind == "mutation" else read
                 assert without_type_names(answer["data"]) == data
-                told[f"{client} {kind}"] = (answer["error"], *answer["requests"])
-        return told
+                outcomes[f"{client} {kind}"] = (answer["error"], *answer["requests"])
+        return outcomes
 
     async def test_a_document_is_named_and_an_unknown_one_is_sent(self, tmp_path: Path) -> None:
         manifest = "generated/persisted-documents.json"
@@ -181,24 +181,24 @@ async def test_caches_keep_what_was_asked_for_with_the_lines_of_the_page(tmp_pat
         made = (await client.post(gateway.url, json={"query": FURNISHING}, headers=headers)).json()
         assert "errors" not in made
         printed = await node(HERE / "clients" / "cache.mjs", *gateway, ROOT / "docs" / "frontend.md")
-    caches = {name: without_type_names(told) for name, told in json.loads(printed).items()}
+    caches = {name: without_type_names(seen) for name, seen in json.loads(printed).items()}
 
-    def usage(told: dict[str, Any], name: str) -> list[str] | None:
-        return told[name] and [day["totalBillingUsage"] for day in told[name]["billingMeter"]["usage"]]
+    def usage(seen: dict[str, Any], name: str) -> list[str] | None:
+        return seen[name] and [day["totalBillingUsage"] for day in seen[name]["billingMeter"]["usage"]]
 
-    def emails(told: dict[str, Any], name: str) -> list[str]:
-        return [edge["node"]["email"] for edge in told[name]["customers"]["edges"]]
+    def emails(seen: dict[str, Any], name: str) -> list[str]:
+        return [edge["node"]["email"] for edge in seen[name]["customers"]["edges"]]
 
-    for used, (name, told) in enumerate(caches.items(), start=18):
+    for used, (name, seen) in enumerate(caches.items(), start=18):
         # An object that has an `id` is kept by it, and what a mutation answers of it is seen, whatever is set.
-        assert told["changed"]["billingMeter"]["usedCredits"] == str(used + 1), name
-        assert usage(told, "range") == ["5", "6"], name
-        assert emails(told, "filtered") == ["c@example.com"], name
+        assert seen["changed"]["billingMeter"]["usedCredits"] == str(used + 1), name
+        assert usage(seen, "range") == ["5", "6"], name
+        assert emails(seen, "filtered") == ["c@example.com"], name
         is_set = name.endswith("as the page says")
-        assert emails(told, "pages") == ["c@example.com", "b@example.com", "a@example.com"][: 3 if is_set else 2], name
+        assert emails(seen, "pages") == ["c@example.com", "b@example.com", "a@example.com"][: 3 if is_set else 2], name
         is_kept = is_set or name.startswith("graphcache")
-        assert told["viewer"] == ({"viewer": {"orgId": "conformance"}} if is_kept else None), name
-        assert usage(told, "usage") == ([str(used - 11)] if is_kept else None), name
+        assert seen["viewer"] == ({"viewer": {"orgId": "conformance"}} if is_kept else None), name
+        assert usage(seen, "usage") == ([str(used - 11)] if is_kept else None), name
         # Graphcache as it comes takes what has no key for a part of what it lies in, with a warning.
-        assert bool(told["warnings"]) == (name == "graphcache as it comes"), told["warnings"]
-        assert told["refusesIncomplete"] == (name == "apollo as the page says"), name
+        assert bool(seen["warnings"]) == (name == "graphcache as it comes"), seen["warnings"]
+        assert seen["refusesIncomplete"] == (name == "apollo as the page says"), name

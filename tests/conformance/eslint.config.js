@@ -27,7 +27,7 @@ export default [
               'CreditDraw', // A part of a ledger entry.
               'PageInfo', // A part of a page.
               'UsageDay', // Named by its meter, day and usage name, as in the REST API that it comes from.
-              'Viewer', // Whoever asks; there is one a request.
+              'Viewer', // The caller; there is one a request.
             ],
           },
         },

@@ -140,7 +140,7 @@ async def shop_of(
         await backend.wait()
 
 
-async def test_the_page_shows_the_balances_that_the_api_tells(demo: Demo) -> None:
+async def test_the_page_shows_the_balances_that_the_api_returns(demo: Demo) -> None:
     async with shop_of(demo, "acme-robotics") as shop:
         await shop.open()
         await expect(shop.page.get_by_role("heading", level=1)).to_have_text("Acme Robotics")
@@ -168,7 +168,7 @@ async def test_the_chart_has_a_part_for_each_usage_day_and_the_sums_agree(demo: 
             await expect(shop.meter(workspace).locator("figcaption strong")).to_have_text(f"{total:,}")
 
 
-async def test_the_height_of_a_column_is_its_share_of_the_scale_and_its_label_tells_the_amounts(demo: Demo) -> None:
+async def test_the_height_of_a_column_is_its_share_of_the_scale_and_its_label_shows_the_amounts(demo: Demo) -> None:
     async with shop_of(demo, "birch-finch") as shop:
         await shop.open()
         days: dict[str, dict[str, int]] = defaultdict(dict)

@@ -38,7 +38,7 @@ const urql = new Client({
   ],
 });
 
-async function told(work) {
+async function outcomeOf(work) {
   requests = [];
   const { data, error } = await work().catch((error) => ({ error }));
   return { data: data ?? null, error: error?.message ?? null, requests };
@@ -48,14 +48,14 @@ const input = (name) => ({ input: { email: `${name}@example.com` } });
 console.log(
   JSON.stringify({
     apollo: {
-      query: await told(() => apollo.query({ query: ViewerDocument, fetchPolicy: 'no-cache' })),
-      mutation: await told(() => apollo.mutate({ mutation: MakeCustomerDocument, variables: input('apollo') })),
-      unknown: await told(() => apollo.query({ query: unknown, fetchPolicy: 'no-cache' })),
+      query: await outcomeOf(() => apollo.query({ query: ViewerDocument, fetchPolicy: 'no-cache' })),
+      mutation: await outcomeOf(() => apollo.mutate({ mutation: MakeCustomerDocument, variables: input('apollo') })),
+      unknown: await outcomeOf(() => apollo.query({ query: unknown, fetchPolicy: 'no-cache' })),
     },
     urql: {
-      query: await told(() => urql.query(ViewerDocument, {}).toPromise()),
-      mutation: await told(() => urql.mutation(MakeCustomerDocument, input('urql')).toPromise()),
-      unknown: await told(() => urql.query(unknown, {}).toPromise()),
+      query: await outcomeOf(() => urql.query(ViewerDocument, {}).toPromise()),
+      mutation: await outcomeOf(() => urql.mutation(MakeCustomerDocument, input('urql')).toPromise()),
+      unknown: await outcomeOf(() => urql.query(unknown, {}).toPromise()),
     },
   }),
 );

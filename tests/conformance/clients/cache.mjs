@@ -104,10 +104,10 @@ const caches = {
   'graphcache as it comes': () => urql(cacheExchange({})),
   'graphcache as the page says': () => urql(cacheOf('cacheExchange', { cacheExchange, relayPagination, schema })),
 };
-const told = {};
+const answers = {};
 for (const [name, open] of Object.entries(caches)) {
   const warnings = new Set();
   console.warn = console.error = (...words) => void warnings.add(words.join(' ').split('\n')[0]);
-  told[name] = { ...(await walk(open(), name)), warnings: [...warnings] };
+  answers[name] = { ...(await walk(open(), name)), warnings: [...warnings] };
 }
-process.stdout.write(`${JSON.stringify(told)}\n`);
+process.stdout.write(`${JSON.stringify(answers)}\n`);

@@ -12,7 +12,7 @@ await generate({
     [`${folder}/`]: {
       preset,
       presetConfig: { persistedDocuments: true },
-      // Apollo's cache tells objects apart by it.
+      // Apollo's cache distinguishes objects by it.
       documentTransforms: [addTypenameSelectionDocumentTransform],
       // What Node can run by leaving the types out.
       config: { enumsAsTypes: true, useTypeImports: true },
