@@ -157,7 +157,7 @@ audit: $(DEV_READY) ## Ask whether an advisory is known for what is locked; need
 hooks: $(DEV_READY) ## Check format, style and spelling before each commit from now on.
 	@$(BIN)/pre-commit install
 
-format: $(DEV_READY) ## Format, and mend what can be mended.
+format: $(DEV_READY) ## Format, and fix what can be fixed.
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 

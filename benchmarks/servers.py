@@ -127,7 +127,7 @@ class SQLiteFiles:
         return self.url(name)
 
     def close(self) -> None:
-        """Leave the files to whoever owns the folder."""
+        """Leave the files to the owner of the folder."""
 
 
 class PostgreSQLServer:

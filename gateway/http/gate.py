@@ -55,7 +55,7 @@ class Gate:
             return
         is_answered = False
 
-        async def send_and_tell(message: Message) -> None:
+        async def tracking_send(message: Message) -> None:
             nonlocal is_answered
             is_answered = True
             await send(message)
@@ -64,7 +64,7 @@ class Gate:
         if self._timer is None:
             self._look_again()
         try:
-            await self._app(scope, receive, send_and_tell)
+            await self._app(scope, receive, tracking_send)
         except asyncio.CancelledError:
             if is_answered:
                 raise

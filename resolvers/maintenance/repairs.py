@@ -1,4 +1,4 @@
-"""Mending what a release before the filters has written since, while gateways were replaced one by one.
+"""Repairs what a release before the filters has written since, while gateways were replaced one by one.
 
 It leaves out the columns that lists are filtered by: of a customer the email and name without regard to case, of a
 meter the size of its available credits. What is right already is only read.
@@ -26,7 +26,7 @@ class Repaired(NamedTuple):
 
 
 async def repair(database: Database) -> Repaired:
-    """Mend every customer and meter, a portion at a time. Gateways may serve meanwhile.
+    """Repair every customer and meter, a portion at a time. Gateways may serve meanwhile.
 
     Raises `DatabaseUnavailable`.
     """

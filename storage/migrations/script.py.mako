@@ -13,5 +13,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """TELL what becomes of the rows."""
+    """SAY what becomes of the rows."""
     ${upgrades if upgrades else "pass"}

@@ -44,7 +44,7 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
     if (!file) return void send(404, { error: 'There is no such page.' });
     return void response.writeHead(200, { ...headers, 'content-type': `${file.type}; charset=utf-8` }).end(file.body);
   }
-  // Another site's page cannot send this type without asking first, and nobody tells it that it may.
+  // Another site's page cannot send this type without asking first, and no answer says that it may.
   if (request.method !== 'POST' || request.headers['content-type'] !== 'application/json') {
     return void send(415, { error: 'Send JSON by POST.' });
   }

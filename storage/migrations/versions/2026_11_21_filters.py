@@ -3,7 +3,7 @@
 Revision: 2026_11_21_filters, after 2026_11_21_customer_sessions.
 
 The release before it goes on working: it knows nothing of the new columns, leaves them null in the rows that it makes
-and as they are in the rows that it changes. Until a gateway of this release writes such a row again, which mends it,
+and as they are in the rows that it changes. Until a gateway of this release writes such a row again, which repairs it,
 the filters by email and name may miss a customer or find it by what it was called before, and the one by available
 credits may miss a meter, but never answers one with more credits than asked for. `tollgate verify` names each such row
 once all gateways are of this release.
