@@ -13,6 +13,7 @@ from resolvers.errors import Refusal
 from resolvers.observation import current
 from resolvers.reading.loaders import Loaders
 from resolvers.reading.long_values import LongValue
+from resolvers.reading.moment import Moment
 from storage.engine.database import Database, DatabaseUnavailable, Failed
 from storage.engine.long_values import length_left_out
 
@@ -37,24 +38,6 @@ class Admit(Protocol):
 def utc_now() -> datetime:
     """Return the present moment, aware and in UTC."""
     return datetime.now(UTC)
-
-
-class Moment:
-    """The moment as of which what is read is shown: the same for all of a request, until it writes something."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._now: datetime | None = None
-
-    def __call__(self) -> datetime:
-        """Return it."""
-        if self._now is None:
-            self._now = self._clock()
-        return self._now
-
-    def forget(self) -> None:
-        """Let it be later from now on."""
-        self._now = None
 
 
 @dataclass
@@ -121,6 +104,7 @@ class Context:
         self.forget()
         if isinstance(result, Refusal):
             raise result
+        self.moment.note(result.billing_meter)
         return result
 
     def forget(self) -> None:

@@ -1,6 +1,6 @@
 """Credit grants: the table, its rows, and the statements that read and write them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from operator import attrgetter
@@ -223,13 +223,10 @@ class GrantFilter(NamedTuple):
 
 
 def state_of(grant: CreditGrantRow, now: datetime) -> CreditGrantState:
-    """Return the state of a grant at a moment at which nothing of its meter is due.
-
-    An end that is booked has been, also where the meter's newest entry is later than the moment.
-    """
+    """Return the state of a grant at a moment at which nothing of its meter is due."""
     if grant.is_closed:
         return CreditGrantState.REVOKED
-    if grant.expired_credits or not grant.is_live(now):
+    if not grant.is_live(now):
         return CreditGrantState.EXPIRED
     is_live = grant.open_credits or grant.pinned_credits
     return CreditGrantState.LIVE if is_live else CreditGrantState.DEPLETED
@@ -241,14 +238,14 @@ def _pages(dialect: str, page: Page, shape: GrantFilter, *, is_unusable: bool) -
     zero: ColumnElement[int] = literal_column("0")
     is_usable = or_(grants.open_credits > zero, grants.pinned_credits > zero)
     conditions: list[ColumnElement[bool]] = [~is_usable] if is_unusable else []
+    keyed = keys_table(dialect, meter_id=Text(), now=grants.expires_at.type)
     if shape.category is not None:
         conditions.append(grants.category == bindparam("category", type_=Text()))
     if shape.expires_before is not None:
         conditions.append(grants.expires_at < bindparam("expires_before", type_=grants.expires_at.type))
     if shape.state is not None:
         no = false()
-        has_ended = grants.expires_at <= bindparam("now", type_=grants.expires_at.type)
-        is_over = or_(has_ended, grants.expired_credits > zero)
+        is_over = grants.expires_at <= keyed.c.now
         is_current = (grants.is_closed == no) & or_(grants.expires_at.is_(None), ~is_over)
         conditions.append(
             {
@@ -258,31 +255,31 @@ def _pages(dialect: str, page: Page, shape: GrantFilter, *, is_unusable: bool) -
                 CreditGrantState.DEPLETED: is_current & ~is_usable,
             }[shape.state]
         )
-    return numbered_pages(dialect, credit_grants, page, *conditions, columns=_PAGE_COLUMNS)
+    return numbered_pages(dialect, credit_grants, page, *conditions, columns=_PAGE_COLUMNS, wanted=keyed)
 
 
 async def pages_by_meters(
     reader: Reader,
-    meter_ids: Sequence[str],
+    moments: Mapping[str, datetime],
     page: Page,
     wanted: GrantFilter,
     *,
-    now: datetime,
     is_unusable: bool = False,
 ) -> dict[str, list[CreditGrantRow]]:
     """Return one page of the grants of each meter, and one more row where there is one, by meter id.
 
+    The meters are given with the moment as of which each one's grants are to have their states.
     With `is_unusable` it is a page of those of which nothing is open or pinned.
     """
-    is_sqlite = reader.dialect == "sqlite"
-    moments = {"expires_before": wanted.expires_before, "now": now}
+    before = wanted.expires_before
     values: dict[str, Any] = {
-        name: moment.isoformat() if is_sqlite and moment is not None else moment for name, moment in moments.items()
-    } | {"category": wanted.category}
+        "expires_before": before.isoformat() if reader.dialect == "sqlite" and before is not None else before,
+        "category": wanted.category,
+    }
     shape = wanted._replace(expires_before=wanted.expires_before and _ANY)
     statement = _pages(reader.dialect, page.shape, shape, is_unusable=is_unusable)
-    found: dict[str, list[CreditGrantRow]] = {id_: [] for id_ in meter_ids}
-    rows = await reader.run(statement, keys([[id_] for id_ in meter_ids]) | page.parameters | values)
+    found: dict[str, list[CreditGrantRow]] = {id_: [] for id_ in moments}
+    rows = await reader.run(statement, keys(moments.items()) | page.parameters | values)
     for row in sorted(map(CreditGrantRow._make, rows), key=attrgetter("seq"), reverse=not page.backward):
         found[row.meter_id].append(row)
     return found

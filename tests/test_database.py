@@ -916,7 +916,7 @@ LOOKUPS |= {
 }
 for list_name, (of_page, of_grants, grants_found, by_columns) in GRANT_PAGES.items():
     LOOKUPS[f"grants, {list_name}"] = (
-        partial(credit_grants.pages_by_meters, meter_ids=METER_IDS, page=of_page, wanted=of_grants, now=LATER),
+        partial(credit_grants.pages_by_meters, moments=dict.fromkeys(METER_IDS, LATER), page=of_page, wanted=of_grants),
         grants_found,
         "credit_grants",
         by_columns,

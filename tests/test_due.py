@@ -7,8 +7,8 @@ import pytest
 
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS
-from resolvers.context import Moment
 from resolvers.reading.loaders import GrantsOfMeter, HoldsOfMeter, Loaders
+from resolvers.reading.moment import Moment
 from resolvers.rules.credits import BASE, Credits
 from schema.scalars import write_instant
 from storage.credit_grants import GrantFilter
@@ -242,16 +242,21 @@ async def test_null_in_a_filter_of_grants_is_refused(gateway: Gateway, name: str
 async def test_the_newest_entry_is_the_clock_where_the_gateways_is_behind(own: Gateway) -> None:
     """A meter's time never runs backwards: what another gateway has decided stays decided."""
     walk = Walk(own)
-    await walk.take("meter 0; grant a 10 60s; hold h 4 60s; wait 60; refill 1")
+    await walk.take("meter 0; grant c 2 60s; use d 2; grant a 10 60s; hold h 4 60s; wait 60; refill 1")
     own.clock.forward(seconds=-3)
-    assert await walk.states() == "a EXPIRED expired 10; h EXPIRED"
-    for state, names in (("LIVE", []), ("DEPLETED", []), ("EXPIRED", ["a"])):
+    assert await walk.states() == "c EXPIRED drawn 2; a EXPIRED expired 10; h EXPIRED"
+    for state, names in (("LIVE", []), ("DEPLETED", []), ("EXPIRED", ["a", "c"])):
         meter = await own.data(
             f"""{{ billingMeter(workspaceId: "w", externalMeterId: "m") {{
               creditGrants(filter: {{state: {state}}}) {{ nodes {{ id }} }} }} }}"""
         )
         assert [walk.grants[each["id"]] for each in meter["billingMeter"]["creditGrants"]["nodes"]] == names
-    assert await walk.meter() == "total 1, used 0, available 1"
+    assert await walk.meter() == "total 3, used 2, available 1"
+    node = await own.data("query ($id: ID!) { node(id: $id) { ... on CreditGrant { state } } }", {"id": walk.ids["c"]})
+    assert node == {"node": {"state": "EXPIRED"}}
+    selection = "... on RevokeCreditGrantSuccess { revoked creditGrant { state } }"
+    revoked = await own.mutate("revokeCreditGrant", selection, id=walk.ids["c"], amount="1")
+    assert (revoked["revoked"], revoked["creditGrant"]) == ("0", {"state": "EXPIRED"})
     assert await walk.take("use e 2; commit h 1; grant b 1 0s; grant b 1 2s; grant b 1 3s") == (
         "InsufficientCredits available 1, held 0 by 0; HoldNotOpen EXPIRED;"
         " InvalidInput expiresAt; InvalidInput expiresAt; InvalidInput expiresAt"
@@ -326,7 +331,7 @@ async def test_of_a_meter_that_cannot_be_seen_nothing_is_read(own: Gateway) -> N
     """As of one that went to another customer after it was read."""
     ids = await a_meter_with_something_due(own)
     actor = Actor(org_id="others", environment=Environment.SANDBOX, scopes=frozenset(Scope), key_id="key_x")
-    loaders = Loaders(own.database, actor, DEFAULT_BOUNDS, own.clock)
+    loaders = Loaders(own.database, actor, DEFAULT_BOUNDS, Moment(own.clock))
     assert await loaders.usable_grants_of_meter.load(ids["meter"]) == []
     assert await loaders.grants_of_meter.load(GrantsOfMeter(ids["meter"], Page(5), GrantFilter())) == []
     assert await loaders.holds_of_meter.load(HoldsOfMeter(ids["meter"], Page(5), None)) == []

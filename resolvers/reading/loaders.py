@@ -4,7 +4,7 @@ A loader belongs to one request, so it sees one actor's rows: another tenant's a
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from datetime import date, datetime
+from datetime import date
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from resolvers.bounds import Bounds
 from resolvers.errors import LimitExceeded
 from resolvers.reading.loading import Loader
 from resolvers.reading.long_values import LongValue, values_of
+from resolvers.reading.moment import Moment
 from resolvers.rules.credits import Credits, by_meter
 from resolvers.rules.due import Due, due_of
 from storage import billing_meters, credit_grants, customers, holds, ids, ledger, usage
@@ -83,11 +84,11 @@ class Loaders:
         database: Database,
         actor: Actor,
         bounds: Bounds,
-        clock: Callable[[], datetime],
+        moment: Moment,
         *,
         gathers: bool = True,
     ) -> None:
-        self._fetches = _Fetches(database, actor, bounds, clock)
+        self._fetches = _Fetches(database, actor, bounds, moment)
         self._gathers = gathers
 
     @cached_property
@@ -176,11 +177,11 @@ class _Fetches:
     It knows none of them: what leads back to itself stays, with all that was read, until Python searches for cycles.
     """
 
-    def __init__(self, database: Database, actor: Actor, bounds: Bounds, clock: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, actor: Actor, bounds: Bounds, moment: Moment) -> None:
         self._database = database
         self._actor = actor
         self._bounds = bounds
-        self._clock = clock
+        self._moment = moment
 
     async def customers_by_ids(self, keys: list[str]) -> list[CustomerRow | None]:
         wanted = [key for key in keys if ids.is_id(key, ids.CUSTOMER) and self._actor.may_see_customer(key)]
@@ -220,7 +221,7 @@ class _Fetches:
                 environment=self._actor.environment,
                 workspace_ids=self._actor.workspace_ids,
             )
-            due = await due_of(reader, [*found.values()], self._clock())
+            due = await due_of(reader, [*found.values()], self._moment())
         return [self._seen(found.get(key), due) for key in keys]
 
     async def billing_meters_by_names(self, keys: list[tuple[str, str]]) -> list[BillingMeterRow | None]:
@@ -228,7 +229,7 @@ class _Fetches:
             found = await billing_meters.by_names(
                 reader, keys, org_id=self._actor.org_id, environment=self._actor.environment
             )
-            due = await due_of(reader, [*found.values()], self._clock())
+            due = await due_of(reader, [*found.values()], self._moment())
         return [self._seen(found.get(key), due) for key in keys]
 
     def _seen(self, meter: BillingMeterRow | None, due: Due) -> BillingMeterRow | None:
@@ -251,17 +252,19 @@ class _Fetches:
     async def grants_of_meters(self, keys: list[GrantsOfMeter]) -> list[list[CreditGrantRow]]:
         async def load(of: tuple[Page, GrantFilter], some: Sequence[GrantsOfMeter]) -> list[list[CreditGrantRow]]:
             meter_ids = [key.meter_id for key in some]
-            (page, wanted), now = of, self._clock()
+            page, wanted = of
             async with self._database.read() as reader:
                 due = await self._visible(reader, meter_ids)
                 # What is due changes the state of grants of which something is open or pinned, and these are known.
                 late = [] if wanted.state is None else [*due.known]
-                others = [meter_id for meter_id in due.visible if meter_id not in late]
-                found = await credit_grants.pages_by_meters(reader, others, page, wanted, now=now)
+                moments = {meter_id: self._moment.of(meter_id) for meter_id in due.visible}
+                others = {meter_id: moments[meter_id] for meter_id in moments if meter_id not in late}
+                found = await credit_grants.pages_by_meters(reader, others, page, wanted)
                 if late:
-                    found |= await credit_grants.pages_by_meters(reader, late, page, wanted, now=now, is_unusable=True)
+                    of_late = {meter_id: moments[meter_id] for meter_id in late}
+                    found |= await credit_grants.pages_by_meters(reader, of_late, page, wanted, is_unusable=True)
             for meter_id in late:
-                known = [grant for grant in due.grants_of(meter_id) if wanted.includes(grant, now)]
+                known = [grant for grant in due.grants_of(meter_id) if wanted.includes(grant, moments[meter_id])]
                 found[meter_id] = on_page(page, [*found[meter_id], *known], _seq)
             return [[*map(due.grant, found.get(meter_id, ()))] for meter_id in meter_ids]
 
@@ -272,13 +275,13 @@ class _Fetches:
             meter_ids = [key.meter_id for key in some]
             async with self._database.read() as reader:
                 due = await self._visible(reader, meter_ids)
-                found = await holds.pages_by_meters(reader, [*due.visible], *of, now=self._clock())
+                found = await holds.pages_by_meters(reader, [*due.visible], *of, now=self._moment())
             return [[*map(due.hold, found.get(meter_id, ()))] for meter_id in meter_ids]
 
         return await _by_group(keys, lambda key: (key.page, key.state), load)
 
     async def usable_grants_of_meters(self, keys: list[str]) -> list[list[CreditGrantRow]]:
-        now, most = self._clock(), self._bounds.request_entries
+        now, most = self._moment(), self._bounds.request_entries
         async with self._database.read() as reader:
             due = await self._visible(reader, keys)
             usable = await credit_grants.usable(reader, [*due.visible], most=most + 1)
@@ -303,7 +306,9 @@ class _Fetches:
             workspace_ids=self._actor.workspace_ids,
         )
         seen = [meter for meter in found.values() if self._actor.may_see_customer(meter.customer_id)]
-        return await due_of(reader, seen, self._clock())
+        for meter in seen:
+            self._moment.note(meter)
+        return await due_of(reader, seen, self._moment())
 
     async def billing_meters_of_customers(self, keys: list[MetersOfCustomer]) -> list[list[BillingMeterRow]]:
         async def load(page: Page, some: Sequence[MetersOfCustomer]) -> Sequence[list[BillingMeterRow]]:
@@ -312,7 +317,7 @@ class _Fetches:
                 found = await billing_meters.pages_by_customers(
                     reader, customer_ids, page, workspace_ids=self._actor.workspace_ids
                 )
-                due = await due_of(reader, [meter for rows in found.values() for meter in rows], self._clock())
+                due = await due_of(reader, [meter for rows in found.values() for meter in rows], self._moment())
             return [[*map(due.meter, found[customer_id])] for customer_id in customer_ids]
 
         return await _by_group(keys, lambda key: key.page, load)

@@ -51,8 +51,8 @@ async def _meters_of(context: Context, grants: Sequence["CreditGrant"]) -> list[
 
 async def _states_of(context: Context, grants: Sequence["CreditGrant"]) -> list[CreditGrantState]:
     """Return the state of each grant."""
-    now = context.moment()
-    return [CreditGrantState[state_of(cast("CreditGrantRow", grant), now).name] for grant in grants]
+    rows = cast("Sequence[CreditGrantRow]", grants)
+    return [CreditGrantState[state_of(row, context.moment.of(row.meter_id)).name] for row in rows]
 
 
 async def _reasons_of(context: Context, grants: Sequence["CreditGrant"]) -> list[str | None]:

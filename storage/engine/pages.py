@@ -113,12 +113,14 @@ def numbered_pages(
     page: Page,
     *conditions: ColumnElement[bool],
     columns: Sequence[ColumnElement[Any]],
+    wanted: FromClause | None = None,
 ) -> Prepared:
     """Return the statement of a page for each meter that `keys` names, of a table whose key is (meter id, seq).
 
-    It reads no more rows than are on the pages, and has the page's `parameters` and those of the conditions.
+    It reads no more rows than are on the pages, and has the page's `parameters` and those of the conditions. `wanted`
+    is the table of the keys where these are more than the meters' ids, which come first.
     """
-    wanted = keys_table(dialect, meter_id=Text())
+    wanted = keys_table(dialect, meter_id=Text()) if wanted is None else wanted
     other = table if dialect == "postgresql" else table.alias("on_page")
     some = select(*(columns if dialect == "postgresql" else [other.c.seq])).where(
         other.c.meter_id == wanted.c.meter_id, *[_of(condition, table, other) for condition in conditions]
