@@ -54,7 +54,7 @@ quick: $(DEV_READY) ## Run the tests of a minute: SQLite, no other process, one 
 
 coverage: $(DEV_READY) ## Show how much of each room the tests of one process run.
 	@mkdir -p build
-	@$(PYTEST) --once -m 'not slow' \
+	@$(PYTEST) --once \
 		--cov --cov-report=json:build/coverage.json $(PYTEST_ARGS)
 	@$(BIN)/python -m tests.covered build/coverage.json
 

@@ -40,6 +40,10 @@ pytest.register_assert_rewrite("tests.ledgers", "tests.scraping", "tests.steps")
 #: When tests happen, unless they say otherwise: a Monday.
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 
+#: The bytes that must be free in memory for PostgreSQL's files to be kept there: hundreds of databases, of a thousand
+#: files each, which take longer to come to a disk and to be deleted there than the tests take that use them.
+ROOM = 8 << 30
+
 
 class Clock:
     """A clock that stands still until a test moves it."""
@@ -95,7 +99,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def postgresql() -> Iterator[PostgresServer]:
     """A PostgreSQL server of the tests' own."""
     # A folder of its own: pytest keeps its own folders from other users, and as root PostgreSQL runs as another user.
-    with tempfile.TemporaryDirectory(prefix="tollgate-tests-", ignore_cleanup_errors=True) as folder:
+    in_memory = Path("/dev/shm")  # noqa: S108  # What is made there has a name of its own.
+    has_room = in_memory.is_dir() and os.access(in_memory, os.W_OK) and shutil.disk_usage(in_memory).free > ROOM
+    where = in_memory if has_room else None
+    with tempfile.TemporaryDirectory(prefix="tollgate-tests-", dir=where, ignore_cleanup_errors=True) as folder:
         server = start_postgresql(Path(folder))
         # The tests kill no machine, only processes: waiting for the disk would show nothing.
         # And with hundreds of databases, one of them would be vacuumed at any time.
