@@ -82,7 +82,7 @@ test-pythons: $(DEV_READY) ## Run the tests on each other Python that is promise
 conformance: $(AUDITS_READY) $(CORE_READY) ## Run others' programs: audits, the lint of the schema, clients.
 	@$(BIN)/pytest --capture=no $(AUDITS)/conformance.py $(PYTEST_ARGS)
 
-fuzz: $(DEV_READY) ## Draw thousands of operations and requests, where `test` draws some hundred.
+fuzz: $(DEV_READY) ## Draw thousands of operations and requests, where the other tests draw some hundred.
 	@$(BIN)/pytest --fuzz tests/test_fuzz.py tests/test_executor.py tests/test_rest.py::TestDescription tests/test_costliest_http.py \
 		tests/test_abuse.py::test_every_bad_value_of_every_argument_is_refused_or_harmless $(PYTEST_ARGS)
 

@@ -24,6 +24,10 @@ def starts_once() -> None:
     starts_by_a_class()
 
 
+def asks_nothing() -> None:
+    pass
+
+
 async def starts_by_a_module() -> None:
     async with browsers.chromium():
         pass
@@ -60,8 +64,10 @@ def test_what_starts_a_process_is_found_in_the_code_that_is_called(function: obj
     assert starts_process(function) is starts
 
 
-def test_each_test_is_in_one_of_two_halves(request: pytest.FixtureRequest) -> None:
-    items = request.session.items
-    half, other = functions(items), programs(items)
-    assert len(half) + len(other) == len(items)
-    assert {*half, *other} == {*items}
+def test_a_test_that_starts_a_process_is_one_of_the_programs_and_no_other_is(request: pytest.FixtureRequest) -> None:
+    starting, other = (
+        pytest.Function.from_parent(request.node.parent, name=each.__name__, callobj=each)
+        for each in (starts_by_a_class, asks_nothing)
+    )
+    assert programs([starting, other]) == [starting]
+    assert functions([starting, other]) == [other]
