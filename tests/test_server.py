@@ -135,6 +135,58 @@ async def test_as_much_as_the_limit_is_served_and_one_more_is_refused(
         connection._settings.cache_clear()
 
 
+class TestAnswerTransport:
+    """An answer's head and body are one packet, which costs the server and the client less than two."""
+
+    @pytest.fixture
+    def parts(self) -> list[bytes]:
+        """What is written to the connection, write by write; the last one is empty where it is closed."""
+        return []
+
+    @pytest.fixture
+    def answer(self, parts: list[bytes]) -> connection.AnswerTransport:
+        class Fake(asyncio.Transport):
+            def write(self, data: Any) -> None:
+                parts.append(data)
+
+            def close(self) -> None:
+                parts.append(b"")
+
+        return connection.AnswerTransport(Fake())
+
+    def test_the_head_goes_out_with_the_first_part_of_the_body(
+        self, answer: connection.AnswerTransport, parts: list[bytes]
+    ) -> None:
+        for part in (b"HTTP/1.1 200 OK\r\n\r\n", b"one", b"two"):
+            answer.write(part)
+        assert parts == [b"HTTP/1.1 200 OK\r\n\r\none", b"two"]
+
+    def test_what_asks_for_the_body_of_the_request_is_not_kept(
+        self, answer: connection.AnswerTransport, parts: list[bytes]
+    ) -> None:
+        answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert parts == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+        answer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        answer.write(b"one")
+        assert parts[1:] == [b"HTTP/1.1 200 OK\r\n\r\none"]
+
+    def test_a_long_body_is_not_copied(self, answer: connection.AnswerTransport, parts: list[bytes]) -> None:
+        body = b"x" * (connection._LONG + 1)
+        answer.write(b"head")
+        answer.write(body)
+        assert parts == [b"head", body]
+        assert parts[1] is body
+
+    def test_a_head_without_a_body_goes_out_at_the_end_once(
+        self, answer: connection.AnswerTransport, parts: list[bytes]
+    ) -> None:
+        answer.write(b"head")
+        assert parts == []
+        answer.close()
+        answer.flush()
+        assert parts == [b"head", b""]
+
+
 class TestPipeline:
     """What is refused takes no answer with it of the requests before it."""
 

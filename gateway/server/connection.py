@@ -3,6 +3,7 @@
 uvicorn waits for ever for a client that does not read.
 """
 
+import asyncio
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -23,6 +24,50 @@ def _settings() -> Settings:
     # The serving processes read the environment for themselves.
     settings = Settings.read()
     return replace(settings, max_connections=max_connections(settings))
+
+
+#: How a client is asked for the body of a request: that goes out at once, and is no head of an answer.
+_CONTINUE = b"HTTP/1.1 100 "
+
+#: Of what is longer no copy is made to join it with the head.
+_LONG = 64 * 1024
+
+
+class AnswerTransport:
+    """Where the answer to one request is written: its head goes out with the first part of its body, in one packet."""
+
+    __slots__ = ("_head", "_is_begun", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._is_begun = False
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the answer; the first one, its head, is kept for the next one."""
+        if not self._is_begun and not data.startswith(_CONTINUE):
+            self._is_begun, self._head = True, data
+            return
+        if self._head and len(data) <= _LONG:
+            data = self._head + data
+            self._head = b""
+        self.flush()
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def is_closing(self) -> bool:
+        """Whether the connection is being closed."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Write what is kept, and close the connection."""
+        self.flush()
+        self._transport.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -74,6 +119,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
+        cycle.transport = AnswerTransport(cycle.transport)
         super()._start_asgi_task(cycle, app)
 
     def _abort_soon(self) -> None:
