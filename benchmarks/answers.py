@@ -10,7 +10,7 @@ import orjson
 
 from benchmarks.arena import Arena
 from benchmarks.load import Load
-from benchmarks.scenario import Scenario
+from benchmarks.scenario import BEFORE, Scenario
 from benchmarks.servers import Server, takes_part
 
 
@@ -19,7 +19,10 @@ class AnswersDiffer(Exception):
 
 
 def check(arena: Arena, scenarios: list[Scenario], servers: list[Server]) -> None:
-    """Ask all of them the same, before anything is written. Raises `AnswersDiffer`."""
+    """Ask all of them the same, before anything is written. Raises `AnswersDiffer`.
+
+    Another release has filled its database with its own data set, so that only the form of its answers is compared.
+    """
     for scenario in scenarios:
         if not scenario.is_query:
             continue
@@ -30,7 +33,8 @@ def check(arena: Arena, scenarios: list[Scenario], servers: list[Server]) -> Non
                 # GraphQL has its answer under a name of its own.
                 answers[server.name] = _in_common(answer.get("data", answer))
         for (one, found), (other, expected) in itertools.pairwise(answers.items()):
-            if found != expected:
+            alike = _form(found) == _form(expected) if BEFORE in {one, other} else found == expected
+            if not alike:
                 raise AnswersDiffer(f"{scenario.name}: {one} answers {found!s:.2000}, {other} {expected!s:.2000}")
 
 
@@ -55,3 +59,13 @@ def _in_common(value: Any, name: str = "") -> Any:
         case str() if name.endswith("At"):
             return datetime.fromisoformat(value)
     return value
+
+
+def _form(value: Any) -> Any:
+    """Return the value with the type of each of its leaves in its place."""
+    match value:
+        case dict():
+            return {key: _form(each) for key, each in value.items()}
+        case list():
+            return [_form(each) for each in value]
+    return type(value)

@@ -26,7 +26,7 @@ METERS_AT_ONCE = 10_000
 
 #: How many of them are being settled at any time. The writer has them in its groups beside the commands of callers,
 #: whose wait for a group they may not make much longer.
-SETTLED_AT_ONCE = 120
+SETTLED_AT_ONCE = 160
 
 
 @asynccontextmanager
