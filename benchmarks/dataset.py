@@ -26,6 +26,7 @@ from storage.billing_meters import BillingMeterRow, MeterName, billing_meters
 from storage.credit_grants import CreditGrantCategory, CreditGrantRow
 from storage.customers import customers, folded
 from storage.engine.database import Database
+from storage.engine.statements import given_columns
 from storage.engine.transactions import Writer
 from storage.ids import BILLING_METER, CUSTOMER
 from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
@@ -51,7 +52,7 @@ CUSTOMERS_AT_ONCE = METERS_AT_ONCE = 500
 
 Row = tuple[Any, ...]
 
-_columns_of_meter = attrgetter(*billing_meters.c.keys())
+_columns_of_meter = attrgetter(*[column.name for column in given_columns(billing_meters)])
 
 
 @dataclass
@@ -197,7 +198,7 @@ def _with_grants(rows: Rows, meter: BillingMeterRow, key_id: str, now: datetime)
     They are not used in the order in which they were made, some before the base and some after it; a third of them has
     no end.
     """
-    name, known = MeterName._make(getattr(meter, field) for field in MeterName._fields), Known()
+    name, known = meter.full_name, Known()
     for number in range(GRANTS):
         terms = (
             10 * ((7 * number + 3) % GRANTS),

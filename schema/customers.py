@@ -9,7 +9,7 @@ from strawberry.scalars import JSON
 
 from resolvers import customers
 from resolvers.context import Context
-from resolvers.reading.loaders import MetersOfCustomer
+from resolvers.reading.keys import MetersOfCustomer
 from resolvers.values import NAME_LENGTH, ORG_LENGTH, check_text
 from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import text

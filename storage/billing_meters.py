@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 
 from storage.engine.pages import Page, page_statement, unindexed
-from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.statements import Prepared, in_bucket, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Instant, Name, enum_type, metadata
 from storage.tenants import Environment
@@ -75,6 +75,8 @@ billing_meters = Table(
     Column("has_holds", Boolean, nullable=False, server_default=false()),
     # When a grant or a hold ends at the earliest, or before that; null: none does.
     Column("next_due_at", Instant),
+    # Where it lies on a database of several machines, with all that is of it; 0 on any other.
+    Column("bucket", Integer, nullable=False, server_default="0"),
     # Serves the lookup by the caller's names.
     UniqueConstraint("org_id", "environment", "workspace_id", "external_meter_id", name="billing_meters_names_key"),
     # Serves the list of meters, newest first.
@@ -88,6 +90,15 @@ billing_meters = Table(
     # Serves the search for what is due.
     Index(None, "next_due_at", sqlite_where=_HAS_DUE, postgresql_where=_HAS_DUE),
 )
+
+
+class MeterName(NamedTuple):
+    """What names a meter: its tenant, and the caller's two names. It never changes."""
+
+    org_id: str
+    environment: Environment
+    workspace_id: str
+    external_meter_id: str
 
 
 class BillingMeterRow(NamedTuple):
@@ -117,14 +128,10 @@ class BillingMeterRow(NamedTuple):
     has_holds: bool = False
     next_due_at: datetime | None = None
 
-
-class MeterName(NamedTuple):
-    """What names a meter: its tenant, and the caller's two names. It never changes."""
-
-    org_id: str
-    environment: Environment
-    workspace_id: str
-    external_meter_id: str
+    @property
+    def full_name(self) -> MeterName:
+        """What names it."""
+        return MeterName(self.org_id, self.environment, self.workspace_id, self.external_meter_id)
 
 
 _COLUMNS = [billing_meters.c[name] for name in BillingMeterRow._fields]
@@ -148,7 +155,7 @@ def _update(dialect: str, names: tuple[str, ...]) -> Prepared:
     return Prepared(
         dialect,
         update(billing_meters)
-        .where(billing_meters.c.id == changed.c.id)
+        .where(in_bucket(billing_meters), billing_meters.c.id == changed.c.id)
         .values({name: changed.c[name] for name in names}),
     )
 
@@ -168,7 +175,8 @@ def _by_names(dialect: str) -> Prepared:
 
 def _joined(wanted: FromClause) -> Select[Any]:
     """Select the meters that agree with one of the wanted records in all of its columns."""
-    return select(*_COLUMNS).join(wanted, and_(*[billing_meters.c[column.name] == column for column in wanted.c]))
+    are_equal = and_(*[billing_meters.c[column.name] == column for column in wanted.c])
+    return select(*_COLUMNS).join(wanted, in_bucket(billing_meters) & are_equal)
 
 
 @cache
@@ -213,6 +221,12 @@ async def ids_by_names(reader: Reader, names: Sequence[MeterName]) -> dict[Meter
     """Return the ids of the meters that these name, of whatever tenants, by name."""
     rows = await reader.run(_ids_by_names(reader.dialect), keys(names))
     return {MeterName(org_id, Environment(environment), *name): id_ for org_id, environment, *name, id_ in rows}
+
+
+async def buckets_of(reader: Reader, ids: Sequence[str]) -> dict[str, int]:
+    """Return where the meters of these ids lie, by id; it asks every machine."""
+    statement = select(billing_meters.c.id, billing_meters.c.bucket).where(billing_meters.c.id.in_(ids))
+    return {row.id: row.bucket for row in await reader.fetch(statement)}
 
 
 @cache
@@ -358,7 +372,7 @@ async def lock_by_name(writer: Writer, name: MeterName) -> BillingMeterRow | Non
 
 async def insert_meter(writer: Writer, row: BillingMeterRow) -> None:
     """Write a new meter."""
-    await writer.execute(insert(billing_meters), row._asdict())
+    await writer.execute(insert(billing_meters), row._asdict() | {"bucket": writer.bucket})
 
 
 async def update_meters(writer: Writer, changes: Sequence[tuple[BillingMeterRow, BillingMeterRow]]) -> None:

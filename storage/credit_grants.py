@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Index,
+    Integer,
     PrimaryKeyConstraint,
     SmallInteger,
     Table,
@@ -28,7 +29,7 @@ from sqlalchemy import (
 
 from storage.engine.long_values import page_columns
 from storage.engine.pages import Page, numbered_pages
-from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.statements import Prepared, in_bucket, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Instant, JsonText, Name, Word, enum_type, json_text, metadata
 
@@ -68,6 +69,8 @@ credit_grants = Table(
     Column("created_at", Instant, nullable=False),
     Column("reason", Text),
     Column("metadata", JsonText, nullable=False),
+    # Where it lies on a database of several machines, with all that is its meter's; 0 on any other.
+    Column("bucket", Integer, nullable=False, server_default="0"),
     # Serves a meter's grants, newest first, and a grant by its id.
     PrimaryKeyConstraint("meter_id", "seq"),
     # Serves a meter's grants of which something can be used.
@@ -124,7 +127,8 @@ def _usable(dialect: str, most: int | None) -> Prepared:
     grants = credit_grants.c
     found = select(*_PAGE_COLUMNS).join(
         wanted,
-        (grants.meter_id == wanted.c.meter_id)
+        in_bucket(credit_grants)
+        & (grants.meter_id == wanted.c.meter_id)
         & or_(grants.open_credits > literal_column("0"), grants.pinned_credits > literal_column("0")),
     )
     # With a parameter PostgreSQL would plan it at each run.
@@ -135,16 +139,15 @@ def _usable(dialect: str, most: int | None) -> Prepared:
 def _covering(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text())
     is_covering = credit_grants.c.covered_credits > literal_column("0")
-    return Prepared(
-        dialect, select(*_PAGE_COLUMNS).join(wanted, (credit_grants.c.meter_id == wanted.c.meter_id) & is_covering)
-    )
+    is_of_meter = in_bucket(credit_grants) & (credit_grants.c.meter_id == wanted.c.meter_id)
+    return Prepared(dialect, select(*_PAGE_COLUMNS).join(wanted, is_of_meter & is_covering))
 
 
 @cache
 def _by_seqs(dialect: str, columns: tuple[ColumnElement[Any], ...]) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
     is_wanted = (credit_grants.c.meter_id == wanted.c.meter_id) & (credit_grants.c.seq == wanted.c.seq)
-    return Prepared(dialect, select(*columns).join(wanted, is_wanted))
+    return Prepared(dialect, select(*columns).join(wanted, in_bucket(credit_grants) & is_wanted))
 
 
 @cache
@@ -154,7 +157,11 @@ def _update(dialect: str) -> Prepared:
     return Prepared(
         dialect,
         update(credit_grants)
-        .where(credit_grants.c.meter_id == changed.c.meter_id, credit_grants.c.seq == changed.c.seq)
+        .where(
+            in_bucket(credit_grants),
+            credit_grants.c.meter_id == changed.c.meter_id,
+            credit_grants.c.seq == changed.c.seq,
+        )
         .values({name: changed.c[name] for name in _CHANGING}),
     )
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from storage.engine.long_values import page_columns
 from storage.engine.pages import Page, numbered_pages
-from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.statements import Prepared, in_bucket, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Instant, JsonText, Name, Word, enum_type, json_text, metadata
 
@@ -57,6 +57,8 @@ holds = Table(
     # What it has reserved of each grant and of the base, in the order of use: [[seq, credits], ...].
     Column("pins", JsonText, nullable=False),
     Column("metadata", JsonText, nullable=False),
+    # Where it lies on a database of several machines, with all that is its meter's; 0 on any other.
+    Column("bucket", Integer, nullable=False, server_default="0"),
     # Serves a meter's holds, newest first, and a hold by its id.
     PrimaryKeyConstraint("meter_id", "seq"),
     # Serves a hold by its caller's name.
@@ -93,21 +95,21 @@ _PAGE_COLUMNS = page_columns(holds, HoldRow._fields)
 def _by_names(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), hold_id=Text())
     is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.hold_id == wanted.c.hold_id)
-    return Prepared(dialect, select(*_COLUMNS).join(wanted, is_wanted))
+    return Prepared(dialect, select(*_COLUMNS).join(wanted, in_bucket(holds) & is_wanted))
 
 
 @cache
 def _by_seqs(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
     is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.seq == wanted.c.seq)
-    return Prepared(dialect, select(*_PAGE_COLUMNS).join(wanted, is_wanted))
+    return Prepared(dialect, select(*_PAGE_COLUMNS).join(wanted, in_bucket(holds) & is_wanted))
 
 
 @cache
 def _open(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text())
-    is_open = holds.c.state == literal_column("'open'")
-    return Prepared(dialect, select(*_COLUMNS).join(wanted, (holds.c.meter_id == wanted.c.meter_id) & is_open))
+    is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.state == literal_column("'open'"))
+    return Prepared(dialect, select(*_COLUMNS).join(wanted, in_bucket(holds) & is_wanted))
 
 
 @cache
@@ -124,7 +126,7 @@ def _update(dialect: str) -> Prepared:
     return Prepared(
         dialect,
         update(holds)
-        .where(holds.c.meter_id == changed.c.meter_id, holds.c.seq == changed.c.seq)
+        .where(in_bucket(holds), holds.c.meter_id == changed.c.meter_id, holds.c.seq == changed.c.seq)
         .values({name: changed.c[name] for name in ("state", "committed_amount", "expires_at", "closed_at")}),
     )
 

@@ -1,4 +1,7 @@
-"""Ids: a prefix that names the kind, and 24 hexadecimal digits in the order of time."""
+"""Ids: a prefix that names the kind, and 24 hexadecimal digits in the order of time.
+
+A meter's has three more, which say where it lies: see `storage.engine.buckets`. Those of older meters lack them.
+"""
 
 import re
 import secrets
@@ -14,8 +17,8 @@ HOLD = "hld_"
 #: What lies in the ledger of a meter: their ids name the meter and a number, so that a lookup reads one partition.
 NUMBERED = (LEDGER_ENTRY, CREDIT_GRANT, HOLD)
 
-_ID = re.compile(r"(cus_|mtr_|key_)[0-9a-f]{24}", re.ASCII)
-_NUMBERED_ID = re.compile(r"([0-9a-f]{24})_([1-9][0-9]{0,17})", re.ASCII)
+_ID = re.compile(r"(cus_|key_)[0-9a-f]{24}|mtr_[0-9a-f]{24}([0-9a-f]{3})?", re.ASCII)
+_NUMBERED_ID = re.compile(r"([0-9a-f]{24}(?:[0-9a-f]{3})?)_([1-9][0-9]{0,17})", re.ASCII)
 
 _last = 0
 
@@ -28,6 +31,17 @@ def new_id(prefix: str) -> str:
     global _last  # noqa: PLW0603  # The last id of this process, so that rows made in one millisecond keep their order.
     _last = max(_last + 1, (time.time_ns() // 1_000_000) << 48 | secrets.randbits(48))
     return f"{prefix}{_last:024x}"
+
+
+def new_meter_id(bits: int) -> str:
+    """Return a new id of a meter whose names have these bits."""
+    return f"{new_id(BILLING_METER)}{bits:03x}"
+
+
+def bits_of_meter(meter_id: str) -> int | None:
+    """Return the bits that a meter's id says, or None where it is from before ids did."""
+    digits = meter_id[len(BILLING_METER) + 24 :]
+    return int(digits, 16) if digits else None
 
 
 def is_id(value: str, prefix: str) -> bool:

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from storage.billing_meters import billing_meters
 from storage.engine.long_values import page_columns
-from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.statements import Prepared, in_bucket, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Day, Instant, JsonText, Name, Word, enum_type, json_text, metadata
 from storage.tenants import Environment
@@ -94,6 +94,8 @@ ledger_entries = Table(
     # What a USAGE drew, a HOLD pinned and a VOID gave back of each grant and of the base, in order: [[seq, credits],
     # ...]; the rest of the amount is uncovered. Null: the meter had neither grants nor holds.
     Column("draws", JsonText),
+    # Where it lies on a database of several machines, with all that is its meter's; 0 on any other.
+    Column("bucket", Integer, nullable=False, server_default="0"),
     # Serves a meter's ledger, and an entry by its id.
     PrimaryKeyConstraint("meter_id", "seq"),
     # What makes an event count once. Serves the search for what a key has already done.
@@ -171,7 +173,8 @@ def _by_ids(dialect: str) -> Prepared:
         )
         .join(
             billing_meters,
-            (billing_meters.c.id == wanted.c.meter_id)
+            in_bucket(billing_meters, ledger_entries)
+            & (billing_meters.c.id == wanted.c.meter_id)
             & (billing_meters.c.org_id == wanted.c.org_id)
             & (billing_meters.c.environment == wanted.c.environment),
         ),
@@ -185,7 +188,8 @@ def _by_ranges(dialect: str, columns: tuple[ColumnElement[Any], ...]) -> Prepare
         dialect,
         select(wanted.c.place, *columns).join(
             wanted,
-            (ledger_entries.c.meter_id == wanted.c.meter_id)
+            in_bucket(ledger_entries)
+            & (ledger_entries.c.meter_id == wanted.c.meter_id)
             & ledger_entries.c.seq.between(wanted.c.first, wanted.c.last),
         ),
     )
@@ -198,7 +202,8 @@ def _by_keys(dialect: str) -> Prepared:
         dialect,
         select(*_COLUMNS).join(
             wanted,
-            (ledger_entries.c.meter_id == wanted.c.meter_id)
+            in_bucket(ledger_entries)
+            & (ledger_entries.c.meter_id == wanted.c.meter_id)
             & (ledger_entries.c.kind == wanted.c.kind)
             & (ledger_entries.c.key == wanted.c.key),
         ),
@@ -217,7 +222,9 @@ def _voided(dialect: str) -> Prepared:
         )
         .join(
             wanted,
-            (ledger_entries.c.meter_id == wanted.c.meter_id) & (ledger_entries.c.voids_seq == wanted.c.voids_seq),
+            in_bucket(ledger_entries)
+            & (ledger_entries.c.meter_id == wanted.c.meter_id)
+            & (ledger_entries.c.voids_seq == wanted.c.voids_seq),
         )
         .group_by(ledger_entries.c.meter_id, ledger_entries.c.voids_seq),
     )

@@ -29,7 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import NullType
 
 from storage.engine.columns import Columns
-from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.statements import Prepared, in_bucket, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.turns import Turn, turn_for
 from storage.engine.types import Day, Name, metadata
@@ -42,6 +42,8 @@ usage_days = Table(
     Column("day", Day, nullable=False),
     Column("usage_name", Name, nullable=False),
     Column("total_usage", BigInteger, nullable=False),
+    # Where it lies on a database of several machines, with all that is its meter's; 0 on any other.
+    Column("bucket", Integer, nullable=False, server_default="0"),
     # Serves a meter's days in their order.
     PrimaryKeyConstraint("meter_id", "day", "usage_name"),
     sqlite_with_rowid=False,
@@ -95,7 +97,11 @@ def _by_ranges(dialect: str, name_count: int) -> Prepared:
     too many days.
     """
     wanted = keys_table(dialect, place=Integer(), meter_id=Text(), first=Day(), last=Day())
-    is_wanted = [usage_days.c.meter_id == wanted.c.meter_id, usage_days.c.day.between(wanted.c.first, wanted.c.last)]
+    is_wanted = [
+        in_bucket(usage_days),
+        usage_days.c.meter_id == wanted.c.meter_id,
+        usage_days.c.day.between(wanted.c.first, wanted.c.last),
+    ]
     if name_count:
         is_wanted.append(usage_days.c.usage_name.in_([_name(number) for number in range(name_count)]))
     # By their order, the days of each range are read by the index, and by it alone.
@@ -129,9 +135,9 @@ def _name(number: int) -> BindParameter[str]:
 def _add(dialect: str) -> Prepared:
     rows = keys_table(dialect, **{column.name: column.type for column in _COLUMNS})
     # The condition shows SQLite's parser that ON CONFLICT is no join's.
-    values = select(*rows.c).where(true())
+    values = select(*rows.c, bindparam("bucket", type_=Integer())).where(true())
     statement = (postgresql if dialect == "postgresql" else sqlite).insert(usage_days)
-    upsert = statement.from_select(UsageDayRow._fields, values).on_conflict_do_update(
+    upsert = statement.from_select([*UsageDayRow._fields, "bucket"], values).on_conflict_do_update(
         index_elements=list(usage_days.primary_key.columns),
         set_={"total_usage": usage_days.c.total_usage + statement.excluded.total_usage},
     )

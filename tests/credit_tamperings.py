@@ -127,6 +127,10 @@ COLUMNS: dict[str, tuple[str, list[str]]] = {
         change("credit_grants", "meter_id = 'mtr_gone'", "meter_id = '<G>' AND seq = 18"),
         ["<G> grant 18: it is missing", "mtr_gone credit_grants has rows of it, and there is no such meter"],
     ),
+    "credit_grants.bucket": (
+        grant(18, "bucket = 1"),
+        ["<G> grant 18: it is missing", "<G> credit_grants has rows of it, and there is no such meter"],
+    ),
     "credit_grants.seq": (grant(18, "seq = 19"), ["<G> grant 18: it is missing", "<G> grant 19: no entry makes it"]),
     "credit_grants.key": (grant(18, "key = 'T'"), ["<G> grant 18: its key is T and should be t"]),
     "credit_grants.amount": (grant(18, "amount = 7"), ["<G> grant 18: its amount is 7 and should be 6"]),
@@ -182,6 +186,10 @@ COLUMNS: dict[str, tuple[str, list[str]]] = {
     "holds.meter_id": (
         change("holds", "meter_id = 'mtr_gone'", "meter_id = '<G>' AND seq = 15"),
         ["<G> hold 15: it is missing", "mtr_gone holds has rows of it, and there is no such meter"],
+    ),
+    "holds.bucket": (
+        hold(15, "bucket = 1"),
+        ["<G> hold 15: it is missing", "<G> holds has rows of it, and there is no such meter"],
     ),
     "holds.seq": (hold(15, "seq = 13"), ["<G> hold 15: it is missing", "<G> hold 13: no entry makes it"]),
     "holds.hold_id": (hold(15, "hold_id = 'J'"), ["<G> hold 15: its hold_id is J and should be j"]),
@@ -369,7 +377,7 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
         [
             (
                 "INSERT INTO credit_grants SELECT meter_id, 17, 'z', 1, 50, 'paid', NULL, 1, 0, 0, 0, 0, 0, is_closed,"
-                " created_at, NULL, metadata FROM credit_grants WHERE meter_id = '<G>' AND seq = 18"
+                " created_at, NULL, metadata, 0 FROM credit_grants WHERE meter_id = '<G>' AND seq = 18"
             )
         ],
         [
@@ -395,7 +403,7 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
         [
             (
                 "INSERT INTO holds SELECT meter_id, 19, 'made up', amount, requested_amount, expires_in_seconds, state,"
-                " committed_amount, expires_at, created_at, closed_at, pins, metadata FROM holds"
+                " committed_amount, expires_at, created_at, closed_at, pins, metadata, 0 FROM holds"
                 " WHERE meter_id = '<G>' AND seq = 15"
             )
         ],

@@ -266,7 +266,11 @@ async def disagreements(database: Database, *meter_ids: str, now: datetime | Non
     async with database.snapshot() as reader:
         meters = [BillingMeterRow._make(row) for row in await reader.fetch(wanted)]
         assert len(meters) == len({*meter_ids})
-        found = [each async for each in verify_meters(reader, meters, Verified(), now)]
+        found = []
+        for bucket in database.buckets.values:
+            some = [meter for meter in meters if database.buckets.of_names(meter.full_name) == bucket]
+            reader.bucket = bucket
+            found += [each async for each in verify_meters(reader, some, Verified(), now)]
         return found + [each async for each in verify_relations(reader) if each.id in meter_ids]
 
 
@@ -339,7 +343,7 @@ async def found_after(database: Database, statements: Sequence[str]) -> list[Dis
         for statement in statements:
             # A colon would begin a parameter.
             await writer.execute(text(statement.replace(":", r"\:")))
-        found.extend([each async for each in verify_snapshot(writer, Verified())])
+        found.extend([each async for each in verify_snapshot(writer, database.buckets, Verified())])
         raise Undo
 
     with contextlib.suppress(Undo):

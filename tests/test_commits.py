@@ -353,7 +353,7 @@ async def lost_in_commit(
     try:
         # The second attempt finds the meter locked, by the first one.
         async with asyncio.timeout(30):
-            while writer._second.running is None:  # noqa: ASYNC110  # The writer does not say how far it is.
+            while writer._lanes[0].second.running is None:  # noqa: ASYNC110  # The writer does not say how far it is.
                 await asyncio.sleep(0)
         yield writer, answer
     finally:

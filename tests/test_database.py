@@ -28,7 +28,8 @@ from storage.credit_grants import CreditGrantCategory, CreditGrantRow, CreditGra
 from storage.customers import CustomerFilter, CustomerRow
 from storage.customers import customers as customers_table
 from storage.engine.columns import Columns
-from storage.engine.database import ATTEMPTS, SQLITE_READERS, Database, DatabaseUnavailable, Outcome
+from storage.engine.connections import SQLITE_READERS
+from storage.engine.database import ATTEMPTS, Database, DatabaseUnavailable, Outcome
 from storage.engine.pages import Page
 from storage.engine.transactions import Reader, Writer
 from storage.holds import HoldRow, HoldState
@@ -127,15 +128,17 @@ def test_tables_has_the_table_of_every_feature_after_those_that_it_refers_to() -
 
 
 #: Takes the tables and columns away that came later than what a test migrates from.
-WITHOUT_GRANTS_AND_HOLDS = (
+AS_BEFORE_GRANTS = (
     "DROP TABLE credit_grants",
     "DROP TABLE holds",
     "DROP INDEX billing_meters_next_due_at_idx",
     *(
         f"ALTER TABLE {table} DROP COLUMN {column}"
         for table, columns in {
-            "billing_meters": "held_credits pinned_credits open_holds max_open_holds has_grants has_holds next_due_at",
-            "ledger_entries": "held_credits_after grant_seq hold_seq draws",
+            "billing_meters": "held_credits pinned_credits open_holds max_open_holds has_grants has_holds next_due_at "
+            "bucket",
+            "ledger_entries": "held_credits_after grant_seq hold_seq draws bucket",
+            "usage_days": "bucket",
         }.items()
         for column in columns.split()
     ),
@@ -192,7 +195,7 @@ class TestMigrations:
             for statement in (
                 "UPDATE ledger_entries SET metadata = '{}', key = NULL WHERE kind = 'opening'",
                 "ALTER TABLE customers DROP COLUMN idempotency_key",
-                *WITHOUT_GRANTS_AND_HOLDS,
+                *AS_BEFORE_GRANTS,
                 "UPDATE alembic_version SET version_num = '2026_11_26_makers_of_customers'",
             ):
                 await writer.execute(text(statement))
@@ -209,7 +212,7 @@ class TestMigrations:
 
         async def go_back(writer: Writer) -> None:
             for statement in (
-                *WITHOUT_GRANTS_AND_HOLDS,
+                *AS_BEFORE_GRANTS,
                 "UPDATE alembic_version SET version_num = '2026_11_26_opening_settings'",
             ):
                 await writer.execute(text(statement))
@@ -397,7 +400,7 @@ class TestWrite:
             await asyncio.wait([under_way])
             assert await names(database) == sorted(f"{each} {letter}" for each in range(number + 1) for letter in "ab")
         # What is kept for the next use is no connection lost.
-        for connections in (database._read_connections, database._write_connections):
+        for connections in (database._home.reading, database._home.writing):
             await connections.release_idle()
         assert [engine.pool.status().count("Checked out connections: 0") for engine in database.engines] == [1, 1, 1]
 
@@ -717,23 +720,25 @@ async def filled(
     # Of 0 to 63 credits 6 bits at most, of all others more.
     bits = "CASE WHEN n < 64 THEN 6 ELSE 15 END"
     number, half, tenth, part = (digits.format(text) for text in ("n", "n / 2", "n / 10", "n / 200"))
+    voided = "CASE WHEN n % 200 > 100 THEN n % 200 - 99 END"
     rows = {
         f"customers SELECT 'cus_' || {number}, {org}, 'sandbox', 'A@example.com', 'N', 'e' || n, '{{}}', {moment},"
         f" {moment}, 'a' || (n / 100) || '@example.com', 'n' || n, NULL, NULL": CUSTOMERS,
         f"billing_meters SELECT 'mtr_' || {number}, {org}, 'sandbox', {workspace}, 'm' || n, 'cus_' || {half}, 'UTC',"
-        f" 10, 0, {no}, NULL, n, 10, {moment}, {moment}, {bits}, 0, 0, 0, NULL, {no}, {no}, NULL": METERS,
-        f"usage_days SELECT 'mtr_' || {tenth}, {day}, 'default', 1": DAYS,
+        f" 10, 0, {no}, NULL, n, 10, {moment}, {moment}, {bits}, 0, 0, 0, NULL, {no}, {no}, NULL, 0": METERS,
+        f"usage_days SELECT 'mtr_' || {tenth}, {day}, 'default', 1, 0": DAYS,
         f"ledger_entries SELECT 'mtr_' || {part}, n % 200 + 1, 'usage', 'k' || (n % 200), 1, 10, 1, 10, 'default',"
-        f" {day}, 1, 'reject', NULL, NULL, {moment}, 'key_', NULL, '{{}}', 0, NULL, NULL, NULL": ENTRIES,
+        f" {day}, 1, 'reject', {voided}, NULL, {moment}, 'key_', NULL, '{{}}', 0, NULL, NULL, NULL, 0": ENTRIES,
     }
 
     # Of each meter's two hundred grants one is open and one has covered usage, and of its holds one is open.
     one, two = (f"CASE n % 200 WHEN {each} THEN 1 ELSE 0 END" for each in (0, 1))
     rows |= {
         f"credit_grants SELECT 'mtr_' || {part}, n % 200 + 1, 'k' || n, 1, 50, 'paid', NULL, {one}, 0, 0, {two}, 0, 0,"
-        f" {no}, {moment}, NULL, '{{}}'": GRANTS,
+        f" {no}, {moment}, NULL, '{{}}', 0": GRANTS,
         f"holds SELECT 'mtr_' || {part}, n % 200 + 1, 'h' || (n % 200), 1, 1, 60,"
-        f" CASE n % 200 WHEN 0 THEN 'open' ELSE 'released' END, NULL, {moment}, {moment}, NULL, '[]', '{{}}'": GRANTS,
+        f" CASE n % 200 WHEN 0 THEN 'open' ELSE 'released' END, NULL, {moment}, {moment}, NULL, '[]', '{{}}',"
+        " 0": GRANTS,
     }
 
     async def fill(writer: Writer) -> None:
@@ -788,7 +793,7 @@ LOOKUPS: dict[str, tuple[Callable[[Writer], Awaitable[Any]], int, str, list[str]
     ),
     "voided credits": (
         lambda db: ledger.voided_credits(db, [(meter_id, 3) for meter_id in METER_IDS]),
-        0,
+        3,
         "ledger_entries",
         ["meter_id", "voids_seq"],
     ),

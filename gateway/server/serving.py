@@ -14,7 +14,7 @@ from uvicorn.supervisors import ChangeReload, Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
 from gateway.settings import Settings
-from storage.engine.database import GROUPS, SQLITE_READERS
+from storage.engine.connections import GROUPS, SQLITE_READERS
 
 _log = logging.getLogger(__name__)
 

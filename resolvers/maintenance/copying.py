@@ -13,6 +13,7 @@ import orjson
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify_snapshot
 from storage import migrations
+from storage.engine.buckets import Buckets
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
 from storage.maintenance import copying
@@ -61,8 +62,10 @@ async def copy(
             copied.rows[table.name] = digest.rows
         async with target.snapshot() as copy_reader:
             await _compare(copy_reader, digests, show("Comparing"))
-            copied.verified, copied.disagreements = await _verify(reader, "Verifying the source", on_progress)
-            if await _verify(copy_reader, "Verifying the copy", on_progress) != (
+            copied.verified, copied.disagreements = await _verify(
+                reader, source.buckets, "Verifying the source", on_progress
+            )
+            if await _verify(copy_reader, target.buckets, "Verifying the copy", on_progress) != (
                 copied.verified,
                 copied.disagreements,
             ):
@@ -103,11 +106,13 @@ async def _compare(reader: Reader, digests: dict[str, tuple[int, str]], show: Ca
         before += digest.rows
 
 
-async def _verify(reader: Reader, step: str, on_progress: OnProgress) -> tuple[Verified, list[Disagreement]]:
+async def _verify(
+    reader: Reader, buckets: Buckets, step: str, on_progress: OnProgress
+) -> tuple[Verified, list[Disagreement]]:
     verified = Verified()
 
     def show(total: int) -> None:
         on_progress(step, verified.meters, total)
 
     # The databases find some of them in an order of their own.
-    return verified, sorted([each async for each in verify_snapshot(reader, verified, on_progress=show)])
+    return verified, sorted([each async for each in verify_snapshot(reader, buckets, verified, on_progress=show)])

@@ -47,16 +47,20 @@ async def _repair_customers(database: Database) -> int:
 
 
 async def _repair_meters(database: Database) -> int:
+    return sum([await _repair_bucket(database, bucket) for bucket in database.buckets.values])
+
+
+async def _repair_bucket(database: Database, bucket: int) -> int:
     last, repaired = "", 0
     while True:
-        async with database.read() as reader:
+        async with database.read(bucket) as reader:
             found = await audit.meters_after(reader, last, limit=PORTION)
         if not found:
             return repaired
         last = found[-1].id
         wrong = [meter.id for meter in found if _right(meter) != meter]
         if wrong:
-            repaired += await database.write(partial(_repair_bits, ids=wrong))
+            repaired += await database.write(partial(_repair_bits, ids=wrong), bucket=bucket)
 
 
 async def _repair_bits(writer: Writer, ids: list[str]) -> int:

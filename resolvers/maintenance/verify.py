@@ -1,6 +1,7 @@
 """Holding a whole database against the invariants of billing, in bounded memory.
 
-Each meter's ledger is replayed (`meter_check.py`), and its row and usage days are held against it. Of the whole:
+Each meter's ledger is replayed (`meter_check.py`), and its row and usage days are held against it. Of the whole: every
+meter lies in its bucket, with all that is of it;
 a key names one entry; no more is voided than was used; every row has its meter; a meter's customer, a session's parent
 and customer, and who recorded an entry are there, and of the same tenant; an idempotency key leads to what was made
 under it, and what was made under one is led to. And what lists are filtered by agrees with what it stands for: of a
@@ -24,6 +25,7 @@ from storage import ids, ledger, usage
 from storage.api_keys import api_keys
 from storage.billing_meters import BillingMeterRow, billing_meters
 from storage.customers import customers, found_by
+from storage.engine.buckets import Buckets
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
 from storage.holds import HoldRow
@@ -67,25 +69,31 @@ async def verify(
     overdue. Raises `DatabaseUnavailable`.
     """
     async with database.snapshot() as reader:
-        async for disagreement in verify_snapshot(reader, verified, on_progress=on_progress, now=now):
+        async for disagreement in verify_snapshot(reader, database.buckets, verified, on_progress=on_progress, now=now):
             yield disagreement
 
 
 async def verify_snapshot(
     reader: Reader,
+    buckets: Buckets,
     verified: Verified,
     *,
     on_progress: Callable[[int], None] = lambda _meters: None,
     now: datetime | None = None,
 ) -> AsyncIterator[Disagreement]:
-    """Do what `verify` does, on a snapshot that is open."""
+    """Do what `verify` does, on a snapshot that is open, of a database that is divided so."""
     total = await audit.count_meters(reader)
-    failures: list[Disagreement] = []
-    async for meters in _in_portions(reader, failures):
-        on_progress(total)
-        async for disagreement in verify_meters(reader, meters, verified, now):
+    for bucket in buckets.values:
+        reader.bucket = bucket
+        failures: list[Disagreement] = []
+        async for meters in _in_portions(reader, failures):
+            on_progress(total)
+            async for disagreement in verify_meters(reader, meters, verified, now):
+                yield disagreement
+            failures += [_elsewhere(meter) for meter in meters if buckets.of_names(meter.full_name) != bucket]
+        for disagreement in failures:
             yield disagreement
-    for disagreement in failures:
+    for disagreement in map(_elsewhere, await audit.meters_elsewhere(reader, buckets.values, limit=MAX_OF_A_KIND)):
         yield disagreement
     async for disagreement in verify_relations(reader):
         yield disagreement
@@ -93,6 +101,10 @@ async def verify_snapshot(
         yield disagreement
     async for disagreement in _keys(reader):
         yield disagreement
+
+
+def _elsewhere(meter: BillingMeterRow) -> Disagreement:
+    return Disagreement(meter.id, "it lies in another bucket than that of its names, where it is looked for")
 
 
 async def verify_relations(reader: Reader) -> AsyncIterator[Disagreement]:

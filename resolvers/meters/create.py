@@ -9,12 +9,14 @@ from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflic
 from resolvers.meters.names import meter_name
 from resolvers.meters.settings import NewBillingMeter, check_settings, opened_with
 from resolvers.meters.writing.group import write_entries
+from resolvers.reading.places import locate
 from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.commands import Decision, newest_entry
 from resolvers.rules.due import due_of
 from resolvers.values import KEY_LENGTH, check_text
 from storage import billing_meters, ids, ledger
 from storage.billing_meters import BillingMeterRow
+from storage.engine.buckets import bits_of
 from storage.engine.transactions import Reader, Writer
 from storage.idempotency_keys import IdempotencyKeyRow
 from storage.ledger import LedgerEntryKind, LedgerEntryRow
@@ -39,7 +41,7 @@ async def create_billing_meter(
     actor.require_workspace(request.workspace_id)
 
     # The same in every attempt, so that an attempt finds what an earlier one of this request has made.
-    meter_id = ids.new_id(ids.BILLING_METER)
+    meter_id = ids.new_meter_id(bits_of(name))
 
     async def create(writer: Writer) -> Decision:
         now = context.clock()
@@ -55,10 +57,7 @@ async def create_billing_meter(
         if request.customer_id is not None and not await customers.may_attach(writer, actor, request.customer_id):
             raise CustomerNotFound
         if earlier is not None:
-            first = await _meter_made(writer, earlier, now)
-            # Another workspace's entry is not shown to a key that is not for it.
-            opening = await _opening_of(writer, first) if actor.may_enter(first.workspace_id) else None
-            raise IdempotencyConflict(earlier.key, entry=opening)
+            raise IdempotencyConflict(earlier.key, entry=await _opening_made(context, earlier))
         if existing is not None:
             raise AlreadyExists(
                 f"Billing meter {name.external_meter_id!r} exists already in workspace {name.workspace_id!r}.",
@@ -92,7 +91,8 @@ async def create_billing_meter(
         )
         return Decision(meter, entry)
 
-    outcome = await context.database.write(create, is_repeatable=True)
+    bucket = context.database.buckets.of_names(name)
+    outcome = await context.database.write(create, bucket=bucket, is_repeatable=True)
     context.forget()
     return outcome
 
@@ -110,6 +110,14 @@ async def _meter_made(reader: Reader, earlier: IdempotencyKeyRow, now: datetime)
     return due.visible[earlier.result_id]
 
 
-async def _opening_of(writer: Writer, meter: BillingMeterRow) -> LedgerEntryRow:
-    ((opening,),) = await ledger.by_ranges(writer, [(meter.id, 1, 1)])
+async def _opening_made(context: Context, earlier: IdempotencyKeyRow) -> LedgerEntryRow | None:
+    """Return the opening of the meter that the earlier request made; None: the key is not for its workspace."""
+    (bucket,) = await locate(context.database, [earlier.result_id])
+    async with context.database.read(bucket) as reader:
+        first = await _meter_made(reader, earlier, context.clock())
+        return await _opening_of(reader, first) if context.actor.may_enter(first.workspace_id) else None
+
+
+async def _opening_of(reader: Reader, meter: BillingMeterRow) -> LedgerEntryRow:
+    ((opening,),) = await ledger.by_ranges(reader, [(meter.id, 1, 1)])
     return opening

@@ -16,6 +16,7 @@ from resolvers.errors import (
 )
 from resolvers.idempotency import same_json
 from resolvers.meters.names import meter_name
+from resolvers.reading.places import locate
 from resolvers.rules.commands import GATEWAY_KEY, Decision, Known, after, gateway_key, is_gateway_key, newest_entry
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, REASON_LENGTH, check_metadata, check_text
 from storage import billing_meters, credit_grants, ids
@@ -275,7 +276,8 @@ async def _found(context: Context, id_: str) -> tuple[MeterName, str]:
     actor, place = context.actor, ids.parse_numbered_id(id_, ids.CREDIT_GRANT)
     if place is None:
         raise CreditGrantNotFound
-    async with context.database.read() as reader:
+    (bucket,) = await locate(context.database, [place[0]])
+    async with context.database.read(bucket) as reader:
         meters = await billing_meters.by_ids(
             reader,
             [place[0]],
@@ -286,7 +288,7 @@ async def _found(context: Context, id_: str) -> tuple[MeterName, str]:
         found = await credit_grants.by_seqs(reader, [place])
     if place[0] not in meters or place not in found:
         raise CreditGrantNotFound
-    return MeterName._make(getattr(meters[place[0]], field) for field in MeterName._fields), found[place].key
+    return meters[place[0]].full_name, found[place].key
 
 
 def _check_priority(priority: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.meters.settings import check_settings
-from resolvers.rules.due import due_of
+from resolvers.rules.due import due_of_all
 from resolvers.values import NAME_LENGTH, check_text
 from storage import billing_meters, ids
 from storage.billing_meters import BillingMeterRow, MeterFilter
@@ -44,5 +44,5 @@ async def list_billing_meters(
             workspace_ids=actor.workspace_ids,
             wanted=wanted,
         )
-        due = await due_of(reader, rows, context.moment())
+    due = await due_of_all(context.database, rows, context.moment())
     return [due.meter(row) for row in rows]

@@ -36,6 +36,9 @@ DEFAULT_USAGE_NAME = "default"
 # An enumeration's member costs more to look up than what is done with it here, for each event.
 _REJECT, _PARTIAL, _FORCE = OverLimitPolicy.REJECT, OverLimitPolicy.PARTIAL, OverLimitPolicy.FORCE
 _USAGE, _HOLD = LedgerEntryKind.USAGE, LedgerEntryKind.HOLD
+_USED_CREDITS, _AVAILABLE_BITS, _LAST_SEQ, _UPDATED_AT = map(
+    BillingMeterRow._fields.index, ("used_credits", "available_bits", "last_seq", "updated_at")
+)
 _USAGE_WRITE, _USAGE_CORRECT = Scope.USAGE_WRITE, Scope.USAGE_CORRECT
 
 
@@ -117,12 +120,12 @@ class RecordUsage(NamedTuple):
         used_credits = meter.used_credits + accepted
         # What `after` and `newest_entry` return, without the cost of their keywords: a debit changes little, and there
         # are many.
-        meter = meter._replace(
-            used_credits=used_credits,
-            available_bits=available_bits(meter.limit_credits, used_credits, meter.held_credits),
-            last_seq=meter.last_seq + 1,
-            updated_at=now,
-        )
+        values: list[Any] = [*meter]
+        values[_USED_CREDITS] = used_credits
+        values[_AVAILABLE_BITS] = available_bits(meter.limit_credits, used_credits, meter.held_credits)
+        values[_LAST_SEQ] += 1
+        values[_UPDATED_AT] = now
+        meter = BillingMeterRow._make(values)
         entry = LedgerEntryRow(
             meter.id,
             meter.last_seq,

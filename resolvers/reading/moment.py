@@ -25,12 +25,11 @@ class Moment:
 
     def note(self, meter: BillingMeterRow) -> None:
         """Note when the newest entry was of a meter that is read."""
-        if meter.updated_at > self():
-            self._newest[meter.id] = meter.updated_at
+        self._newest[meter.id] = meter.updated_at
 
     def of(self, meter_id: str) -> datetime:
         """Return the moment of a meter that was read."""
-        return max(self(), self._newest.get(meter_id, self()))
+        return max(self(), self._newest[meter_id]) if meter_id in self._newest else self()
 
     def forget(self) -> None:
         """Let it be later from now on."""

@@ -5,7 +5,7 @@ from datetime import date
 
 from resolvers.bounds import Bounds
 from resolvers.errors import BadUserInput, LimitExceeded
-from resolvers.reading.loaders import UsageOfMeter
+from resolvers.reading.keys import UsageOfMeter
 from storage.engine.turns import turn_for
 from storage.usage import UsageDayRow
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from resolvers.rules.booking import book_due
 from resolvers.rules.commands import Known
 from resolvers.rules.credits import BASE, Credits, by_meter
 from storage import credit_grants, holds
 from storage.billing_meters import BillingMeterRow
+from storage.engine.database import Database
 from storage.engine.transactions import Reader
 from storage.engine.turns import turn_for
+
+Key = TypeVar("Key")
 
 
 class Due:
@@ -39,8 +43,31 @@ class Due:
         return row if known is None else known.holds.get(row.hold_id, row)
 
 
+async def due_of_all(database: Database, meters: Sequence[BillingMeterRow], now: datetime) -> Due:
+    """Return what `due_of` does of meters of whatever buckets."""
+    found = Due(meters)
+    late: dict[int, list[BillingMeterRow]] = {}
+    for meter in meters:
+        if meter.next_due_at is not None and meter.next_due_at <= now:
+            late.setdefault(database.buckets.of_names(meter.full_name), []).append(meter)
+    for bucket, some in late.items():
+        async with database.read(bucket) as reader:
+            due = await due_of(reader, some, now)
+        found.visible |= due.visible
+        found.known |= due.known
+    return found
+
+
+async def as_due(reader: Reader, meters: dict[Key, BillingMeterRow], now: datetime) -> dict[Key, BillingMeterRow]:
+    """Return the meters, all of the reader's bucket, as they are if all that is due of them is booked."""
+    if not [1 for meter in meters.values() if meter.next_due_at is not None and meter.next_due_at <= now]:
+        return meters
+    due = await due_of(reader, [*meters.values()], now)
+    return {key: due.meter(meter) for key, meter in meters.items()}
+
+
 async def due_of(reader: Reader, meters: Sequence[BillingMeterRow], now: datetime) -> Due:
-    """Return the meters, with what they are as if all that is due of them were booked."""
+    """Return the meters, all of the reader's bucket, with what they are as if all that is due of them were booked."""
     found = Due(meters)
     late = [meter for meter in meters if meter.next_due_at is not None and meter.next_due_at <= now]
     if not late:

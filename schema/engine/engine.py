@@ -83,7 +83,7 @@ class Engine:
         observation.operation, observation.kind = chosen.name, chosen.kind.value
         if only_queries and chosen.kind is not OperationType.QUERY:
             raise OperationNotAllowed
-        result = await chosen.run(context, request.variables or {}, room)
+        result = await chosen.run(context, request.variables or {}, room, shows_cost=request.shows_cost)
         observation.ended("execute")
         if not isinstance(result, ExecutionResult):
             return _not_executed([faults.of_variables(error) for error in result])

@@ -157,13 +157,13 @@ class LimitedOperation:
         return self._operation.node.operation
 
     async def run(
-        self, context: Context, variables: dict[str, Any], room: Room
+        self, context: Context, variables: dict[str, Any], room: Room, *, shows_cost: bool = False
     ) -> ExecutionResult | list[GraphQLError]:
         """Run it and return what it came to, or what is wrong with the variables, or which limit they pass.
 
         What is large is run when there is room for it, which it keeps.
 
-        The steps are those of graphql-core's `execute`. The result's extensions have the cost.
+        The steps are those of graphql-core's `execute`. The result's extensions have the cost, where that is asked for.
         """
         if self._cost.introspects and not self._limits.may_introspect(context.actor):
             return [GraphQLError(NOT_INTROSPECTED, extensions={"code": Forbidden.code})]
@@ -190,16 +190,17 @@ class LimitedOperation:
         if plan is not None and plan.whole is not None:
             context.has_one_reader = plan.whole.is_chain
         result = await self._operation.execute(None, context, values, plan, on_surprise=begin)
-        result.extensions = {
-            "cost": {
-                "rows": size.rows,
-                "most": limits.cost,
-                "values": size.values,
-                "mostValues": limits.answer_values,
-                "bytes": size.bytes,
-                "mostBytes": limits.answer_bytes,
+        if shows_cost:
+            result.extensions = {
+                "cost": {
+                    "rows": size.rows,
+                    "most": limits.cost,
+                    "values": size.values,
+                    "mostValues": limits.answer_values,
+                    "bytes": size.bytes,
+                    "mostBytes": limits.answer_bytes,
+                }
             }
-        }
         return result
 
     async def _plan(self, values: VariableValues, size: Size) -> Plan | None:

@@ -11,7 +11,7 @@ from resolvers import errors
 from resolvers.actor import Actor
 from resolvers.context import Context
 from resolvers.meters.grants import grant_credits, revoke_credit_grant, update_credit_grant
-from resolvers.reading.loaders import GrantsOfMeter
+from resolvers.reading.keys import GrantsOfMeter
 from resolvers.rules.commands import Decision
 from resolvers.values import REASON_LENGTH
 from schema.engine.execution.resolving import DIRECT, batched

@@ -11,7 +11,7 @@ from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.errors import Forbidden
 from resolvers.meters.holds import commit_hold, extend_hold, hold_credits, release_hold
-from resolvers.reading.loaders import HoldsOfMeter
+from resolvers.reading.keys import HoldsOfMeter
 from resolvers.values import KEY_LENGTH
 from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import AN_ID, text

@@ -10,7 +10,7 @@ from strawberry.scalars import JSON
 from resolvers.actor import Actor
 from resolvers.context import Context
 from resolvers.errors import Forbidden
-from resolvers.reading.loaders import EntriesOfMeter
+from resolvers.reading.keys import EntriesOfMeter
 from resolvers.rules.commands import is_gateway_key
 from resolvers.rules.credits import BASE
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, USAGE_NAME_LENGTH

@@ -15,7 +15,7 @@ from resolvers.errors import InvalidInput as Refused
 from resolvers.errors import Refusal
 from resolvers.meters.record_usage import record_usage, record_usage_batch
 from resolvers.meters.void_usage import void_usage
-from resolvers.reading.loaders import UsageOfMeter
+from resolvers.reading.keys import UsageOfMeter
 from resolvers.reading.usage import DEFAULT_DAYS, all_with_zeros, unforeseen_days, usage_days
 from resolvers.rules.commands import Decision
 from resolvers.values import USAGE_NAME_LENGTH, check_usage_names, day_of, parse_day

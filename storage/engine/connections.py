@@ -1,23 +1,31 @@
-"""The connections of an engine, which are kept open between uses."""
+"""The connections to a server of a database, or to SQLite's file, which are kept open between uses."""
 
 import asyncio
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from storage.engine.clocks import Clocks
 from storage.engine.failures import UNAVAILABLE, Meaning, meaning_of
-from storage.engine.sqlite import file_uri
+from storage.engine.postgresql import postgresql_engine
+from storage.engine.sqlite import WRITER_PRAGMAS, file_uri, sqlite_engine
 
 #: How long an idle connection is used again without asking whether it still answers, in seconds.
 IDLE_SECONDS = 1
+
+#: How many connections read from SQLite.
+SQLITE_READERS = 4
+
+#: How many groups of commands PostgreSQL decides at once for each bucket: the writer's two lanes have one each.
+GROUPS = 2
 
 #: Under which name the pool keeps, with a connection, when it was opened.
 _OPENED_AT = "opened at"
@@ -191,6 +199,50 @@ class Connections:
     async def _is_closed(self, connection: AsyncConnection) -> bool:
         driver: Any = (await connection.get_raw_connection()).driver_connection
         return self.dialect == "postgresql" and bool(driver.is_closed())
+
+
+class Machine:
+    """The pools of connections to one server."""
+
+    def __init__(self, url: URL, *, pool_size: int, wait_seconds: float, buckets: int = 1) -> None:
+        self.clocks = Clocks()
+        """This machine's and PostgreSQL's; SQLite has none of its own."""
+        if url.get_backend_name() == "sqlite":
+            pool_size = SQLITE_READERS
+            self.readers = sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
+            self.writers = sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds, pragmas=WRITER_PRAGMAS)
+            self.snapshots = sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
+            self.reading = Connections(self.readers, max_open=pool_size, wait_seconds=wait_seconds)
+            self.writing = Connections(self.writers, max_open=1, wait_seconds=wait_seconds)
+            self.groups = self.writing
+            return
+        groups = GROUPS * buckets
+        self.readers = postgresql_engine(url, self.clocks, pool_size=pool_size + groups, wait_seconds=wait_seconds)
+        self.writers = self.readers
+        self.snapshots = postgresql_engine(url, self.clocks, pool_size=1, wait_seconds=None)
+        self.reading = Connections(self.readers, max_open=pool_size, wait_seconds=wait_seconds)
+        self.writing = self.reading
+        # Slow reads never hold up the groups of commands, which have connections of their own.
+        self.groups = Connections(self.writers, max_open=groups, wait_seconds=wait_seconds)
+
+    @property
+    def engines(self) -> Sequence[AsyncEngine]:
+        """The engines of writers, readers and snapshots; some may use one pool."""
+        return self.writers, self.readers, self.snapshots
+
+    @property
+    def connections(self) -> Mapping[str, PoolState]:
+        """What there is of connections, those of snapshots aside: by their use, unless all uses share them."""
+        if self.writing is self.reading:
+            return {"all": self.reading.state, "groups": self.groups.state}
+        return {"reading": self.reading.state, "writing": self.writing.state}
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for connections in (self.reading, self.writing, self.groups):
+            await connections.close()
+        for engine in self.engines:
+            await engine.dispose()
 
 
 def _note_opening(_connection: object, record: ConnectionPoolEntry) -> None:

@@ -6,17 +6,20 @@ transaction in a task of its own: it is committed or rolled back as a whole, wha
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import Table, event, make_url, text
+from sqlalchemy import URL, Table, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from storage.engine.buckets import Buckets
 from storage.engine.clocks import Clocks, ClocksDiffer
-from storage.engine.connections import Connections, PoolState
+from storage.engine.connections import Connections, Machine, PoolState
 from storage.engine.failures import (
     UNAVAILABLE,
     CommitWarned,
@@ -26,8 +29,6 @@ from storage.engine.failures import (
     is_unavailable,
     meaning_of,
 )
-from storage.engine.postgresql import postgresql_engine
-from storage.engine.sqlite import WRITER_PRAGMAS, sqlite_engine
 from storage.engine.transactions import QuickReader, Reader, Writer
 
 #: How often a transaction is tried that lost a race, or its connection before COMMIT was sent.
@@ -38,12 +39,6 @@ CLOSE_SECONDS = 1
 
 #: How long the second attempt waits; each later one waits twice as long as the one before.
 PAUSE_SECONDS = 0.05
-
-#: How many connections read from SQLite.
-SQLITE_READERS = 4
-
-#: How many groups of commands PostgreSQL decides at once: the writer's two lanes have one each.
-GROUPS = 2
 
 #: What says that a transaction which was not committed may be run again.
 _RUN_AGAIN = frozenset({Meaning.LOST_RACE, Meaning.LOST_SESSION})
@@ -86,14 +81,37 @@ class LockTimeout(DatabaseUnavailable):
         super().__init__(Outcome.NOT_WRITTEN)
 
 
+class Reading:
+    """A read that is open for as long as the body of `async with`. It is a class because there are so many."""
+
+    __slots__ = ("_reader",)
+
+    def __init__(self, connections: Connections, bucket: int) -> None:
+        self._reader = QuickReader(connections, bucket=bucket)
+
+    async def __aenter__(self) -> Reader:
+        return self._reader
+
+    async def __aexit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        try:
+            await self._reader.close(error)
+        except UNAVAILABLE as failure:
+            error = failure
+            if not is_unavailable(failure):
+                raise
+        if isinstance(error, UNAVAILABLE) and is_unavailable(error):
+            raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
+
+
 class Failed:
     """Stands for a database that has just failed a query, and fails the rest of it the same way."""
 
     def __init__(self, error: DatabaseUnavailable) -> None:
+        self.buckets = Buckets()
         self._error = error
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[Reader]:
+    async def read(self, _bucket: int = 0) -> AsyncIterator[Reader]:
         """Raise the error."""
         raise self._error
         yield Reader("")  # type: ignore[unreachable]  # It is a generator, as what it stands for.
@@ -109,69 +127,64 @@ class Database:
         self.url = make_url(url)
         self.wait_seconds = wait_seconds
         self.dialect = self.url.get_backend_name()
-        self.clocks = Clocks()
-        """This machine's and PostgreSQL's; SQLite has none of its own."""
-        if self.dialect == "sqlite":
-            pool_size = SQLITE_READERS
-            self._readers = sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
-            self._writers = sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds, pragmas=WRITER_PRAGMAS)
-            self._snapshots = sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
-        else:
-            self._readers = postgresql_engine(
-                self.url, self.clocks, pool_size=pool_size + GROUPS, wait_seconds=wait_seconds
-            )
-            self._writers = self._readers
-            self._snapshots = postgresql_engine(self.url, self.clocks, pool_size=1, wait_seconds=None)
-        self._read_connections = Connections(self._readers, max_open=pool_size, wait_seconds=wait_seconds)
-        self._write_connections = (
-            Connections(self._writers, max_open=1, wait_seconds=wait_seconds)
-            if self.dialect == "sqlite"
-            else self._read_connections
-        )
-        # Slow reads never hold up the groups of commands, which have connections of their own.
-        self._group_connections = (
-            self._write_connections
-            if self.dialect == "sqlite"
-            else Connections(self._writers, max_open=GROUPS, wait_seconds=wait_seconds)
-        )
+        self.buckets = Buckets()
+        """Into which parts it is divided."""
+        self._machine = partial(Machine, pool_size=pool_size, wait_seconds=wait_seconds)
+        self._home = self._machine(self.url)
+        # Where buckets lie that do not lie at home, if there are such.
+        self._machines: dict[URL, Machine] = {}
+        self._places: dict[int, Machine] = {}
+        self._listeners: list[tuple[Callable[..., None], Callable[..., None]]] = []
         self._writes: set[asyncio.Task[Any]] = set()
+
+    @property
+    def clocks(self) -> Clocks:
+        """This machine's and that of the server that it is connected to by its URL; SQLite has none of its own."""
+        return self._home.clocks
 
     @property
     def engines(self) -> Sequence[AsyncEngine]:
         """The engines of writers, readers and snapshots; some may use one pool."""
-        return self._writers, self._readers, self._snapshots
+        return [engine for machine in (self._home, *self._machines.values()) for engine in machine.engines]
 
     @property
     def connections(self) -> Mapping[str, PoolState]:
         """What there is of connections, those of snapshots aside: by their use, unless all uses share them."""
-        if self._write_connections is self._read_connections:
-            return {"all": self._read_connections.state, "groups": self._group_connections.state}
-        return {"reading": self._read_connections.state, "writing": self._write_connections.state}
+        states = [machine.connections for machine in (self._home, *self._machines.values())]
+        return {use: PoolState(*map(sum, zip(*[state[use] for state in states], strict=True))) for use in states[0]}
+
+    def divide(self, buckets: Buckets, places: Mapping[int, tuple[str, int]]) -> None:
+        """Note into which buckets the database is divided, and the host and port of the server where each one lies.
+
+        It may be called again, when one lies elsewhere. A wrong server answers, too, only later than the right one.
+        """
+        self.buckets = buckets
+        for address, count in Counter(places.values()).items():
+            url = self.url.set(host=address[0], port=address[1])
+            if url not in self._machines:
+                self._machines[url] = self._machine(url, buckets=count)
+                for begun, done in self._listeners:
+                    _listen(self._machines[url], begun, done)
+        self._places = {
+            bucket: self._machines[self.url.set(host=host, port=port)] for bucket, (host, port) in places.items()
+        }
+
+    def _of(self, bucket: int) -> Machine:
+        """Return where the bucket lies."""
+        return self._places.get(bucket, self._home)
 
     def listen(self, *, begun: Callable[..., None], done: Callable[..., None]) -> None:
         """Report every statement when it is given to the driver, and when it is done, as SQLAlchemy's events do."""
-        for engine in {engine.sync_engine for engine in self.engines}:
-            event.listen(engine, "before_cursor_execute", begun)
-            event.listen(engine, "after_cursor_execute", done)
+        self._listeners.append((begun, done))
+        for machine in (self._home, *self._machines.values()):
+            _listen(machine, begun, done)
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[Reader]:
+    def read(self, bucket: int = 0) -> "Reading":
         """Open a connection on which every statement sees what is committed when it starts.
 
-        Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
+        Those about meters are about the meters of this bucket. Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """
-        try:
-            reader = QuickReader(self._read_connections)
-            try:
-                yield reader
-            except BaseException as error:
-                await reader.close(error)
-                raise
-            await reader.close(None)
-        except UNAVAILABLE as error:
-            if is_unavailable(error):
-                raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
-            raise
+        return Reading(self._of(bucket).reading, bucket)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Reader]:
@@ -181,7 +194,7 @@ class Database:
 
         Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """
-        async with self._begun(self._snapshots, _SNAPSHOT[self.dialect]) as reader:
+        async with self._begun(self._home.snapshots, _SNAPSHOT[self.dialect]) as reader:
             yield reader
 
     @asynccontextmanager
@@ -192,13 +205,13 @@ class Database:
 
         Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """
-        await self._write_connections.release_idle()  # On SQLite there is but one.
+        await self._home.writing.release_idle()  # On SQLite there is but one.
         if self.dialect == "sqlite":
-            opened = self._begun(self._writers, "BEGIN IMMEDIATE")
+            opened = self._begun(self._home.writers, "BEGIN IMMEDIATE")
         else:
             # It takes the locks before its first query, which is when its snapshot begins.
             lock = f"LOCK TABLE {', '.join(table.name for table in tables)} IN SHARE MODE"
-            opened = self._begun(self._snapshots, _SNAPSHOT[self.dialect], lock)
+            opened = self._begun(self._home.snapshots, _SNAPSHOT[self.dialect], lock)
         async with opened as reader:
             yield reader
 
@@ -244,7 +257,12 @@ class Database:
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
 
     async def write(
-        self, work: Callable[[Writer], Awaitable[T]], *, is_repeatable: bool = False, is_group: bool = False
+        self,
+        work: Callable[[Writer], Awaitable[T]],
+        *,
+        bucket: int = 0,
+        is_repeatable: bool = False,
+        is_group: bool = False,
     ) -> T:
         """Run `work` in one transaction and return what it returns, once that is committed.
 
@@ -252,13 +270,16 @@ class Database:
         again, after everything it did was rolled back, when it lost a race with another transaction or lost its
         connection before COMMIT was sent; so it does nothing but SQL, and looks before it inserts. Where it
         `is_repeatable`, because it looks for what an earlier run has written, it is also run again when the answer to
-        COMMIT was lost. A group of commands uses the connections that are kept for groups.
+        COMMIT was lost. A group of commands uses the connections that are kept for groups. What it does to meters, it
+        does to those of this bucket.
 
         Raises `DatabaseUnavailable`, with outcome `UNKNOWN` where the answer to COMMIT was lost, `LockTimeout`, and
         whatever `work` raises.
         """
-        connections = self._group_connections if is_group else self._write_connections
-        task = asyncio.create_task(self._write(work, connections, is_repeatable=is_repeatable))
+        machine = self._of(bucket)
+        connections = machine.groups if is_group else machine.writing
+        run = self._write(work, machine.clocks, connections, bucket, is_repeatable=is_repeatable)
+        task = asyncio.create_task(run)
         self._writes.add(task)
         task.add_done_callback(self._forget)
         return await asyncio.shield(task)
@@ -269,7 +290,13 @@ class Database:
             task.exception()  # Marks it as seen: the caller that waited for it may be gone.
 
     async def _write(
-        self, work: Callable[[Writer], Awaitable[T]], connections: Connections, *, is_repeatable: bool
+        self,
+        work: Callable[[Writer], Awaitable[T]],
+        clocks: Clocks,
+        connections: Connections,
+        bucket: int,
+        *,
+        is_repeatable: bool,
     ) -> T:
         is_unknown = False
         for attempt in range(1, ATTEMPTS + 1):
@@ -278,8 +305,8 @@ class Database:
                 await asyncio.sleep(PAUSE_SECONDS * 2 ** (attempt - 2))
             try:
                 async with connections.connect() as connection:
-                    await self._require_agreed_clocks(connection)
-                    writer = Writer(connection)
+                    await _require_agreed(clocks, connection)
+                    writer = Writer(connection, bucket=bucket)
                     await writer.begin()
                     result = await _run_work(writer, work)
                     committing = True
@@ -305,19 +332,13 @@ class Database:
                 raise
         raise AssertionError  # pragma: no cover  # The last attempt returns or raises.
 
-    async def _require_agreed_clocks(self, connection: AsyncConnection) -> None:
-        """Raise `ClocksDiffer` where nothing may be decided. They are compared again only where they may not agree."""
-        if self.dialect == "sqlite" or self.clocks.have_agreed:
-            return
-        asked = self.clocks.now()
-        self.clocks.compare(await connection.scalar(_TIME) or 0, asked=asked)
-
     @asynccontextmanager
     async def connect_to_migrate(self) -> AsyncIterator[AsyncConnection]:
         """Open one transaction on the bare connection, for Alembic, which writes its own statements."""
-        await self._write_connections.release_idle()  # On SQLite there is but one.
+        await self._home.writing.release_idle()  # On SQLite there is but one.
         try:
-            async with (self._writers if self.dialect == "sqlite" else self._snapshots).connect() as connection:
+            home = self._home
+            async with (home.writers if self.dialect == "sqlite" else home.snapshots).connect() as connection:
                 # Alembic sees that there is a transaction, and leaves it alone.
                 await connection.begin()
                 writer = Writer(connection)
@@ -339,10 +360,22 @@ class Database:
         """Finish the writes under way, then close every connection."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
-        for connections in (self._read_connections, self._write_connections, self._group_connections):
-            await connections.close()
-        for engine in self.engines:
-            await engine.dispose()
+        for machine in (self._home, *self._machines.values()):
+            await machine.close()
+
+
+async def _require_agreed(clocks: Clocks, connection: AsyncConnection) -> None:
+    """Raise `ClocksDiffer` where nothing may be decided. They are compared again only where they may not agree."""
+    if connection.dialect.name == "sqlite" or clocks.have_agreed:
+        return
+    asked = clocks.now()
+    clocks.compare(await connection.scalar(_TIME) or 0, asked=asked)
+
+
+def _listen(machine: Machine, begun: Callable[..., None], done: Callable[..., None]) -> None:
+    for engine in {engine.sync_engine for engine in machine.engines}:
+        event.listen(engine, "before_cursor_execute", begun)
+        event.listen(engine, "after_cursor_execute", done)
 
 
 async def _run_work(writer: Writer, work: Callable[[Writer], Awaitable[T]]) -> T:

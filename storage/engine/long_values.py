@@ -22,7 +22,7 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.statements import Prepared, in_bucket, is_in_buckets, keys, keys_table
 from storage.engine.transactions import Reader
 from storage.engine.types import JsonText
 
@@ -65,4 +65,6 @@ def _values(dialect: str, column: Column[Any]) -> Prepared:
     types = {each.name: BigInteger() if isinstance(each.type, BigInteger) else Text() for each in key}
     wanted = keys_table(dialect, **types)
     are_equal = [each == wanted.c[each.name] for each in key]
+    if is_in_buckets(column.table):
+        are_equal.append(in_bucket(column.table))
     return Prepared(dialect, select(*key, column).join(wanted, and_(*are_equal)))

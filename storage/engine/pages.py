@@ -21,7 +21,7 @@ from sqlalchemy.sql.operators import custom_op
 from sqlalchemy.sql.util import ClauseAdapter
 from sqlalchemy.types import TypeEngine
 
-from storage.engine.statements import Prepared, keys_table
+from storage.engine.statements import Prepared, in_bucket, keys_table
 
 
 class Page(NamedTuple):
@@ -123,14 +123,16 @@ def numbered_pages(
     wanted = keys_table(dialect, meter_id=Text()) if wanted is None else wanted
     other = table if dialect == "postgresql" else table.alias("on_page")
     some = select(*(columns if dialect == "postgresql" else [other.c.seq])).where(
-        other.c.meter_id == wanted.c.meter_id, *[_of(condition, table, other) for condition in conditions]
+        in_bucket(other),
+        other.c.meter_id == wanted.c.meter_id,
+        *[_of(condition, table, other) for condition in conditions],
     )
     paged = page_statement(some.correlate(wanted), other.c.seq, page)
     if dialect == "postgresql":
         each = paged.lateral()
         return Prepared(dialect, select(*each.c).select_from(wanted).join(each, true()))
     # SQLite joins a table with no rows that hang on the table, but it looks up numbers that do.
-    is_on_page = (table.c.meter_id == wanted.c.meter_id) & table.c.seq.in_(paged)
+    is_on_page = in_bucket(table) & (table.c.meter_id == wanted.c.meter_id) & table.c.seq.in_(paged)
     return Prepared(dialect, select(*columns).select_from(wanted).join(table, is_on_page))
 
 

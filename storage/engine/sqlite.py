@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import aiosqlite
-from sqlalchemy import Connection, event
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -34,7 +34,7 @@ WRITER_PRAGMAS = (
 _FILE = "file"
 
 
-def sqlite_engine(url: str, *, pool_size: int, wait_seconds: float, pragmas: Sequence[str] = ()) -> AsyncEngine:
+def sqlite_engine(url: URL, *, pool_size: int, wait_seconds: float, pragmas: Sequence[str] = ()) -> AsyncEngine:
     """Return an engine of SQLite's file; with `pragmas`, whose connections are set so besides, one that writes."""
     engine = create_async_engine(
         url,

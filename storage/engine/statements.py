@@ -7,13 +7,17 @@ from typing import Any
 
 import orjson
 from sqlalchemy import (
+    Column,
+    ColumnElement,
     Dialect,
     FromClause,
     Insert,
+    Integer,
     Select,
     Table,
     Text,
     Update,
+    and_,
     bindparam,
     cast,
     func,
@@ -32,6 +36,25 @@ _DIALECTS: Mapping[str, Dialect] = {
     "postgresql": PGDialect_asyncpg(),  # type: ignore[no-untyped-call]
     "sqlite": SQLiteDialect_aiosqlite(),
 }
+
+
+#: The column that says in which bucket a row of a meter lies.
+_BUCKET = "bucket"
+
+
+def in_bucket(*tables: FromClause) -> ColumnElement[bool]:
+    """Return the condition that the rows lie in the bucket of the reader that runs the statement."""
+    return and_(*[table.c[_BUCKET] == bindparam(_BUCKET, type_=Integer()) for table in tables])
+
+
+def is_in_buckets(table: FromClause) -> bool:
+    """Whether the rows of the table are those of meters, and lie in their buckets."""
+    return _BUCKET in table.c
+
+
+def given_columns(table: Table) -> list[Column[Any]]:
+    """Return the columns of the table whose values a caller gives: the bucket is the writer's."""
+    return [column for column in table.c if column.name != _BUCKET]
 
 
 class Prepared:
@@ -68,9 +91,9 @@ class Prepared:
             else list
         )
 
-    def values(self, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+    def values(self, parameters: Mapping[str, Any], bucket: int) -> tuple[Any, ...]:
         """Return the parameters in the order in which the driver wants them."""
-        given = self._own | dict(parameters)
+        given = {_BUCKET: bucket, **self._own, **parameters}
         return tuple([given[name] for name in self._parameters])
 
 
@@ -118,19 +141,26 @@ def keys(records: Iterable[Sequence[Any]]) -> dict[str, Any]:
 @cache
 def insertion_of_records(table: Table) -> Prepared:
     """Return PostgreSQL's statement that adds the records of its one parameter, which `keys()` makes."""
-    rows = keys_table("postgresql", **{column.name: column.type for column in table.c})
-    return Prepared("postgresql", insert(table).from_select(table.c.keys(), select(*rows.c)))
+    given = {column.name: column.type for column in given_columns(table)}
+    rows = keys_table("postgresql", **given)
+    if not is_in_buckets(table):
+        return Prepared("postgresql", insert(table).from_select([*given], select(*rows.c)))
+    bucket = bindparam(_BUCKET, type_=Integer())
+    return Prepared("postgresql", insert(table).from_select([*given, _BUCKET], select(*rows.c, bucket)))
 
 
 @lru_cache(maxsize=1_000)
 def insertion_of_values(table: Table, is_shared: tuple[bool, ...], count: int) -> str:
     """Return the text of SQLite's statement that adds so many rows.
 
-    The values that they share come first, then each row's own.
+    The values that they share come first, of them the bucket, then each row's own.
     """
+    names = [column.name for column in given_columns(table)]
+    if is_in_buckets(table):
+        names, is_shared = [_BUCKET, *names], (True, *is_shared)
     shared, own = itertools.count(1), itertools.count(1 + sum(is_shared))
     places = [next(shared) if is_one else None for is_one in is_shared]
     rows = ", ".join(
         f"({', '.join(f'?{next(own) if place is None else place}' for place in places)})" for _ in range(count)
     )
-    return f"INSERT INTO {table.name} ({', '.join(table.c.keys())}) VALUES {rows}"  # noqa: S608  # Our own names.
+    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES {rows}"  # noqa: S608  # Our own names.

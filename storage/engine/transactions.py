@@ -14,7 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from storage.engine.connections import Connections, notify
 from storage.engine.failures import UNAVAILABLE, CommitWarned, RolledBack
 from storage.engine.sqlite import require_same_file
-from storage.engine.statements import Prepared, insertion_of_records, insertion_of_values, keys
+from storage.engine.statements import (
+    Prepared,
+    insertion_of_records,
+    insertion_of_values,
+    is_in_buckets,
+    keys,
+)
 
 #: The maximum of rows that one statement adds on SQLite: so few that the driver can keep one for each number prepared.
 MAX_ROWS = 100
@@ -32,9 +38,11 @@ T = TypeVar("T")
 class Reader:
     """Runs statements that change nothing."""
 
-    def __init__(self, dialect: str, connection: AsyncConnection | None = None) -> None:
+    def __init__(self, dialect: str, connection: AsyncConnection | None = None, *, bucket: int = 0) -> None:
         self.dialect = dialect
         """The database's kind: `sqlite` or `postgresql`."""
+        self.bucket = bucket
+        """Where the meters lie that its statements are about."""
         self._connection = connection
 
     async def fetch(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
@@ -51,7 +59,7 @@ class Reader:
         self, statement: Prepared, parameters: Mapping[str, Any], *, is_long: bool = False
     ) -> list[Sequence[Any]]:
         """Run a prepared statement and return its rows. `is_long`: it reads many, however short its parameters are."""
-        values = statement.values(parameters)
+        values = statement.values(parameters, self.bucket)
         rows = await (Reader._run(self, statement.text, values) if is_long else self._run(statement.text, values))
         return statement.read(rows)
 
@@ -92,8 +100,8 @@ class Reader:
 class QuickReader(Reader):
     """Runs the short reads of requests: on a connection that is open already, and on SQLite in the caller's thread."""
 
-    def __init__(self, connections: Connections) -> None:
-        super().__init__(connections.dialect)
+    def __init__(self, connections: Connections, *, bucket: int = 0) -> None:
+        super().__init__(connections.dialect, bucket=bucket)
         self._connections = connections
 
     async def close(self, error: BaseException | None) -> None:
@@ -118,8 +126,8 @@ class Writer(Reader):
 
     _connection: AsyncConnection
 
-    def __init__(self, connection: AsyncConnection) -> None:
-        super().__init__(connection.dialect.name, connection)
+    def __init__(self, connection: AsyncConnection, *, bucket: int = 0) -> None:
+        super().__init__(connection.dialect.name, connection, bucket=bucket)
         #: Whether a row is locked, and so the transaction written to PostgreSQL's log, which COMMIT waits for.
         self._has_locked = False
 
@@ -136,7 +144,7 @@ class Writer(Reader):
         await self._connection.execute(statement, parameters)
 
     async def insert_rows(self, table: Table, rows: Sequence[Sequence[Any]]) -> None:
-        """Add rows, whose values are in the order of the table's columns.
+        """Add rows, whose values are in the order of the table's columns, but for the bucket, which is the writer's.
 
         The values are plain ones or what JSON has a form for; a JSON column's is given as its text. On PostgreSQL the
         rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and the driver as long to bind
@@ -148,7 +156,8 @@ class Writer(Reader):
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
         columns = orjson.loads(orjson.dumps(list(zip(*rows, strict=True))))
         is_shared = tuple([column.count(column[0]) == len(column) for column in columns])
-        shared = [column[0] for column, is_one in zip(columns, is_shared, strict=True) if is_one]
+        shared = [self.bucket] if is_in_buckets(table) else []
+        shared += [column[0] for column, is_one in zip(columns, is_shared, strict=True) if is_one]
         own = [column for column, is_one in zip(columns, is_shared, strict=True) if not is_one]
         parts = [
             (

@@ -12,7 +12,7 @@ from storage.api_keys import ApiKeyRow, api_keys
 from storage.billing_meters import BillingMeterRow, billing_meters
 from storage.credit_grants import CreditGrantRow, credit_grants
 from storage.customers import customers
-from storage.engine.statements import Prepared, keys, keys_table
+from storage.engine.statements import Prepared, in_bucket, is_in_buckets, keys, keys_table
 from storage.engine.transactions import Reader
 from storage.holds import HoldRow, holds
 from storage.idempotency_keys import IdempotencyKeyRow, idempotency_keys
@@ -92,7 +92,8 @@ _OVERVOIDED: Select[Any] = (
     select(ledger_entries.c.meter_id, ledger_entries.c.voids_seq)
     .outerjoin(
         _usage,
-        (_usage.c.meter_id == ledger_entries.c.meter_id)
+        (_usage.c.bucket == ledger_entries.c.bucket)
+        & (_usage.c.meter_id == ledger_entries.c.meter_id)
         & (_usage.c.seq == ledger_entries.c.voids_seq)
         & (_usage.c.seq < ledger_entries.c.seq)
         & (_usage.c.kind == LedgerEntryKind.USAGE)
@@ -145,6 +146,7 @@ _MADE = {
     ),
     "createBillingMeter": exists().where(
         _is_of(billing_meters),
+        ledger_entries.c.bucket == billing_meters.c.bucket,
         ledger_entries.c.meter_id == billing_meters.c.id,
         ledger_entries.c.seq == 1,
         ledger_entries.c.key == idempotency_keys.c.key,
@@ -177,6 +179,12 @@ _NOT_LED_TO: Select[Any] = (
 )
 
 
+async def meters_elsewhere(reader: Reader, buckets: Sequence[int], *, limit: int) -> list[BillingMeterRow]:
+    """Return the meters that lie in none of the buckets."""
+    rows = await reader.fetch(_METERS.where(billing_meters.c.bucket.not_in(buckets)).limit(limit))
+    return [BillingMeterRow._make(row) for row in rows]
+
+
 async def count_meters(reader: Reader) -> int:
     """Return how many meters there are, of all tenants."""
     row = await reader.fetch_one(select(func.count()).select_from(billing_meters))
@@ -184,15 +192,17 @@ async def count_meters(reader: Reader) -> int:
 
 
 async def meters_after(reader: Reader, meter_id: str, *, limit: int) -> Sequence[BillingMeterRow]:
-    """Return the next meters of all tenants, in the order of their ids."""
-    rows = await reader.fetch(_METERS.where(billing_meters.c.id > meter_id).limit(limit))
+    """Return the next meters of all tenants in the reader's bucket, in the order of their ids."""
+    is_next = (billing_meters.c.bucket == reader.bucket) & (billing_meters.c.id > meter_id)
+    rows = await reader.fetch(_METERS.where(is_next).limit(limit))
     return [BillingMeterRow._make(row) for row in rows]
 
 
 async def next_seq(reader: Reader, meter_ids: Sequence[str], *, after: int) -> int | None:
     """Return the lowest number beyond that one which an entry of these meters has; None: there is none."""
     seq = ledger_entries.c.seq
-    row = await reader.fetch_one(select(func.min(seq)).where(ledger_entries.c.meter_id.in_(meter_ids), seq > after))
+    is_later = [ledger_entries.c.bucket == reader.bucket, ledger_entries.c.meter_id.in_(meter_ids), seq > after]
+    row = await reader.fetch_one(select(func.min(seq)).where(*is_later))
     return row[0] if row is not None else None
 
 
@@ -247,7 +257,8 @@ async def grants_of(reader: Reader, meter_ids: Sequence[str]) -> dict[str, list[
     """Return all grants of each meter, by its id."""
     found: dict[str, list[CreditGrantRow]] = {meter_id: [] for meter_id in meter_ids}
     columns = [credit_grants.c[name] for name in CreditGrantRow._fields]
-    for values in await reader.fetch(select(*columns).where(credit_grants.c.meter_id.in_(meter_ids))):
+    is_of_one = [credit_grants.c.bucket == reader.bucket, credit_grants.c.meter_id.in_(meter_ids)]
+    for values in await reader.fetch(select(*columns).where(*is_of_one)):
         row = CreditGrantRow._make(values)
         found[row.meter_id].append(row)
     return found
@@ -258,7 +269,7 @@ def _holds(dialect: str) -> Prepared:
     wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
     columns = [holds.c[name] for name in HoldRow._fields]
     is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.seq == wanted.c.seq)
-    return Prepared(dialect, select(*columns).join(wanted, is_wanted))
+    return Prepared(dialect, select(*columns).join(wanted, in_bucket(holds) & is_wanted))
 
 
 async def holds_by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], HoldRow]:
@@ -287,7 +298,10 @@ async def creations(
 
 async def next_id(reader: Reader, table: Table, id_: str) -> str:
     """Return the id of the next row of the table, which there is."""
-    row = await reader.fetch_one(select(func.min(table.c.id)).where(table.c.id > id_))
+    is_later = [table.c.id > id_]
+    if is_in_buckets(table):
+        is_later.append(table.c.bucket == reader.bucket)
+    row = await reader.fetch_one(select(func.min(table.c.id)).where(*is_later))
     assert row is not None  # noqa: S101  # An aggregate always has its row.
     return str(row[0])
 
@@ -341,12 +355,13 @@ async def holds_that_nothing_makes(reader: Reader, *, limit: int) -> list[tuple[
 
 
 def _orphans(table: Table) -> Select[Any]:
-    has_meter = exists().where(billing_meters.c.id == table.c.meter_id)
+    has_meter = exists().where(billing_meters.c.bucket == table.c.bucket, billing_meters.c.id == table.c.meter_id)
     return select(table.c.meter_id).where(~has_meter).distinct()
 
 
 _UNMADE = select(holds.c.meter_id, holds.c.seq).where(
     ~exists().where(
+        ledger_entries.c.bucket == holds.c.bucket,
         ledger_entries.c.meter_id == holds.c.meter_id,
         ledger_entries.c.seq == holds.c.seq,
         ledger_entries.c.kind == LedgerEntryKind.HOLD,

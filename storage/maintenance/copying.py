@@ -12,6 +12,7 @@ from storage.credit_grants import credit_grants
 from storage.customers import customers
 from storage.engine.database import Database
 from storage.engine.failures import UNAVAILABLE
+from storage.engine.statements import given_columns
 from storage.engine.transactions import Reader
 from storage.engine.types import Day, JsonText
 from storage.holds import holds
@@ -25,7 +26,7 @@ PORTION = 1_000
 #: All tables in the order in which gateways lock them.
 LOCKED = (billing_meters, customers, api_keys, idempotency_keys, usage_days, credit_grants, holds, ledger_entries)
 
-#: A row's values in the order of the table's columns, JSON as its text.
+#: A row's values in the order of the table's columns, but for the bucket; JSON as its text.
 Values = tuple[Any, ...]
 
 
@@ -41,9 +42,9 @@ async def count(reader: Reader, table: Table) -> int:
 
 async def portions(reader: Reader, table: Table) -> AsyncIterator[list[Values]]:
     """Return all rows of the table, in the order of its primary key, which both databases sort alike."""
-    key = list(table.primary_key.columns)
-    places = [list(table.c).index(column) for column in key]
-    first = select(*map(_plain, table.c)).order_by(*key).limit(PORTION)
+    key, columns = list(table.primary_key.columns), given_columns(table)
+    places = [columns.index(column) for column in key]
+    first = select(*map(_plain, columns)).order_by(*key).limit(PORTION)
     after = first.where(tuple_(*key) > tuple_(*[_last(column, reader.dialect) for column in key]))
     rows: Sequence[Any] = await reader.fetch(first)
     while rows:

@@ -87,13 +87,15 @@ class Group:
     def as_committed(self, result: Result) -> Result:
         """Return the result with its meter as it is after the group's commit."""
         if isinstance(result, Decision):
-            of = self.meters[result.billing_meter.id]
-            grant, hold = result.credit_grant, result.hold
+            meter, entry, replayed, was_over_limit, grant, hold = result
+            of = self.meters[meter.id]
+            if grant is None and hold is None and of.meter is meter:
+                return result
             if of.known.credits is not None and grant is not None:
                 grant = of.known.credits.grants[grant.seq]
             if hold is not None:
                 hold = of.known.holds[hold.hold_id]
-            return result._replace(billing_meter=of.meter, credit_grant=grant, hold=hold)
+            return Decision(of.meter, entry, replayed, was_over_limit, grant, hold)
         if isinstance(result, LimitRefusal):
             result.billing_meter = self.meters[result.billing_meter.id].meter
         return result

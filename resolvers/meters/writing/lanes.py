@@ -4,7 +4,7 @@ Organizations take turns, so that no one of them makes the others wait for all t
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -29,6 +29,8 @@ class Submission:
     observation: Observation
     answer: asyncio.Future[list[Result]]
     queued_at: int
+    #: Where the meters of all its commands lie.
+    bucket: int = 0
     #: What was written of them by attempts whose COMMIT was not answered: found again, it is no replay.
     tried: list[LedgerEntryRow] = field(default_factory=list)
 
@@ -43,21 +45,37 @@ class Submission:
         return Outcome.UNKNOWN if self.tried else Outcome.NOT_WRITTEN
 
 
+class Pending:
+    """How many commands wait for a group, in all lanes together: of all organizations, and of each that has any."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.of_org: dict[str, int] = {}
+
+    def add(self, org_id: str, count: int) -> None:
+        """Count so many more of an organization, or fewer."""
+        self.total += count
+        left = self.of_org.get(org_id, 0) + count
+        if left:
+            self.of_org[org_id] = left
+        else:
+            del self.of_org[org_id]
+
+
 class Lane:
     """A queue of submissions, and the task that takes one group after the other from it."""
 
-    def __init__(self, answer: Callable[[list[Submission]], Awaitable[None]]) -> None:
+    def __init__(self, answer: Callable[[list[Submission]], Awaitable[None]], pending: Pending) -> None:
         self._answer = answer
         # By organization, each in the order of arrival; those with nothing to do are left out.
         self._queue: dict[str, deque[Submission]] = {}
-        self.pending: Counter[str] = Counter()
-        """How many commands of each organization wait for a group."""
+        self._pending = pending
         self.running: asyncio.Task[None] | None = None
 
     def add(self, submission: Submission) -> None:
         """Queue a submission, and see that it is taken up."""
         self._queue.setdefault(submission.org_id, deque()).append(submission)
-        self.pending[submission.org_id] += len(submission.commands)
+        self._pending.add(submission.org_id, len(submission.commands))
         if self.running is None:
             # In a context of its own: groups belong to no request, also not to the one that wakes the lane.
             self.running = asyncio.create_task(self._run(), context=Context())
@@ -80,11 +98,9 @@ class Lane:
                 break
             group.append(submissions.popleft())
             size += count
-            self.pending[org_id] -= count
+            self._pending.add(org_id, -count)
             # The next turn is another's.
             del self._queue[org_id]
             if submissions:
                 self._queue[org_id] = submissions
-            else:
-                del self.pending[org_id]
         return group

@@ -8,21 +8,23 @@ let two processes both find nothing, and one group would die of the ledger's uni
 answer after the commit.
 
 On PostgreSQL a meter may be locked by another gateway, which may have been stopped, or by a human. The first lane skips
-such meters, and their commands wait in the second lane, so that they hold up nobody else's.
+such meters, and their commands wait in the second lane, so that they hold up nobody else's. Each bucket of a database
+has two lanes of its own.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from time import perf_counter_ns
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from resolvers.bounds import DEFAULT_BOUNDS
 from resolvers.errors import Unavailable
 from resolvers.meters.writing.group import Group, LockedMeter, look_up, write
-from resolvers.meters.writing.lanes import Lane, Result, Submission
+from resolvers.meters.writing.lanes import Lane, Pending, Result, Submission
 from resolvers.observation import current
 from resolvers.rules.commands import Command, Decision
 from storage import billing_meters
@@ -68,6 +70,13 @@ class MeterObserver(Protocol):
         """Note that commands were not carried out, because the database was out of reach or the queue full."""
 
 
+class _Lanes(NamedTuple):
+    """Those of one bucket."""
+
+    first: Lane
+    second: Lane
+
+
 class MeterWriter:
     """Decides the commands of one process on one database."""
 
@@ -83,46 +92,88 @@ class MeterWriter:
         self._clock = clock
         self._observer = observer
         self._max_pending = max_pending
-        self._first = Lane(self._answer_first)
-        self._second = Lane(self._answer_second)
+        self._pending = Pending()
+        self._lanes: defaultdict[int, _Lanes] = defaultdict(self._new_lanes)
         self._closed = self._given_up = False
         self._ids: dict[MeterName, str] = {}
 
     @property
     def pending(self) -> int:
         """How many commands wait for a group."""
-        return self._first.pending.total() + self._second.pending.total()
+        return self._pending.total
 
     async def submit(self, commands: Sequence[Command]) -> list[Result]:
         """Decide the commands, at least one, in one transaction, in their order; return their results once committed.
 
-        A refused command is a `Refusal` among the results, and leaves the others alone.
+        A refused command is a `Refusal` among the results, and leaves the others alone. On a database of several
+        buckets there is a transaction for each of those that the commands' meters lie in.
 
         The commands are one organization's, whose several submissions may have half of the queue: there is room for
         others.
 
         Raises `Unavailable`: `NOT_WRITTEN` when the queue or the organization's part of it is full, when it is closed,
         or the database is out of reach, or a meter's lock, which is its cause then; `UNKNOWN` when the answer to COMMIT
-        was lost and the database did not come back in time.
+        was lost and the database did not come back in time, or when some of several transactions were not written.
         """
-        submission = Submission(commands, current.get(), asyncio.get_running_loop().create_future(), perf_counter_ns())
-        own = self._first.pending[submission.org_id] + self._second.pending[submission.org_id]
-        is_greedy = own > 0 and own + len(commands) > self._max_pending // 2
-        if self._closed or is_greedy or self.pending + len(commands) > self._max_pending:
-            self._fail([submission])
+        submissions = self._submissions(commands)
+        pending, count = self._pending, len(commands)
+        own = pending.of_org.get(submissions[0].org_id, 0)
+        is_greedy = own > 0 and own + count > self._max_pending // 2
+        if self._closed or is_greedy or pending.total + count > self._max_pending:
+            self._fail(submissions)
         else:
-            self._first.add(submission)
-        return await submission.answer
+            for submission in submissions:
+                self._lanes[submission.bucket].first.add(submission)
+        if len(submissions) == 1:
+            return await submissions[0].answer
+        return await self._together(commands, submissions)
+
+    def _submissions(self, commands: Sequence[Command]) -> list[Submission]:
+        """Return the commands by the buckets of their meters."""
+        buckets = self._database.buckets
+        by_bucket: dict[int, list[Command]] = {}
+        if buckets.is_one:
+            by_bucket[buckets.values[0]] = [*commands]
+        else:
+            for command in commands:
+                by_bucket.setdefault(buckets.of_names(command.meter), []).append(command)
+        observation, loop, now = current.get(), asyncio.get_running_loop(), perf_counter_ns()
+        return [Submission(some, observation, loop.create_future(), now, bucket) for bucket, some in by_bucket.items()]
+
+    async def _together(self, commands: Sequence[Command], submissions: Sequence[Submission]) -> list[Result]:
+        """Return the results of all submissions, in the order of the commands. Raises `Unavailable`."""
+        answers = await asyncio.gather(*[each.answer for each in submissions], return_exceptions=True)
+        results: dict[int, Iterator[Result]] = {}
+        failures: list[Any] = []
+        for submission, answer in zip(submissions, answers, strict=True):
+            if isinstance(answer, BaseException):
+                failures.append(answer)
+            else:
+                results[submission.bucket] = iter(answer)
+        for failure in failures:
+            if not isinstance(failure, Unavailable):
+                raise failure
+        if failures:
+            is_known = not results and all(each.outcome is Outcome.NOT_WRITTEN for each in failures)
+            raise Unavailable(Outcome.NOT_WRITTEN if is_known else Outcome.UNKNOWN) from failures[0]
+        return [next(results[self._database.buckets.of_names(command.meter)]) for command in commands]
+
+    def _new_lanes(self) -> _Lanes:
+        return _Lanes(Lane(self._answer_first, self._pending), Lane(self._answer_second, self._pending))
+
+    @property
+    def _all_lanes(self) -> list[Lane]:
+        return [lane for lanes in self._lanes.values() for lane in lanes]
 
     async def close(self) -> None:
         """Refuse what comes from now on, and finish what is queued, except what a lost database or a lock holds up."""
         self._closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                while running := self._first.running or self._second.running:
-                    await asyncio.wait({running})
+                while running := {lane.running for lane in self._all_lanes if lane.running is not None}:
+                    await asyncio.wait(running)
         self._given_up = True
-        for lane in (self._first, self._second):
+        for lane in self._all_lanes:
             while submissions := lane.take():
                 self._fail(submissions)
 
@@ -148,7 +199,7 @@ class MeterWriter:
                 outages.log(timeout := LockTimeout())
                 self._fail([submission], cause=timeout)
             else:
-                self._second.add(submission)
+                self._lanes[submission.bucket].second.add(submission)
 
     async def _decide(self, submissions: Sequence[Submission], *, skip_locked: bool) -> list[Submission]:
         """Give each submission its results, or the reason why there are none; return those that wait for a lock."""
@@ -205,21 +256,23 @@ class MeterWriter:
 
     async def _carry_out(self, submissions: Sequence[Submission], *, skip_locked: bool) -> Group:
         """Decide the submissions in one transaction. Raises `DatabaseUnavailable`; `LockTimeout` for locked meters."""
+        tried: list[Group] = []
 
         async def decide_all(writer: Writer) -> Group:
+            _note_tried(tried)
             if not skip_locked:
                 await writer.limit_lock_waits(LOCK_SECONDS)
             group = await self._decide_all(writer, submissions, skip_locked=skip_locked)
-            for submission, results in group.decided:
-                submission.tried += [
-                    each.entry
-                    for each in results
-                    if isinstance(each, Decision) and each.entry is not None and not each.replayed
-                ]
+            tried.append(group)
             return group
 
         # Every command has a key, so deciding a group again is safe.
-        return await self._database.write(decide_all, is_repeatable=True, is_group=True)
+        bucket = submissions[0].bucket
+        try:
+            return await self._database.write(decide_all, bucket=bucket, is_repeatable=True, is_group=True)
+        except DatabaseUnavailable:
+            _note_tried(tried)
+            raise
 
     async def _decide_all(
         self,
@@ -272,6 +325,18 @@ class MeterWriter:
             self._ids.update(found)
             ids.update(found)
         return ids
+
+
+def _note_tried(groups: list[Group]) -> None:
+    """Note with each submission what these groups were about to write of it, and let them go."""
+    for group in groups:
+        for submission, results in group.decided:
+            submission.tried += [
+                each.entry
+                for each in results
+                if isinstance(each, Decision) and each.entry is not None and not each.replayed
+            ]
+    groups.clear()
 
 
 def _fail(submission: Submission, error: Exception) -> None:

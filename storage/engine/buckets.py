@@ -1,0 +1,39 @@
+"""Buckets: the parts into which a database of several machines is divided.
+
+A meter lies in one of them with everything of it, so that whatever is decided about it is decided on one machine. Which
+one, its names say, by twelve bits that are part of its id, too. There is a power of two of buckets, and a meter's
+number among them is that of its first bits; the column has for each number a value that the database puts where the
+bucket is to lie. Any other database has one bucket, whose value is 0.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+#: How many bits there are of the names of a meter.
+BITS = 12
+
+
+def bits_of(names: Iterable[str]) -> int:
+    """Return the bits of a meter's names: the first of SHA-256 of them, with a NUL, which none has, between them."""
+    return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:2]) >> (16 - BITS)
+
+
+class Buckets:
+    """The values of the column, in the order of the buckets' numbers."""
+
+    def __init__(self, values: tuple[int, ...] = (0,)) -> None:
+        self.values = values
+        self.is_one = len(values) == 1
+
+    def of_names(self, names: Iterable[str]) -> int:
+        """Return the value for a meter of these names."""
+        return self.values[0] if self.is_one else self.values[self._number(bits_of(names))]
+
+    def of_bits(self, bits: int | None) -> int | None:
+        """Return the value for a meter whose names have these bits; None: it is not known without them."""
+        if self.is_one:
+            return self.values[0]
+        return None if bits is None else self.values[self._number(bits)]
+
+    def _number(self, bits: int) -> int:
+        return bits * len(self.values) >> BITS

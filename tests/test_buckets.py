@@ -1,0 +1,274 @@
+"""A database that is divided into buckets: each meter lies in its own, with all that is of it.
+
+Here all of them lie on one server, or in one file: what is tested is that nothing is looked for in another one.
+"""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from resolvers.meters.record_usage import RecordUsage
+from resolvers.reading.places import locate
+from storage import ids
+from storage.billing_meters import MeterName, billing_meters
+from storage.engine.buckets import Buckets, bits_of
+from storage.engine.database import Database, DatabaseUnavailable, Outcome
+from storage.ledger import OverLimitPolicy
+from storage.tables import TABLES
+from storage.tenants import Environment
+from tests.conftest import NOW, Gateway
+from tests.steps import disagreements, execute, hold, make_customer, make_grant, make_meter, must
+
+#: The values are in no order, as the database gives them.
+FOUR = Buckets((0, 5, 2, 9))
+
+#: The tables of meters and of what is theirs.
+OF_METERS = [table for table in TABLES if "bucket" in table.c]
+
+#: As many meters as are enough for one to lie in each bucket, whatever the organization is called.
+NAMES = [f"m{number}" for number in range(200)]
+
+#: All that can be asked about a meter and what is of it.
+ALL_OF_A_METER = """{
+  id externalMeterId usedCredits availableCredits totalCredits heldCredits
+  usage(from: "2026-03-01", to: "2026-03-31") { day billingUsageName totalBillingUsage }
+  ledger(first: 20) { nodes { id kind amount key usedCreditsAfter metadata } }
+  creditGrants(first: 5) { nodes { id amount openCredits drawnCredits state } }
+  holds(first: 5) { nodes { id holdId amount state } }
+  burnDown { openCredits }
+}"""
+
+
+@pytest.fixture
+def divided(own: Gateway) -> Gateway:
+    """The gateway on a database of its own in four buckets."""
+    own.database.divide(FOUR, {})
+    return own
+
+
+def bucket_of(gateway: Gateway, name: str) -> int:
+    """Return where the meter of this name lies."""
+    return FOUR.of_names(MeterName(gateway.org_id, Environment.SANDBOX, "w", name))
+
+
+def one_of_each(gateway: Gateway) -> list[str]:
+    """Return the name of a meter for each bucket, in the order of the buckets."""
+    found = {bucket_of(gateway, name): name for name in NAMES}
+    return [found[bucket] for bucket in FOUR.values]
+
+
+async def fill(gateway: Gateway, name: str, **values: Any) -> str:
+    """Make a meter, do everything with it that writes a row, and return its id."""
+    meter_id = await make_meter(gateway, name, totalCredits="100", **values)
+    meter = {"externalMeterId": name}
+    await must(gateway, "recordUsage", eventId="e1", amount="7", metadata={"of": name}, **meter)
+    await must(gateway, "recordUsage", eventId="e2", amount="5", usageName="other", **meter)
+    await must(gateway, "voidUsage", eventId="e2", amount="2", reason="r", idempotencyKey="v", **meter)
+    await must(gateway, "refillBillingMeter", refill="50", idempotencyKey="r", **meter)
+    await must(gateway, "updateBillingMeter", allowOverages=True, **meter)
+    grant_id = await make_grant(gateway, 20, expiresAt=(NOW + timedelta(days=1)).isoformat(), **meter)
+    await gateway.mutate("updateCreditGrant", "", id=grant_id, priority=3)
+    await hold(gateway, "h1", 9, **meter)
+    await must(gateway, "commitHold", holdId="h1", amount="4", **meter)
+    await hold(gateway, "h2", 3, **meter)
+    return meter_id
+
+
+class TestBits:
+    def test_they_are_the_first_twelve_of_the_sha_256_of_the_names(self) -> None:
+        # printf 'org\0live\0w\0m' | sha256sum
+        assert bits_of(MeterName("org", Environment.LIVE, "w", "m")) == 0x5E8
+
+    def test_a_meters_number_among_the_buckets_is_that_of_its_first_bits(self) -> None:
+        assert [FOUR.of_bits(bits) for bits in (0, 0x3FF, 0x400, 0x7FF, 0x800, 0xC00, 0xFFF)] == [0, 0, 5, 5, 2, 9, 9]
+
+    def test_one_bucket_has_all_meters(self) -> None:
+        assert [Buckets().of_bits(bits) for bits in (0, 0xFFF, None)] == [0, 0, 0]
+
+    def test_an_id_says_them_unless_it_is_from_before_ids_did(self) -> None:
+        assert ids.bits_of_meter(ids.new_meter_id(0x5E8)) == 0x5E8
+        assert ids.bits_of_meter(ids.new_meter_id(0)) == 0
+        assert ids.bits_of_meter("mtr_" + 24 * "0") is None
+
+    @pytest.mark.parametrize("digits", [23, 25, 26, 28])
+    def test_no_other_number_of_digits_is_an_id(self, digits: int) -> None:
+        assert not ids.is_id("mtr_" + digits * "0", ids.BILLING_METER)
+        assert ids.parse_numbered_id(f"ent_{digits * '0'}_1", ids.LEDGER_ENTRY) is None
+
+
+async def test_whatever_is_written_of_a_meter_lies_in_its_bucket(divided: Gateway) -> None:
+    for name in one_of_each(divided):
+        meter_id, bucket = await fill(divided, name), bucket_of(divided, name)
+        async with divided.database.read() as reader:
+            for table in OF_METERS:
+                id_ = table.c.id if table is billing_meters else table.c.meter_id
+                found = await reader.fetch(select(table.c.bucket).where(id_ == meter_id).distinct())
+                assert [row.bucket for row in found] == [bucket], table.name
+    assert await disagreements(divided.database, now=divided.clock()) == []
+
+
+async def test_all_is_found_by_names_and_by_ids_as_in_one_bucket(own: Gateway) -> None:
+    customer_id = await make_customer(own)
+
+    async def answers() -> list[Any]:
+        """Return all that is asked, without the ids that differ between meters of another name."""
+        meter_ids = [await fill(own, name, customerId=customer_id) for name in one_of_each(own)]
+        named = " ".join(
+            f'n{place}: billingMeter(workspaceId: "w", externalMeterId: "{name}") {ALL_OF_A_METER}'
+            for place, name in enumerate(one_of_each(own))
+        )
+        by_name = await own.data(f"{{ {named} }}")
+        entries = [node["id"] for meter in by_name.values() for node in meter["ledger"]["nodes"]]
+        nodes = "query ($ids: [ID!]!) { nodes(ids: $ids) { __typename id } }"
+        assert [node["id"] for node in (await own.data(nodes, {"ids": meter_ids + entries}))["nodes"]] == [
+            *meter_ids,
+            *entries,
+        ]
+        billed = f'{{ customer(id: "{customer_id}") {{ billingMeters(first: 9) {{ nodes {ALL_OF_A_METER} }} }} }}'
+        of_customer = (await own.data(billed))["customer"]["billingMeters"]["nodes"]
+        assert sorted(meter["id"] for meter in of_customer) == sorted(meter_ids)
+        assert {meter["id"]: meter for meter in of_customer} == {meter["id"]: meter for meter in by_name.values()}
+        listed = f"{{ billingMeters(first: 9) {{ nodes {ALL_OF_A_METER} }} }}"
+        assert (await own.data(listed))["billingMeters"]["nodes"] == of_customer
+        # What is due and not yet written is shown, too.
+        own.clock.forward(days=2)
+        late = await own.data(f"{{ {named} }}")
+        assert (await own.data(listed))["billingMeters"]["nodes"] == [
+            *({meter["id"]: meter for meter in late.values()}[meter["id"]] for meter in of_customer)
+        ]
+        own.clock.forward(days=-2)
+        return [_without_ids(answer) for meters in (by_name, late) for answer in meters.values()]
+
+    in_one = await answers()
+    for table in OF_METERS:
+        await execute(own.database, f"DELETE FROM {table.name}")  # noqa: S608  # Our own names.
+    own.database.divide(FOUR, {})
+    assert await answers() == in_one
+    assert len(in_one) == 8
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_ids(each) for name, each in value.items() if name != "id"}
+    return [*map(_without_ids, value)] if isinstance(value, list) else value
+
+
+async def test_a_batch_over_all_buckets_is_answered_in_its_order(divided: Gateway) -> None:
+    names = one_of_each(divided)
+    for name in names:
+        await make_meter(divided, name, totalCredits="10")
+    query = """mutation ($input: [RecordUsageInput!]!) { recordUsageBatch(input: $input) {
+      __typename ... on RecordUsageSuccess { billingMeter { externalMeterId usedCredits } entry { key } }
+      ... on InsufficientCredits { billingMeter { externalMeterId } } } }"""
+    items = [
+        {"workspaceId": "w", "externalMeterId": name, "eventId": f"{round_}", "amount": "4"}
+        for round_ in range(3)
+        for name in names
+    ]
+    results = (await divided.data(query, {"input": items}))["recordUsageBatch"]
+    taken = [
+        {
+            "__typename": "RecordUsageSuccess",
+            "billingMeter": {"externalMeterId": name, "usedCredits": "8"},
+            "entry": {"key": f"{round_}"},
+        }
+        for round_ in range(2)
+        for name in names
+    ]
+    refused = [{"__typename": "InsufficientCredits", "billingMeter": {"externalMeterId": name}} for name in names]
+    assert results == taken + refused
+
+
+class TestSomeOfABatch:
+    """Of a batch over several buckets each part is a transaction of its own."""
+
+    @pytest.fixture
+    def lost(self, monkeypatch: pytest.MonkeyPatch) -> dict[int, Outcome]:
+        """By bucket what becomes of a write to it, if anything does."""
+        outcomes: dict[int, Outcome] = {}
+        write = Database.write
+
+        async def write_or_lose(self: Database, *args: Any, bucket: int = 0, **options: Any) -> Any:
+            if bucket in outcomes:
+                raise DatabaseUnavailable(outcomes[bucket])
+            return await write(self, *args, bucket=bucket, **options)
+
+        monkeypatch.setattr(Database, "write", write_or_lose)
+        return outcomes
+
+    async def submitted(self, gateway: Gateway, names: list[str]) -> Any:
+        """Debit each meter once, and return what the caller is told became of it."""
+        key_id = "key_" + 24 * "0"
+        commands = [
+            RecordUsage(
+                MeterName(gateway.org_id, Environment.SANDBOX, "w", name),
+                "e",
+                1,
+                "u",
+                None,
+                OverLimitPolicy.REJECT,
+                {},
+                key_id,
+                may_backfill=False,
+            )
+            for name in names
+        ]
+        results = await asyncio.gather(gateway.services.meter_writer.submit(commands), return_exceptions=True)
+        return getattr(results[0], "outcome", results[0])
+
+    async def test_what_is_written_in_part_is_unknown_and_repeated_is_whole(
+        self, divided: Gateway, lost: dict[int, Outcome]
+    ) -> None:
+        names = one_of_each(divided)
+        for name in names:
+            await make_meter(divided, name, totalCredits="10")
+        lost[5] = Outcome.NOT_WRITTEN
+        assert await self.submitted(divided, names) is Outcome.UNKNOWN
+        lost.clear()
+        repeated = await self.submitted(divided, names)
+        assert [result.replayed for result in repeated] == [True, False, True, True]
+        assert [result.billing_meter.used_credits for result in repeated] == [1, 1, 1, 1]
+
+    async def test_where_nothing_is_written_that_is_said(self, divided: Gateway, lost: dict[int, Outcome]) -> None:
+        names = one_of_each(divided)
+        for name in names:
+            await make_meter(divided, name, totalCredits="10")
+        lost |= dict.fromkeys(FOUR.values, Outcome.NOT_WRITTEN)
+        assert await self.submitted(divided, names) is Outcome.NOT_WRITTEN
+        lost[9] = Outcome.UNKNOWN
+        assert await self.submitted(divided, names) is Outcome.UNKNOWN
+        lost.clear()
+        assert [result.replayed for result in await self.submitted(divided, names)] == [False] * 4
+
+
+async def test_a_meter_whose_id_does_not_say_where_it_lies_is_found_by_it(divided: Gateway) -> None:
+    name = one_of_each(divided)[3]
+    meter_id = await fill(divided, name)
+    old_id = meter_id[:-3]
+    for table in OF_METERS:
+        column = "id" if table is billing_meters else "meter_id"
+        statement = f"UPDATE {table.name} SET {column} = :new WHERE {column} = :old"  # noqa: S608  # Our own names.
+        await execute(divided.database, statement, new=old_id, old=meter_id)
+    assert await locate(divided.database, [old_id, ids.new_meter_id(0x400), "mtr_" + 24 * "f"]) == [9, 5, 0]
+    query = f"query ($id: ID!) {{ node(id: $id) {{ ... on BillingMeter {ALL_OF_A_METER} }} }}"
+    found = (await divided.data(query, {"id": old_id}))["node"]
+    assert (found["id"], found["usedCredits"], len(found["ledger"]["nodes"])) == (old_id, "14", 11)
+
+
+async def test_verify_finds_what_lies_in_another_bucket(divided: Gateway) -> None:
+    first, second, third, fourth = one_of_each(divided)
+    meter_ids = {name: await fill(divided, name) for name in (first, second, third, fourth)}
+    await execute(divided.database, "UPDATE usage_days SET bucket = 2 WHERE meter_id = :id", id=meter_ids[first])
+    for name, bucket in ((third, 5), (fourth, 7)):
+        for table in OF_METERS:
+            column = "id" if table is billing_meters else "meter_id"
+            statement = f"UPDATE {table.name} SET bucket = :to WHERE {column} = :id"  # noqa: S608  # Our own names.
+            await execute(divided.database, statement, to=bucket, id=meter_ids[name])
+    elsewhere = "it lies in another bucket than that of its names, where it is looked for"
+    found = {(each.id, each.message) for each in await disagreements(divided.database)}
+    assert {(meter_ids[third], elsewhere), (meter_ids[fourth], elsewhere)} <= found
+    assert (meter_ids[first], "usage_days has rows of it, and there is no such meter") in found
+    assert {id_ for id_, _ in found} == {meter_ids[first], meter_ids[third], meter_ids[fourth]}
