@@ -319,6 +319,7 @@ async def pages_by_customers(
     if workspace_ids is None:
         rows = await reader.run(_all_pages_by_customers(reader.dialect, page.shape), wanted)
     else:
+        wanted |= {"bucket": reader.bucket}
         rows = await reader.fetch(_pages_by_customers(reader.dialect, page, workspace_ids), wanted)
     found: dict[str, list[BillingMeterRow]] = {customer_id: [] for customer_id in customer_ids}
     for row in sorted(map(BillingMeterRow._make, rows), key=_id, reverse=not page.backward):
@@ -335,7 +336,8 @@ def _pages_by_customers(dialect: str, page: Page, workspace_ids: Sequence[str] |
     wanted = keys_table(dialect, customer_id=Text())
 
     def of_customer(meters: FromClause, *columns: ColumnElement[Any]) -> Select[Any]:
-        some = select(*columns).where(meters.c.customer_id == wanted.c.customer_id).correlate(wanted)
+        some = select(*columns).where(in_bucket(meters), meters.c.customer_id == wanted.c.customer_id)
+        some = some.correlate(wanted)
         if workspace_ids is not None:
             some = some.where(meters.c.workspace_id.in_(workspace_ids))
         return page_statement(some, meters.c.id, page)
@@ -345,7 +347,7 @@ def _pages_by_customers(dialect: str, page: Page, workspace_ids: Sequence[str] |
         return select(*each.c).select_from(wanted).join(each, true())
     # SQLite joins a table with no rows that hang on the table, but it looks up ids that do.
     meters = billing_meters.alias("of_customer")
-    is_on_page = billing_meters.c.id.in_(of_customer(meters, meters.c.id))
+    is_on_page = in_bucket(billing_meters) & billing_meters.c.id.in_(of_customer(meters, meters.c.id))
     return select(*_COLUMNS).select_from(wanted).join(billing_meters, is_on_page)
 
 

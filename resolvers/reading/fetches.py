@@ -31,7 +31,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 G = TypeVar("G", bound=Hashable)
 
-_seq = attrgetter("seq")
+_id, _seq = attrgetter("id"), attrgetter("seq")
 
 
 class Fetches:
@@ -239,13 +239,21 @@ class Fetches:
 
         async def load(page: Page, some: Sequence[MetersOfCustomer]) -> Sequence[list[BillingMeterRow]]:
             customer_ids = [key.customer_id for key in some]
-            async with self._database.read() as reader:
-                found = await billing_meters.pages_by_customers(
-                    reader, customer_ids, page, workspace_ids=self._actor.workspace_ids
-                )
-            meters = [meter for rows in found.values() for meter in rows]
-            due = await due_of_all(self._database, meters, self._moment())
-            return [[*map(due.meter, found[customer_id])] for customer_id in customer_ids]
+
+            async def of_bucket(bucket: int) -> dict[str, list[BillingMeterRow]]:
+                async with self._database.read(bucket) as reader:
+                    return await billing_meters.pages_by_customers(
+                        reader, customer_ids, page, workspace_ids=self._actor.workspace_ids
+                    )
+
+            # They may lie in any, and what is on the page of all is on that of its own.
+            parts = await asyncio.gather(*map(of_bucket, self._database.buckets.values))
+            found = [
+                on_page(page, [meter for part in parts for meter in part[customer_id]], _id)
+                for customer_id in customer_ids
+            ]
+            due = await due_of_all(self._database, [meter for rows in found for meter in rows], self._moment())
+            return [[*map(due.meter, rows)] for rows in found]
 
         return await _by_group(keys, lambda key: key.page, load)
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Select, Table, Text, and_, exists, func, or_, select, type_coerce
+from sqlalchemy import BigInteger, Select, Table, Text, and_, exists, func, literal_column, select, tuple_, type_coerce
 
 from storage import ledger
 from storage.api_keys import ApiKeyRow, api_keys
@@ -128,6 +128,13 @@ _STRANGERS: Select[Any] = (
 )
 
 
+_LOST_KEY = (
+    idempotency_keys.c.org_id,
+    type_coerce(idempotency_keys.c.environment, Text).label("environment"),
+    *[idempotency_keys.c[name] for name in ("operation", "key", "result_id")],
+)
+
+
 def _is_of(table: Table) -> Any:
     """Return the condition that an idempotency key leads to the row, which is its tenant's."""
     return and_(
@@ -137,31 +144,42 @@ def _is_of(table: Table) -> Any:
     )
 
 
-#: What each create makes: the row that its idempotency key leads to, and that names the key in turn.
-_MADE = {
-    "createCustomer": exists().where(
-        _is_of(customers),
-        customers.c.idempotency_key == idempotency_keys.c.key,
-        customers.c.created_at == idempotency_keys.c.created_at,
-    ),
-    "createBillingMeter": exists().where(
-        _is_of(billing_meters),
-        ledger_entries.c.bucket == billing_meters.c.bucket,
-        ledger_entries.c.meter_id == billing_meters.c.id,
-        ledger_entries.c.seq == 1,
-        ledger_entries.c.key == idempotency_keys.c.key,
-    ),
-}
-
-#: The idempotency key leads to nothing that was made under it.
+#: An idempotency key leads to no customer that was made under it, or is of no create that there is.
 _LEADING_NOWHERE: Select[Any] = (
-    select(
-        idempotency_keys.c.org_id,
-        type_coerce(idempotency_keys.c.environment, Text).label("environment"),
-        *[idempotency_keys.c[name] for name in ("operation", "key", "result_id")],
+    select(*_LOST_KEY)
+    .where(
+        idempotency_keys.c.operation != "createBillingMeter",
+        ~(
+            (idempotency_keys.c.operation == "createCustomer")
+            & exists().where(
+                _is_of(customers),
+                customers.c.idempotency_key == idempotency_keys.c.key,
+                customers.c.created_at == idempotency_keys.c.created_at,
+            )
+        ),
     )
-    .where(~or_(*[(idempotency_keys.c.operation == operation) & made for operation, made in _MADE.items()]))
     .order_by(*idempotency_keys.primary_key.columns)
+)
+
+#: The idempotency keys of meters.
+_OF_METERS: Select[Any] = (
+    select(*_LOST_KEY)
+    .where(idempotency_keys.c.operation == "createBillingMeter")
+    .order_by(*idempotency_keys.primary_key.columns)
+)
+
+#: What names the meters that were made, and the keys under which.
+_OPENED: Select[Any] = select(
+    billing_meters.c.org_id,
+    type_coerce(billing_meters.c.environment, Text),
+    literal_column("'createBillingMeter'", Text),
+    ledger_entries.c.key,
+    billing_meters.c.id,
+).join(
+    ledger_entries,
+    (ledger_entries.c.bucket == billing_meters.c.bucket)
+    & (ledger_entries.c.meter_id == billing_meters.c.id)
+    & (ledger_entries.c.seq == 1),
 )
 
 #: The customer was made under an idempotency key that does not lead to it.
@@ -323,7 +341,17 @@ class LostKey(NamedTuple):
 
 async def keys_leading_nowhere(reader: Reader, *, limit: int) -> list[LostKey]:
     """Return the idempotency keys that lead to nothing that was made under them."""
-    return [LostKey._make(row) for row in await reader.fetch(_LEADING_NOWHERE.limit(limit))]
+    lost = [LostKey._make(row) for row in await reader.fetch(_LEADING_NOWHERE.limit(limit))]
+    key = idempotency_keys.primary_key.columns
+    found = [LostKey._make(row) for row in await reader.fetch(_OF_METERS.limit(limit))]
+    # Meters and what is made once for all do not lie together everywhere, so that no statement looks for what is not.
+    while found and len(lost) < limit:
+        ids = [each.result_id for each in found]
+        opened = {LostKey._make(row) for row in await reader.fetch(_OPENED.where(billing_meters.c.id.in_(ids)))}
+        lost += [each for each in found if each not in opened]
+        is_next = tuple_(*key) > tuple_(*found[-1][:4])
+        found = [LostKey._make(row) for row in await reader.fetch(_OF_METERS.where(is_next).limit(limit))]
+    return sorted(lost)[:limit]
 
 
 async def customers_not_led_to(reader: Reader, *, limit: int) -> list[tuple[str, str]]:
