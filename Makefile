@@ -27,7 +27,7 @@ CORE_READY := build/graphql-core/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-programs pytest quick coverage test-pythons fuzz conformance torture bench \
+.PHONY: help run test test-programs pytest quick coverage test-pythons fuzz conformance torture citus bench \
 	lint lint-format lint-style lint-spelling lint-types lint-imports lint-dependencies hooks audit format lock graphiql clean
 
 help: ## List the targets.
@@ -88,6 +88,10 @@ fuzz: $(DEV_READY) ## Draw thousands of operations and requests, where the other
 
 torture: $(DEV_READY) ## Kill, cut and restart under load, a million hostile requests, the model for many more rounds.
 	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py tests/test_credits.py tests/test_credit_torture.py tests/test_abuse.py $(PYTEST_ARGS)
+
+citus: $(DEV_READY) ## Run the tests of a database of several machines, at TOLLGATE_TEST_CITUS_URL.
+	@if [ -n "$$TOLLGATE_TEST_CITUS_URL" ]; then $(BIN)/pytest tests/citus/division.py $(PYTEST_ARGS); \
+	else echo 'NOTHING WAS RUN: set TOLLGATE_TEST_CITUS_URL to the URL of a coordinator of Citus.'; fi
 
 bench: $(DEV_READY) ## Measure beside the comparators. QUICK=1 takes two minutes.
 	@$(BIN)/python -m benchmarks.run $(if $(QUICK),--quick) $(BENCH_ARGS)

@@ -29,6 +29,7 @@ from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, redacted_path, words_of
+from gateway.workers.places import following_buckets
 from gateway.workers.sweeper import sweeping
 from resolvers.context import Clock, utc_now
 from resolvers.errors import BillingError, Forbidden, Unavailable
@@ -89,6 +90,7 @@ def create_app(
                 )
             # Ended first, so that what it does last is reported, too.
             stack.push_async_callback(services.close)
+            await stack.enter_async_context(following_buckets(services.database))
             if sweeps:
                 await stack.enter_async_context(sweeping(services))
             # The server has it for each of its connections.

@@ -1,7 +1,8 @@
 """What one request has at hand."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Sized
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,8 +15,10 @@ from resolvers.observation import current
 from resolvers.reading.loaders import Loaders
 from resolvers.reading.long_values import LongValue
 from resolvers.reading.moment import Moment
-from storage.engine.database import Database, DatabaseUnavailable, Failed
+from storage.engine.buckets import Buckets
+from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.long_values import length_left_out
+from storage.engine.transactions import Reader
 
 if TYPE_CHECKING:
     # The commands import this file, for which they are types alone.
@@ -38,6 +41,20 @@ class Admit(Protocol):
 def utc_now() -> datetime:
     """Return the present moment, aware and in UTC."""
     return datetime.now(UTC)
+
+
+class Failed:
+    """Stands for a database that has just failed a query, and fails the rest of it the same way."""
+
+    def __init__(self, error: DatabaseUnavailable) -> None:
+        self.buckets = Buckets()
+        self._error = error
+
+    @asynccontextmanager
+    async def read(self, _bucket: int = 0) -> AsyncIterator[Reader]:
+        """Raise the error."""
+        raise self._error
+        yield Reader("")  # type: ignore[unreachable]  # It is a generator, as what it stands for.
 
 
 @dataclass

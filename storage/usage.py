@@ -131,6 +131,13 @@ def _name(number: int) -> BindParameter[str]:
     return bindparam(f"name_{number}", type_=Text)
 
 
+#: What says that there is such a day already. On PostgreSQL it is named, as there the key may have the bucket, too.
+_KEY: dict[str, Any] = {
+    "postgresql": {"constraint": "usage_days_pkey"},
+    "sqlite": {"index_elements": list(usage_days.primary_key.columns)},
+}
+
+
 @cache
 def _add(dialect: str) -> Prepared:
     rows = keys_table(dialect, **{column.name: column.type for column in _COLUMNS})
@@ -138,7 +145,7 @@ def _add(dialect: str) -> Prepared:
     values = select(*rows.c, bindparam("bucket", type_=Integer())).where(true())
     statement = (postgresql if dialect == "postgresql" else sqlite).insert(usage_days)
     upsert = statement.from_select([*UsageDayRow._fields, "bucket"], values).on_conflict_do_update(
-        index_elements=list(usage_days.primary_key.columns),
+        **_KEY[dialect],
         set_={"total_usage": usage_days.c.total_usage + statement.excluded.total_usage},
     )
     return Prepared(dialect, upsert)

@@ -4,7 +4,6 @@ Here all of them lie on one server, or in one file: what is tested is that nothi
 """
 
 import asyncio
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,29 +16,13 @@ from storage.billing_meters import MeterName, billing_meters
 from storage.engine.buckets import Buckets, bits_of
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.ledger import OverLimitPolicy
-from storage.tables import TABLES
 from storage.tenants import Environment
-from tests.conftest import NOW, Gateway
-from tests.steps import disagreements, execute, hold, make_customer, make_grant, make_meter, must
+from tests.conftest import Gateway
+from tests.divided import ALL_OF_A_METER, OF_METERS, bucket_of, fill, one_of_each
+from tests.steps import disagreements, execute, make_customer, make_meter
 
 #: The values are in no order, as the database gives them.
 FOUR = Buckets((0, 5, 2, 9))
-
-#: The tables of meters and of what is theirs.
-OF_METERS = [table for table in TABLES if "bucket" in table.c]
-
-#: As many meters as are enough for one to lie in each bucket, whatever the organization is called.
-NAMES = [f"m{number}" for number in range(200)]
-
-#: All that can be asked about a meter and what is of it.
-ALL_OF_A_METER = """{
-  id externalMeterId usedCredits availableCredits totalCredits heldCredits
-  usage(from: "2026-03-01", to: "2026-03-31") { day billingUsageName totalBillingUsage }
-  ledger(first: 20) { nodes { id kind amount key usedCreditsAfter metadata } }
-  creditGrants(first: 5) { nodes { id amount openCredits drawnCredits state } }
-  holds(first: 5) { nodes { id holdId amount state } }
-  burnDown { openCredits }
-}"""
 
 
 @pytest.fixture
@@ -47,34 +30,6 @@ def divided(own: Gateway) -> Gateway:
     """The gateway on a database of its own in four buckets."""
     own.database.divide(FOUR, {})
     return own
-
-
-def bucket_of(gateway: Gateway, name: str) -> int:
-    """Return where the meter of this name lies."""
-    return FOUR.of_names(MeterName(gateway.org_id, Environment.SANDBOX, "w", name))
-
-
-def one_of_each(gateway: Gateway) -> list[str]:
-    """Return the name of a meter for each bucket, in the order of the buckets."""
-    found = {bucket_of(gateway, name): name for name in NAMES}
-    return [found[bucket] for bucket in FOUR.values]
-
-
-async def fill(gateway: Gateway, name: str, **values: Any) -> str:
-    """Make a meter, do everything with it that writes a row, and return its id."""
-    meter_id = await make_meter(gateway, name, totalCredits="100", **values)
-    meter = {"externalMeterId": name}
-    await must(gateway, "recordUsage", eventId="e1", amount="7", metadata={"of": name}, **meter)
-    await must(gateway, "recordUsage", eventId="e2", amount="5", usageName="other", **meter)
-    await must(gateway, "voidUsage", eventId="e2", amount="2", reason="r", idempotencyKey="v", **meter)
-    await must(gateway, "refillBillingMeter", refill="50", idempotencyKey="r", **meter)
-    await must(gateway, "updateBillingMeter", allowOverages=True, **meter)
-    grant_id = await make_grant(gateway, 20, expiresAt=(NOW + timedelta(days=1)).isoformat(), **meter)
-    await gateway.mutate("updateCreditGrant", "", id=grant_id, priority=3)
-    await hold(gateway, "h1", 9, **meter)
-    await must(gateway, "commitHold", holdId="h1", amount="4", **meter)
-    await hold(gateway, "h2", 3, **meter)
-    return meter_id
 
 
 class TestBits:
@@ -112,13 +67,15 @@ async def test_whatever_is_written_of_a_meter_lies_in_its_bucket(divided: Gatewa
 
 async def test_all_is_found_by_names_and_by_ids_as_in_one_bucket(own: Gateway) -> None:
     customer_id = await make_customer(own)
+    own.database.divide(FOUR, {})
+    names = one_of_each(own)
 
     async def answers() -> list[Any]:
         """Return all that is asked, without the ids that differ between meters of another name."""
-        meter_ids = [await fill(own, name, customerId=customer_id) for name in one_of_each(own)]
+        meter_ids = [await fill(own, name, customerId=customer_id) for name in names]
         named = " ".join(
             f'n{place}: billingMeter(workspaceId: "w", externalMeterId: "{name}") {ALL_OF_A_METER}'
-            for place, name in enumerate(one_of_each(own))
+            for place, name in enumerate(names)
         )
         by_name = await own.data(f"{{ {named} }}")
         entries = [node["id"] for meter in by_name.values() for node in meter["ledger"]["nodes"]]
@@ -142,6 +99,7 @@ async def test_all_is_found_by_names_and_by_ids_as_in_one_bucket(own: Gateway) -
         own.clock.forward(days=-2)
         return [_without_ids(answer) for meters in (by_name, late) for answer in meters.values()]
 
+    own.database.divide(Buckets(), {})
     in_one = await answers()
     for table in OF_METERS:
         await execute(own.database, f"DELETE FROM {table.name}")  # noqa: S608  # Our own names.

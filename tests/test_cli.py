@@ -385,6 +385,26 @@ class TestMigrate:
         assert await migrations.is_current(database)
         await database.close()
 
+    @pytest.mark.parametrize(
+        ("arguments", "reasons"),
+        [
+            ((), ["only PostgreSQL can be divided.", "the database has no extension citus: run"]),
+            (("--buckets", "6"), ["the number of buckets must be a power of two, from 2 to 4096."] * 2),
+            (("--buckets", "1"), ["the number of buckets must be a power of two, from 2 to 4096."] * 2),
+            (("--buckets", "8192"), ["the number of buckets must be a power of two, from 2 to 4096."] * 2),
+        ],
+    )
+    async def test_what_cannot_be_divided_is_left_as_it_is(
+        self, tollgate: Command, new_database_url: str, dialect: str, arguments: tuple[str, ...], reasons: list[str]
+    ) -> None:
+        tollgate.settings["TOLLGATE_DATABASE_URL"] = new_database_url
+        assert tollgate("migrate").code == 0
+        before = await rows_at(new_database_url)
+        done = tollgate("migrate", "--distribute", *arguments)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith(f"Error: The database is not distributed: {reasons[dialect == 'postgresql']}")
+        assert await rows_at(new_database_url) == before
+
     def test_what_serves_on_postgresql_refuses_an_old_schema_and_names_the_command(
         self, tollgate: Command, request: pytest.FixtureRequest, tmp_path: Path
     ) -> None:

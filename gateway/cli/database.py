@@ -15,10 +15,19 @@ from gateway.settings import database_url
 from storage.engine.database import DatabaseUnavailable
 
 
-def migrate() -> None:
+def migrate(
+    distribute: Annotated[
+        bool,
+        typer.Option(help="Also divide the database over the machines of Citus. Stop the gateways first."),
+    ] = False,
+    buckets: Annotated[
+        int,
+        typer.Option(help="With --distribute: into how many parts, a power of two. There can be no more machines."),
+    ] = 8,
+) -> None:
     """Bring the database to this release's schema, and repair what an older release has written since.
 
-    Running it again changes nothing.
+    Running it again changes nothing. What --distribute has not finished is gone on with by running it again.
     """
     from resolvers.maintenance.repairs import Repaired, repair
     from storage import migrations
@@ -29,6 +38,9 @@ def migrate() -> None:
         services = Services(settings)
         try:
             await migrations.upgrade(services.database)
+            if distribute:
+                await _distribute(services, buckets)
+            await services.database.find_buckets()
             return await repair(services.database)
         finally:
             await services.close()
@@ -42,6 +54,26 @@ def migrate() -> None:
             highlight=False,
         )
     err.print("The database is up to date.")
+
+
+async def _distribute(services: Services, count: int) -> None:
+    from rich.progress import Progress
+
+    from storage.maintenance.distribution import CannotDistribute, distribute
+
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task("Distributing", total=None)
+        try:
+            await distribute(
+                services.database,
+                count,
+                on_progress=lambda table, done, of: progress.update(
+                    task, description=f"Distributing {table}", completed=done, total=of
+                ),
+            )
+        except CannotDistribute as error:
+            fail(f"The database is not distributed: {error}")
+    err.print(f"The database is divided into {count} buckets.", highlight=False)
 
 
 def verify(as_json: AsJson = False) -> None:
@@ -121,6 +153,7 @@ def copy(
     async def fill(services: Services) -> Copied:
         target = Database(target_url, wait_seconds=settings.wait_seconds)
         try:
+            await _require_undivided(target, target_url)
             await _begin_copy(target, target_url)
             with Progress(console=err, transient=True) as progress:
                 task = progress.add_task("Copying", total=None)
@@ -160,6 +193,13 @@ def copy(
     err.print("Both databases are equal.")
     if copied.disagreements:
         err.print(f"Both have {len(copied.disagreements):,} disagreements, which `tollgate verify` names.")
+
+
+async def _require_undivided(target: Any, url: str) -> None:
+    with failing_in_one_line(url, named_by="--to"):
+        await target.find_buckets()
+    if not target.buckets.is_one:
+        fail("The database of --to is divided already: copy to one that is not, and divide that.")
 
 
 async def _begin_copy(target: Any, url: str) -> None:

@@ -46,6 +46,7 @@ def run(work: Callable[[Services], Awaitable[T]], settings: Settings | None = No
         services = Services(settings)
         try:
             await _bring_up_to_date(services, only_reads=only_reads)
+            await services.database.find_buckets()
             return await work(services)
         finally:
             await services.close()

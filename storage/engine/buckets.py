@@ -9,6 +9,20 @@ bucket is to lie. Any other database has one bucket, whose value is 0.
 import hashlib
 from collections.abc import Iterable
 
+from sqlalchemy import text
+
+#: Whether a PostgreSQL database is divided: the table of its buckets is made with the division.
+IS_DIVIDED = text("SELECT to_regclass('buckets') IS NOT NULL")
+
+#: The buckets in the order of their numbers, with the host and port of the server where each lies, as Citus knows it.
+DIVISION = text("""SELECT buckets.bucket, node.nodename AS host, node.nodeport AS port
+  FROM buckets
+  JOIN pg_dist_shard AS shard
+    ON shard.shardid = get_shard_id_for_distribution_column('billing_meters', buckets.bucket)
+  JOIN pg_dist_placement AS placement ON placement.shardid = shard.shardid
+  JOIN pg_dist_node AS node ON node.groupid = placement.groupid AND node.noderole = 'primary'
+  ORDER BY buckets.number""")
+
 #: How many bits there are of the names of a meter.
 BITS = 12
 

@@ -17,7 +17,7 @@ import asyncpg
 from sqlalchemy import URL, Table, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from storage.engine.buckets import Buckets
+from storage.engine.buckets import DIVISION, IS_DIVIDED, Buckets
 from storage.engine.clocks import Clocks, ClocksDiffer
 from storage.engine.connections import Connections, Machine, PoolState
 from storage.engine.failures import (
@@ -103,20 +103,6 @@ class Reading:
             raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
 
 
-class Failed:
-    """Stands for a database that has just failed a query, and fails the rest of it the same way."""
-
-    def __init__(self, error: DatabaseUnavailable) -> None:
-        self.buckets = Buckets()
-        self._error = error
-
-    @asynccontextmanager
-    async def read(self, _bucket: int = 0) -> AsyncIterator[Reader]:
-        """Raise the error."""
-        raise self._error
-        yield Reader("")  # type: ignore[unreachable]  # It is a generator, as what it stands for.
-
-
 class Database:
     """One database: SQLite in a file, or PostgreSQL.
 
@@ -127,8 +113,7 @@ class Database:
         self.url = make_url(url)
         self.wait_seconds = wait_seconds
         self.dialect = self.url.get_backend_name()
-        self.buckets = Buckets()
-        """Into which parts it is divided."""
+        self._buckets: Buckets | None = Buckets()
         self._machine = partial(Machine, pool_size=pool_size, wait_seconds=wait_seconds)
         self._home = self._machine(self.url)
         # Where buckets lie that do not lie at home, if there are such.
@@ -136,6 +121,13 @@ class Database:
         self._places: dict[int, Machine] = {}
         self._listeners: list[tuple[Callable[..., None], Callable[..., None]]] = []
         self._writes: set[asyncio.Task[Any]] = set()
+
+    @property
+    def buckets(self) -> Buckets:
+        """Into which parts it is divided. Raises `DatabaseUnavailable` (`NOT_WRITTEN`) while that is not known."""
+        if self._buckets is None:
+            raise DatabaseUnavailable(Outcome.NOT_WRITTEN)
+        return self._buckets
 
     @property
     def clocks(self) -> Clocks:
@@ -153,12 +145,26 @@ class Database:
         states = [machine.connections for machine in (self._home, *self._machines.values())]
         return {use: PoolState(*map(sum, zip(*[state[use] for state in states], strict=True))) for use in states[0]}
 
+    async def find_buckets(self) -> None:
+        """Find out into which buckets it is divided, and where each lies. Raises `DatabaseUnavailable`."""
+        if self.dialect == "sqlite":
+            return
+        async with self.read() as reader:
+            is_divided = await reader.fetch_one(IS_DIVIDED)
+            rows = await reader.fetch(DIVISION) if is_divided is not None and is_divided[0] else []
+        places = {row.bucket: (row.host, row.port) for row in rows}
+        self.divide(Buckets(tuple(places)) if places else Buckets(), places)
+
+    def forget_buckets(self) -> None:
+        """Answer nothing about meters until `find_buckets` or `divide` is called."""
+        self._buckets = None
+
     def divide(self, buckets: Buckets, places: Mapping[int, tuple[str, int]]) -> None:
         """Note into which buckets the database is divided, and the host and port of the server where each one lies.
 
         It may be called again, when one lies elsewhere. A wrong server answers, too, only later than the right one.
         """
-        self.buckets = buckets
+        self._buckets = buckets
         for address, count in Counter(places.values()).items():
             url = self.url.set(host=address[0], port=address[1])
             if url not in self._machines:
@@ -170,7 +176,6 @@ class Database:
         }
 
     def _of(self, bucket: int) -> Machine:
-        """Return where the bucket lies."""
         return self._places.get(bucket, self._home)
 
     def listen(self, *, begun: Callable[..., None], done: Callable[..., None]) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Dialect,
+    Double,
     FromClause,
     Insert,
     Integer,
@@ -30,6 +31,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.types import TypeEngine
+
+from storage.engine.types import Instant
 
 #: What text of a statement is made for.
 _DIALECTS: Mapping[str, Dialect] = {
@@ -117,7 +120,7 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
         # does so with and without knowing the array, it plans the statement once, and not at each run.
         is_record = func.jsonb_typeof(all_.c.value) == literal_column("'array'")
         each: FromClause = select(all_.c.value, *places).where(is_record).subquery("each")
-        convert: Any = cast
+        convert: Any = _converted
     else:
         each = func.json_each(parameter).table_valued("value", "key", name="each")
         convert = type_coerce
@@ -129,6 +132,23 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
             for index, (name, type_) in enumerate(values)
         ],
     ).subquery("keys")
+
+
+def _converted(text: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Return a value of a record, on PostgreSQL, from its text."""
+    if not isinstance(type_, Instant):
+        return cast(text, type_)
+
+    def part(start: int, length: int | ColumnElement[int], kind: TypeEngine[Any]) -> ColumnElement[Any]:
+        places = [literal_column(str(each)) if isinstance(each, int) else each for each in (start, length)]
+        return cast(func.substr(text, *places), kind)
+
+    # As `datetime.isoformat` writes a moment in UTC. A cast hangs on the session's settings, so that a database of
+    # several machines, where such functions must not be called for each row, would not update by it.
+    length = func.length(text) - literal_column("23")
+    days = [part(start, count, Integer()) for start, count in ((1, 4), (6, 2), (9, 2), (12, 2), (15, 2))]
+    moment = func.make_timestamp(*days, part(18, length, Double()))
+    return type_coerce(func.timezone(literal_column("'UTC'"), moment), type_)
 
 
 def keys(records: Iterable[Sequence[Any]]) -> dict[str, Any]:

@@ -1,0 +1,287 @@
+"""On Citus: a database is divided, empty or filled, and served by gateways that know where its buckets lie.
+
+TOLLGATE_TEST_CITUS_URL names the coordinator, to which its machines are known, and a role that may make databases on
+each of them. `make citus` runs this.
+"""
+
+import asyncio
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import select
+
+from resolvers.maintenance.copying import copy
+from storage import migrations
+from storage.billing_meters import billing_meters
+from storage.engine.database import Database
+from storage.maintenance import distribution
+from storage.maintenance.distribution import CannotDistribute, distribute
+from storage.tables import TABLES
+from tests.conftest import Gateway, gateway_on
+from tests.divided import ALL_OF_A_METER, OF_METERS, fill, one_of_each
+from tests.steps import disagreements, execute, make_customer, must, rows_of
+
+URL = os.environ["TOLLGATE_TEST_CITUS_URL"]
+
+
+async def connected(host: str, port: int, database: str) -> asyncpg.Connection:
+    role = await asyncpg.connect(URL)
+    try:
+        user = await role.fetchval("SELECT current_user")
+    finally:
+        await role.close()
+    return await asyncpg.connect(host=host, port=port, user=user, database=database)
+
+
+async def machines() -> list[tuple[str, int]]:
+    """Return the host and port of each machine, the coordinator's first."""
+    coordinator = await asyncpg.connect(URL)
+    nodes = "SELECT nodename, nodeport FROM pg_dist_node WHERE noderole = 'primary' ORDER BY groupid"
+    found = [(node["nodename"], node["nodeport"]) for node in await coordinator.fetch(nodes)]
+    await coordinator.close()
+    return found
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    """The URL of a new database on all machines, which has no tables."""
+    name = f"test_{secrets.token_hex(6)}"
+    places = await machines()
+    for host, port in places:
+        server = await connected(host, port, "postgres")
+        await server.execute("SET citus.enable_create_database_propagation TO off")
+        await server.execute(f"CREATE DATABASE {name}")
+        await server.close()
+        own = await connected(host, port, name)
+        await own.execute("CREATE EXTENSION citus")
+        await own.close()
+    first = await connected(*places[0], name)
+    await first.execute(f"SELECT citus_set_coordinator_host('{places[0][0]}', {places[0][1]})")
+    for host, port in places[1:]:
+        await first.execute(f"SELECT citus_add_node('{host}', {port})")
+    user = await first.fetchval("SELECT current_user")
+    await first.close()
+    yield f"postgresql+asyncpg://{user}@{places[0][0]}:{places[0][1]}/{name}"
+    for host, port in reversed(places):
+        server = await connected(host, port, "postgres")
+        await server.execute("SET citus.enable_create_database_propagation TO off")
+        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await server.close()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def divided(url: str, count: int = 4, **options: Any) -> None:
+    """Bring the database to the newest schema, and divide it."""
+    async with opened(url) as database:
+        await migrations.upgrade(database)
+        await distribute(database, count, **options)
+
+
+async def seen(gateway: Gateway, names: list[str]) -> dict[str, Any]:
+    """Return all that is said of these meters."""
+    named = " ".join(
+        f'n{place}: billingMeter(workspaceId: "w", externalMeterId: "{name}") {ALL_OF_A_METER}'
+        for place, name in enumerate(names)
+    )
+    return await gateway.data(f"{{ {named} }}")
+
+
+async def test_a_gateway_on_an_empty_database_writes_each_meter_where_it_lies(url: str) -> None:
+    await divided(url)
+    async with gateway_on(url) as shared:
+        gateway = await shared.for_new_organization()
+        buckets = gateway.database.buckets
+        assert len(buckets.values) == len(set(buckets.values)) == 4
+        assert min(buckets.values) > 0
+        customer_id = await make_customer(gateway)
+        names = one_of_each(gateway)
+        for name, bucket in zip(names, buckets.values, strict=True):
+            meter_id = await fill(gateway, name, customerId=customer_id)
+            async with gateway.database.read() as reader:
+                for table in OF_METERS:
+                    id_ = table.c.id if table is billing_meters else table.c.meter_id
+                    found = await reader.fetch(select(table.c.bucket).where(id_ == meter_id).distinct())
+                    assert [row.bucket for row in found] == [bucket], table.name
+        answers = await seen(gateway, names)
+        assert [len(answer["ledger"]["nodes"]) for answer in answers.values()] == [11] * 4
+        billed = f'{{ customer(id: "{customer_id}") {{ billingMeters(first: 9) {{ nodes {ALL_OF_A_METER} }} }} }}'
+        nodes = (await gateway.data(billed))["customer"]["billingMeters"]["nodes"]
+        by_id = {answer["id"]: answer for answer in answers.values()}
+        assert nodes == [by_id[id_] for id_ in sorted(by_id, reverse=True)]
+        assert await disagreements(gateway.database, now=gateway.clock()) == []
+        # Whichever machine a gateway is connected to by its URL.
+        for host, port in await machines():
+            other_url = str(gateway.database.url.set(host=host, port=port))
+            async with gateway_on(other_url) as other:
+                other.org_id, other.key = gateway.org_id, gateway.key
+                assert await seen(other, names) == answers
+
+
+async def test_a_shard_is_one_bucket_and_each_machine_has_as_many(url: str) -> None:
+    await divided(url, 8)
+    async with opened(url) as database:
+        await database.find_buckets()
+        assert len(database.buckets.values) == 8
+        places = list(database._places.values())
+    workers = (await machines())[1:]
+    assert sorted(places.count(each) for each in set(places)) == [8 // len(workers)] * len(workers)
+
+
+class TestFilled:
+    @pytest.fixture
+    async def books(self, url: str) -> AsyncIterator[tuple[Gateway, list[str]]]:
+        """An undivided database with nine meters, one of which has an id from before ids said where it lies."""
+        async with opened(url) as database:
+            await migrations.upgrade(database)
+        async with gateway_on(url) as shared:
+            gateway = await shared.for_new_organization()
+            customer_id = await make_customer(gateway)
+            names = [f"m{number}" for number in range(9)]
+            *_, meter_id = [await fill(gateway, name, customerId=customer_id) for name in names]
+            for table in OF_METERS:
+                column = "id" if table is billing_meters else "meter_id"
+                statement = f"UPDATE {table.name} SET {column} = :new WHERE {column} = :old"  # noqa: S608
+                await execute(gateway.database, statement, new=meter_id[:-3], old=meter_id)
+            yield gateway, names
+
+    async def check(self, url: str, gateway: Gateway, names: list[str], before: dict[str, Any]) -> None:
+        """Assert that all is as it was, and goes on."""
+        async with gateway_on(url) as after:
+            after.org_id, after.key = gateway.org_id, gateway.key
+            assert await seen(after, names) == before
+            assert await disagreements(after.database, now=after.clock()) == []
+            for name in names:
+                debit: dict[str, Any] = {"externalMeterId": name, "amount": "7", "metadata": {"of": name}}
+                again = await must(after, "recordUsage", "replayed", eventId="e1", **debit)
+                assert again["replayed"]
+                await must(after, "recordUsage", eventId="e9", **debit)
+            assert await disagreements(after.database, now=after.clock()) == []
+
+    async def test_all_is_as_it_was(self, url: str, books: tuple[Gateway, list[str]]) -> None:
+        gateway, names = books
+        before = await seen(gateway, names)
+        async with opened(url) as database:
+            rows = await rows_of(database)
+            await distribute(database, 4)
+            for table in TABLES:
+                kept = [*table.c].index(table.c.bucket) if "bucket" in table.c else None
+                found = (await rows_of(database))[table.name]
+                assert [_without(row, kept) for row in found] == [_without(row, kept) for row in rows[table.name]]
+        await self.check(url, gateway, names, before)
+
+    async def test_what_was_interrupted_is_gone_on_with_and_nothing_is_written_meanwhile(
+        self, url: str, books: tuple[Gateway, list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gateway, names = books
+        before = await seen(gateway, names)
+        monkeypatch.setattr(distribution, "METERS_AT_ONCE", 2)
+        steps: list[tuple[str, int, int]] = []
+
+        def stop(*step: Any) -> None:
+            steps.append(step)
+            if len(steps) in {3, 9}:
+                raise KeyboardInterrupt
+
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                await divided(url, on_progress=stop)
+            answer = await gateway.run(
+                'mutation { recordUsage(input: {workspaceId: "w", externalMeterId: "m1", eventId: "x", amount: "1"}) '
+                "{ __typename } }"
+            )
+            assert answer["errors"][0]["extensions"]["code"] == "INTERNAL_SERVER_ERROR"
+            assert await seen(gateway, names) == before
+        await divided(url, on_progress=lambda *step: steps.append(step))
+        assert steps[:3] == [("billing_meters", 2, 9), ("billing_meters", 4, 9), ("billing_meters", 6, 9)]
+        # The third was done when it was interrupted, and is not done again.
+        assert steps[3] == ("billing_meters", 8, 9)
+        await self.check(url, gateway, names, before)
+
+    async def test_a_row_without_a_meter_is_not_lost_in_silence(
+        self, url: str, books: tuple[Gateway, list[str]]
+    ) -> None:
+        gateway, names = books
+        before = await seen(gateway, names)
+        orphan = (
+            "INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES ('mtr_x', '2026-01-01', 'u', 1)"
+        )
+        await execute(gateway.database, orphan)
+        async with opened(url) as database:
+            with pytest.raises(CannotDistribute) as refused:
+                await distribute(database, 4)
+            assert str(refused.value) == "of the 19 rows of usage_days 18 have a meter: see `tollgate verify`."
+            await execute(database, "DELETE FROM usage_days WHERE meter_id = 'mtr_x'")
+            await distribute(database, 4)
+        await self.check(url, gateway, names, before)
+
+    async def test_a_gateway_that_knows_nothing_of_it_writes_nothing(
+        self, url: str, books: tuple[Gateway, list[str]]
+    ) -> None:
+        gateway, _ = books
+        async with opened(url) as database:
+            await distribute(database, 4)
+            before = await rows_of(database)
+        # It was connected all the time, and still takes the database for undivided.
+        assert gateway.database.buckets.is_one
+        for mutation in (
+            'recordUsage(input: {workspaceId: "w", externalMeterId: "m1", eventId: "x", amount: "1"})',
+            'createBillingMeter(input: {workspaceId: "w", externalMeterId: "m1", timezone: "UTC"})',
+        ):
+            await gateway.run(f"mutation {{ {mutation} {{ __typename }} }}")
+        async with opened(url) as database:
+            assert await rows_of(database) == before
+
+
+async def test_a_copy_to_an_undivided_database_has_all(url: str, tmp_path: Path) -> None:
+    await divided(url)
+    async with gateway_on(url) as shared:
+        gateway = await shared.for_new_organization()
+        for name in one_of_each(gateway):
+            await fill(gateway, name)
+    copied = f"sqlite+aiosqlite:///{tmp_path}/copied.db"
+    async with opened(url) as source, opened(copied) as target:
+        await source.find_buckets()
+        await migrations.begin_copy(target)
+        result = await copy(source, target)
+        assert (result.rows["billing_meters"], result.verified.meters, result.disagreements) == (4, 4, [])
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [str(Path(sys.executable).parent / "tollgate"), "copy", "--to", url],
+        env={"PATH": os.environ["PATH"], "TOLLGATE_DATABASE_URL": copied},
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error: The database of --to is divided already: copy to one that is not, and divide that.\n"
+    )
+
+
+async def test_another_number_of_buckets_is_refused(url: str) -> None:
+    await divided(url)
+    await divided(url)
+    with pytest.raises(CannotDistribute) as refused:
+        await divided(url, 8)
+    assert str(refused.value) == "the database is divided into 4 buckets already."
+
+
+def _without(row: tuple[Any, ...], place: int | None) -> tuple[Any, ...]:
+    return row if place is None else (*row[:place], *row[place + 1 :])

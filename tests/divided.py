@@ -1,0 +1,52 @@
+"""Meters on a database that is divided: all that is written of them, and all that can be asked about them."""
+
+from datetime import timedelta
+from typing import Any
+
+from storage.billing_meters import MeterName
+from storage.tables import TABLES
+from storage.tenants import Environment
+from tests.conftest import NOW, Gateway
+from tests.steps import hold, make_grant, make_meter, must
+
+#: The tables of meters and of what is theirs.
+OF_METERS = [table for table in TABLES if "bucket" in table.c]
+
+#: All that can be asked about a meter and what is of it.
+ALL_OF_A_METER = """{
+  id externalMeterId usedCredits availableCredits totalCredits heldCredits
+  usage(from: "2026-03-01", to: "2026-03-31") { day billingUsageName totalBillingUsage }
+  ledger(first: 20) { nodes { id kind amount key usedCreditsAfter metadata } }
+  creditGrants(first: 5) { nodes { id amount openCredits drawnCredits state } }
+  holds(first: 5) { nodes { id holdId amount state } }
+  burnDown { openCredits }
+}"""
+
+
+def bucket_of(gateway: Gateway, name: str) -> int:
+    """Return where the meter of this name lies."""
+    return gateway.database.buckets.of_names(MeterName(gateway.org_id, Environment.SANDBOX, "w", name))
+
+
+def one_of_each(gateway: Gateway) -> list[str]:
+    """Return the name of a meter for each bucket, in the order of the buckets."""
+    # As many as are enough for one to lie in each, whatever the organization is called.
+    found = {bucket_of(gateway, name): name for name in (f"m{number}" for number in range(200))}
+    return [found[bucket] for bucket in gateway.database.buckets.values]
+
+
+async def fill(gateway: Gateway, name: str, **values: Any) -> str:
+    """Make a meter, do everything with it that writes a row, and return its id."""
+    meter_id = await make_meter(gateway, name, totalCredits="100", **values)
+    meter = {"externalMeterId": name}
+    await must(gateway, "recordUsage", eventId="e1", amount="7", metadata={"of": name}, **meter)
+    await must(gateway, "recordUsage", eventId="e2", amount="5", usageName="other", **meter)
+    await must(gateway, "voidUsage", eventId="e2", amount="2", reason="r", idempotencyKey="v", **meter)
+    await must(gateway, "refillBillingMeter", refill="50", idempotencyKey="r", **meter)
+    await must(gateway, "updateBillingMeter", allowOverages=True, **meter)
+    grant_id = await make_grant(gateway, 20, expiresAt=(NOW + timedelta(days=1)).isoformat(), **meter)
+    await gateway.mutate("updateCreditGrant", "", id=grant_id, priority=3)
+    await hold(gateway, "h1", 9, **meter)
+    await must(gateway, "commitHold", holdId="h1", amount="4", **meter)
+    await hold(gateway, "h2", 3, **meter)
+    return meter_id
