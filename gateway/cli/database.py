@@ -18,11 +18,15 @@ from storage.engine.database import DatabaseUnavailable
 def migrate(
     distribute: Annotated[
         bool,
-        typer.Option(help="Also divide the database over the machines of Citus. Stop the gateways first."),
+        typer.Option(
+            "--distribute", help="Also divide the database over the servers of Citus. Stop the gateways first."
+        ),
     ] = False,
     buckets: Annotated[
         int,
-        typer.Option(help="With --distribute: into how many parts, a power of two. There can be no more machines."),
+        typer.Option(
+            help="With --distribute: into how many parts, a power of two. There can be no more servers than that."
+        ),
     ] = 8,
 ) -> None:
     """Bring the database to this release's schema, and repair what an older release has written since.

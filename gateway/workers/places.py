@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from gateway.workers.background import in_background
 from storage.engine.database import Database, DatabaseUnavailable
 
 _log = logging.getLogger(__name__)
@@ -32,16 +33,11 @@ async def following_buckets(database: Database) -> AsyncIterator[None]:
         return
     database.forget_buckets()
     is_known = asyncio.Event()
-    task = asyncio.create_task(_follow(database, is_known))
-    try:
+    async with in_background(_follow(database, is_known)):
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SECONDS):
                 await is_known.wait()
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _follow(database: Database, is_known: asyncio.Event) -> None:

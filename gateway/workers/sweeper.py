@@ -7,9 +7,10 @@ ledger, and what hangs on it, has it within some seconds.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from gateway.services import Services
+from gateway.workers.background import in_background
 from resolvers.errors import Unavailable
 from resolvers.rules.booking import OVERDUE, Settle
 from storage import billing_meters
@@ -32,13 +33,8 @@ SETTLED_AT_ONCE = 160
 @asynccontextmanager
 async def sweeping(services: Services) -> AsyncIterator[None]:
     """Sweep while the body runs."""
-    task = asyncio.create_task(_sweep_again_and_again(services))
-    try:
+    async with in_background(_sweep_again_and_again(services)):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _sweep_again_and_again(services: Services) -> None:
