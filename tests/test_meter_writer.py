@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from time import perf_counter_ns
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
@@ -561,6 +562,49 @@ async def test_a_meter_that_stays_locked_is_given_up_in_time_and_no_other_is(gat
     (result,) = await writer.submit([usage_event(gateway, "stuck", 1)])
     assert outcome_of(result).replayed is False
     assert [(await books_of(gateway, name)).meter.used_credits for name in ("m", "n", "o")] == [1, 1, 1]
+    await writer.close()
+    await database.close()
+
+
+@on_postgresql
+async def test_a_gateway_that_was_stopped_in_the_middle_of_a_statement_loses_its_locks(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="100")
+    database = Database(gateway.services.settings.database_url, wait_seconds=1)
+    writer = MeterWriter(database, gateway.clock)
+    arguments = database._home.readers.dialect.create_connect_args(database.url)[1]
+    stopped = await asyncpg.connect(**arguments, server_settings={"application_name": "tollgate"})
+    await stopped.execute("SET idle_in_transaction_session_timeout = '1s'; SET statement_timeout = '1s'; BEGIN")
+    await stopped.execute("SELECT 1 FROM billing_meters FOR UPDATE")
+    # The statement is parsed, and what it is to be run with does not come: the driver asks for no more at this point.
+    await stopped.prepare("SELECT $1::integer")
+    with pytest.raises(Unavailable) as refused:
+        await writer.submit([usage_event(gateway, "e", 1)])
+    assert refused.value.outcome is Outcome.NOT_WRITTEN
+    (result,) = await writer.submit([usage_event(gateway, "e", 1)])
+    assert outcome_of(result).accepted == 1
+    assert stopped.is_closed()
+    await writer.close()
+    await database.close()
+
+
+@on_postgresql
+async def test_a_human_who_holds_a_lock_keeps_it(gateway: Gateway) -> None:
+    await make_meter(gateway, totalCredits="100")
+    database = Database(gateway.services.settings.database_url, wait_seconds=1)
+    writer = MeterWriter(database, gateway.clock)
+    arguments = database._home.readers.dialect.create_connect_args(database.url)[1]
+    human = await asyncpg.connect(**arguments, server_settings={"application_name": "psql"})
+    await human.execute("BEGIN")
+    await human.execute("SELECT 1 FROM billing_meters FOR UPDATE")
+    await human.prepare("SELECT $1::integer")
+    for _ in range(2):
+        with pytest.raises(Unavailable) as refused:
+            await writer.submit([usage_event(gateway, "e", 1)])
+        assert refused.value.outcome is Outcome.NOT_WRITTEN
+    assert await human.fetchval("SELECT 1") == 1
+    await human.close()
+    (result,) = await writer.submit([usage_event(gateway, "e", 1)])
+    assert outcome_of(result).accepted == 1
     await writer.close()
     await database.close()
 

@@ -149,6 +149,8 @@ class Load:
     #: How many writes were answered.
     answered: int = 0
     _awaited: list[tuple[Callable[[], bool], asyncio.Event]] = field(default_factory=list)
+    #: What the first client has failed with: the others might go on, and in the end there would be none.
+    _failure: BaseException | None = None
 
     def __post_init__(self) -> None:
         print(f"Seed: {self.seed}")  # noqa: T201  # pytest shows it where the test fails.
@@ -218,9 +220,17 @@ class Load:
         while True:
             try:
                 await self.send(connection, self.draw())
-            except ConnectionLost:
-                assert may_be_lost
+            except ConnectionLost as error:
+                if not may_be_lost:
+                    self._fail(error)
                 return
+            except (AssertionError, pytest.fail.Exception) as error:
+                self._fail(error)
+                return
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._notify()
 
     async def send(self, connection: Connection, write: Write) -> None:
         """Send the write until it is answered, as a client should. Raises `ConnectionLost`."""
@@ -255,12 +265,14 @@ class Load:
                 event.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition, on what was answered, holds."""
+        """Wait until the condition, on what was answered, holds. Raises what a client has failed with."""
         event = asyncio.Event()
-        self._awaited.append((condition, event))
+        self._awaited.append((lambda: condition() or self._failure is not None, event))
         self._notify()
         async with asyncio.timeout(10 * PATIENCE_SECONDS):
             await event.wait()
+        if self._failure is not None:
+            raise self._failure
 
     async def until_answered(self, count: int) -> None:
         """Wait until so many writes have been answered."""
@@ -278,7 +290,7 @@ class Load:
             ended = await asyncio.gather(*clients, return_exceptions=True)
             for connection in connections:
                 await connection.close()
-        for error in ended:
+        for error in (self._failure, *ended):
             if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
                 raise error
         for write in self.writes:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import URL, Table, event, make_url, text
+from sqlalchemy import URL, Table, event, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from storage.engine.buckets import DIVISION, IS_DIVIDED, Buckets
@@ -29,6 +29,7 @@ from storage.engine.failures import (
     is_unavailable,
     meaning_of,
 )
+from storage.engine.postgresql import IS_WRITABLE, STUCK_SESSIONS, TIME
 from storage.engine.transactions import QuickReader, Reader, Writer
 
 #: How often a transaction is tried that lost a race, or its connection before COMMIT was sent.
@@ -48,13 +49,6 @@ _SNAPSHOT = {
     "sqlite": "BEGIN",
     "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
 }
-
-#: Whether a session of PostgreSQL writes nothing, as on a standby, and whether its role may write.
-_IS_WRITABLE = text("""SELECT current_setting('transaction_read_only') = 'on' AS is_read_only,
-  (SELECT bool_and(has_table_privilege(name, privilege))
-   FROM unnest(CAST(:tables AS text[])) AS name, unnest(ARRAY['SELECT', 'INSERT']) AS privilege) AS may_write""")
-
-_TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8)")
 
 T = TypeVar("T")
 
@@ -237,6 +231,12 @@ class Database:
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN) from error
             raise
 
+    async def end_stuck_sessions(self, bucket: int) -> None:
+        """End sessions that hold locks and that no timeout of PostgreSQL ends. Raises `DatabaseUnavailable`."""
+        if self.dialect == "postgresql":
+            async with self.read(bucket) as reader:
+                await reader.fetch(STUCK_SESSIONS, {"seconds": self.wait_seconds})
+
     async def require_writable(self, tables: Iterable[Table]) -> None:
         """Raise `DatabaseUnavailable` where reads of the tables are answered and writes would be refused.
 
@@ -247,7 +247,7 @@ class Database:
                 raise DatabaseUnavailable(Outcome.NOT_WRITTEN)
             return
         async with self.read() as reader:
-            row = await reader.fetch_one(_IS_WRITABLE, {"tables": [table.name for table in tables]})
+            row = await reader.fetch_one(IS_WRITABLE, {"tables": [table.name for table in tables]})
             if row is None or not row.may_write:
                 raise asyncpg.InsufficientPrivilegeError
             if row.is_read_only:
@@ -255,7 +255,7 @@ class Database:
                 raise asyncpg.ReadOnlySQLTransactionError
             # Not by the row: connecting, or waiting for a connection, may have taken long.
             asked = self.clocks.now()
-            time = await reader.fetch_one(_TIME)
+            time = await reader.fetch_one(TIME)
             try:
                 self.clocks.compare(time[0] if time is not None else 0, asked=asked)
             except ClocksDiffer as error:
@@ -374,7 +374,7 @@ async def _require_agreed(clocks: Clocks, connection: AsyncConnection) -> None:
     if connection.dialect.name == "sqlite" or clocks.have_agreed:
         return
     asked = clocks.now()
-    clocks.compare(await connection.scalar(_TIME) or 0, asked=asked)
+    clocks.compare(await connection.scalar(TIME) or 0, asked=asked)
 
 
 def _listen(machine: Machine, begun: Callable[..., None], done: Callable[..., None]) -> None:

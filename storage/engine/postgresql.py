@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, event
+from sqlalchemy import URL, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from storage.engine.clocks import Clocks, ClocksDiffer
@@ -12,6 +12,20 @@ from storage.engine.failures import SharedSession
 
 #: How often two connections are compared that come through a pooler.
 POOLER_ROUNDS = 5
+
+#: Whether a session of PostgreSQL writes nothing, as on a standby, and whether its role may write.
+IS_WRITABLE = text("""SELECT current_setting('transaction_read_only') = 'on' AS is_read_only,
+  (SELECT bool_and(has_table_privilege(name, privilege))
+   FROM unnest(CAST(:tables AS text[])) AS name, unnest(ARRAY['SELECT', 'INSERT']) AS privilege) AS may_write""")
+
+TIME = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8)")
+
+#: Ends the sessions of gateways, of this role, that were stopped between the messages of one statement. PostgreSQL
+#: takes them for busy, so that its timeout of idle sessions leaves them alone, and it ends no statement that it reads.
+STUCK_SESSIONS = text("""SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+  WHERE application_name = 'tollgate' AND datname = current_database() AND usename = current_user
+    AND state = 'active' AND wait_event = 'ClientRead' AND xact_start IS NOT NULL
+    AND state_change < clock_timestamp() - make_interval(secs => :seconds)""")
 
 #: What the gateway relies on for its own sessions, whatever is set for the role, the database or the server.
 #: `default_transaction_read_only` is left alone: who sets it wants nothing to be written, and is obeyed.

@@ -189,17 +189,24 @@ class MeterWriter:
             alike = [each for each in locked if meters.issuperset(command.meter for command in each.commands)]
             others = [each for each in locked if each not in alike]
             locked = others + await self._decide(alike, skip_locked=False)
+        if self._is_overdue(submissions[0]) and submissions[0] in locked:
+            # Who holds its meters may have been stopped where PostgreSQL's own timeouts do not end it.
+            with suppress(DatabaseUnavailable):
+                await self._database.end_stuck_sessions(submissions[0].bucket)
         self._wait(locked)
 
     def _wait(self, locked: Sequence[Submission]) -> None:
         """Have the second lane wait for the submissions' meters, for as long as a write may wait."""
-        overdue = perf_counter_ns() - int(self._database.wait_seconds * 1_000_000_000)
         for submission in locked:
-            if self._given_up or submission.queued_at <= overdue:
+            if self._given_up or self._is_overdue(submission):
                 outages.log(timeout := LockTimeout())
                 self._fail([submission], cause=timeout)
             else:
                 self._lanes[submission.bucket].second.add(submission)
+
+    def _is_overdue(self, submission: Submission) -> bool:
+        """Whether it has waited for as long as a write may."""
+        return submission.queued_at <= perf_counter_ns() - int(self._database.wait_seconds * 1_000_000_000)
 
     async def _decide(self, submissions: Sequence[Submission], *, skip_locked: bool) -> list[Submission]:
         """Give each submission its results, or the reason why there are none; return those that wait for a lock."""
