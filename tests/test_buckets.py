@@ -158,7 +158,7 @@ class TestSomeOfABatch:
         return outcomes
 
     async def submitted(self, gateway: Gateway, names: list[str]) -> Any:
-        """Debit each meter once, and return what the caller is told became of it."""
+        """Debit each meter once, and return the results, or the outcome that the caller is answered."""
         key_id = "key_" + 24 * "0"
         commands = [
             RecordUsage(

@@ -566,13 +566,18 @@ async def test_a_meter_that_stays_locked_is_given_up_in_time_and_no_other_is(gat
     await database.close()
 
 
+async def session_of(database: Database, program: str) -> asyncpg.Connection:
+    """Return a session of PostgreSQL as this program opens one."""
+    arguments = database._home.readers.dialect.create_connect_args(database.url)[1]
+    return await asyncpg.connect(**arguments, server_settings={"application_name": program})
+
+
 @on_postgresql
 async def test_a_gateway_that_was_stopped_in_the_middle_of_a_statement_loses_its_locks(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="100")
     database = Database(gateway.services.settings.database_url, wait_seconds=1)
     writer = MeterWriter(database, gateway.clock)
-    arguments = database._home.readers.dialect.create_connect_args(database.url)[1]
-    stopped = await asyncpg.connect(**arguments, server_settings={"application_name": "tollgate"})
+    stopped = await session_of(database, "tollgate")
     await stopped.execute("SET idle_in_transaction_session_timeout = '1s'; SET statement_timeout = '1s'; BEGIN")
     await stopped.execute("SELECT 1 FROM billing_meters FOR UPDATE")
     # The statement is parsed, and what it is to be run with does not come: the driver asks for no more at this point.
@@ -592,8 +597,7 @@ async def test_a_human_who_holds_a_lock_keeps_it(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="100")
     database = Database(gateway.services.settings.database_url, wait_seconds=1)
     writer = MeterWriter(database, gateway.clock)
-    arguments = database._home.readers.dialect.create_connect_args(database.url)[1]
-    human = await asyncpg.connect(**arguments, server_settings={"application_name": "psql"})
+    human = await session_of(database, "psql")
     await human.execute("BEGIN")
     await human.execute("SELECT 1 FROM billing_meters FOR UPDATE")
     await human.prepare("SELECT $1::integer")

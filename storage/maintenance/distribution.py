@@ -110,7 +110,7 @@ def _statements_of(table: Table) -> list[str]:
             columns = ", ".join([*[column.name for column in key.columns], "bucket"])
             name = key.name if isinstance(key, UniqueConstraint) and key.name else _name_of(table, key)
             statements.append(f"ALTER TABLE {table.name} ADD CONSTRAINT {name} {kind} ({columns})")
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's has no types.
     statements += [str(CreateIndex(index).compile(dialect=dialect)) for index in table.indexes]
     return statements
 

@@ -156,7 +156,7 @@ class TestFilled:
             *_, meter_id = [await fill(gateway, name, customerId=customer_id) for name in names]
             for table in OF_METERS:
                 column = "id" if table is billing_meters else "meter_id"
-                statement = f"UPDATE {table.name} SET {column} = :new WHERE {column} = :old"  # noqa: S608
+                statement = f"UPDATE {table.name} SET {column} = :new WHERE {column} = :old"  # noqa: S608  # Our own names.
                 await execute(gateway.database, statement, new=meter_id[:-3], old=meter_id)
             yield gateway, names
 
