@@ -33,7 +33,7 @@ from storage.engine.database import ATTEMPTS, Database, DatabaseUnavailable, Out
 from storage.engine.pages import Page
 from storage.engine.transactions import Reader, Writer
 from storage.holds import HoldRow, HoldState
-from storage.ledger import LedgerEntryKind, LedgerKey
+from storage.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey, OverLimitPolicy
 from storage.maintenance import audit
 from storage.tables import TABLES, metadata
 from storage.tenants import Environment
@@ -1058,6 +1058,15 @@ def held(meter_id: str) -> HoldRow:
     return HoldRow(meter_id, 2, "h1", 1, 1, 60, HoldState.RELEASED, None, NOW, NOW, NOW, [], {})
 
 
+def used(meter_id: str, seq: int) -> LedgerEntryRow:
+    """Return the entry of a debit of one credit."""
+    kind, day, policy = LedgerEntryKind.USAGE, NOW.date(), OverLimitPolicy.REJECT
+    amounts = (1, 10_000, seq, 10_000)
+    return LedgerEntryRow(
+        meter_id, seq, kind, f"k{seq}", *amounts, "default", day, 1, policy, None, None, NOW, "key_", None, {}
+    )
+
+
 async def nothing(change: Awaitable[None]) -> list[Any]:
     await change
     return []
@@ -1079,30 +1088,39 @@ def statements_of(name: str) -> int:
     return 2 if name == "holds, expired" else 1
 
 
+async def explained(
+    database: Database, writer: Writer, lookup: Callable[[Writer], Awaitable[Any]]
+) -> tuple[Any, list[list[Any]]]:
+    """Return what a look-up finds, and how the database carries out each of its statements."""
+    statements: list[tuple[str, Any]] = []
+
+    def record(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(database.engines[0].sync_engine, "before_cursor_execute", record)
+    try:
+        found = await lookup(writer)
+    finally:
+        event.remove(database.engines[0].sync_engine, "before_cursor_execute", record)
+    explain = "EXPLAIN (FORMAT JSON)" if writer.dialect == "postgresql" else "EXPLAIN QUERY PLAN"
+    results = [
+        await writer._connection.exec_driver_sql(f"{explain} {statement}", parameters)
+        for statement, parameters in statements
+    ]
+    return found, [[row[-1] for row in result] for result in results]
+
+
 class TestPlans:
     @pytest.mark.parametrize("name", LOOKUPS)
     async def test_a_hot_lookup_goes_by_its_index_and_reads_no_table_as_a_whole(
         self, filled: Database, name: str
     ) -> None:
         lookup, count, table, columns = LOOKUPS[name]
-        statements: list[tuple[str, Any]] = []
-
-        def record(_connection: object, _cursor: object, statement: str, parameters: object, *_: object) -> None:
-            statements.append((statement, parameters))
 
         async def work(writer: Writer) -> list[list[Any]]:
-            event.listen(filled.engines[0].sync_engine, "before_cursor_execute", record)
-            try:
-                found = await lookup(writer)
-            finally:
-                event.remove(filled.engines[0].sync_engine, "before_cursor_execute", record)
+            found, plans = await explained(filled, writer, lookup)
             assert size(found) == count
-            explain = "EXPLAIN (FORMAT JSON)" if writer.dialect == "postgresql" else "EXPLAIN QUERY PLAN"
-            explained = [
-                await writer._connection.exec_driver_sql(f"{explain} {statement}", parameters)
-                for statement, parameters in statements[:]
-            ]
-            return [[row[-1] for row in result] for result in explained]
+            return plans
 
         plans = await filled.write(work)
         assert len(plans) == statements_of(name)
@@ -1123,6 +1141,42 @@ class TestPlans:
         assert scanned == []
         wanted = [re.compile(rf"\b{column}\b") for column in columns]
         assert any(all(column.search(condition) for column in wanted) for condition in conditions), conditions
+
+    @pytest.mark.parametrize("dialect", ["postgresql"])
+    async def test_entries_are_looked_up_by_all_of_their_keys_also_where_nothing_is_known_of_the_table(
+        self, database: Database
+    ) -> None:
+        async def work(writer: Writer) -> list[list[Any]]:
+            await writer._connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_generic_plan")
+            return (await explained(database, writer, partial(ledger.by_keys, wanted=EVENTS)))[1]
+
+        (plan,) = await database.write(work)
+        conditions = [str(node["Index Cond"]) for node in nodes_of(plan[0][0]["Plan"]) if "Index Cond" in node]
+        assert len(conditions) == 8
+        assert all(re.search(r"\bkey\b", condition) for condition in conditions)
+
+    @pytest.mark.parametrize("dialect", ["postgresql"])
+    async def test_a_plan_is_made_anew_when_the_tables_have_grown(self, database: Database) -> None:
+        async def plan(writer: Writer) -> list[str]:
+            prepared = (
+                "SELECT name FROM pg_prepared_statements WHERE statement LIKE 'SELECT keys.place, ledger_entries.%%'"
+            )
+            (name,) = (await writer._connection.exec_driver_sql(prepared)).scalars()
+            rows = await writer._connection.exec_driver_sql(f"EXPLAIN EXECUTE {name} ('[]', 0)")
+            return [condition.group() for row in rows if (condition := re.search("Index Cond: .*", row[0]))]
+
+        async def look_up(writer: Writer) -> list[str]:
+            await ledger.by_ranges(writer, [(METER_IDS[0], 1, 1)])
+            return await plan(writer)
+
+        async def add(writer: Writer) -> None:
+            await ledger.insert_entries(writer, [used(METER_IDS[0], seq) for seq in range(1, 5_001)])
+
+        # The sixth plan is the one that is kept.
+        plans = [await database.write(look_up, is_group=True) for _ in range(7)]
+        assert all("seq" not in condition for condition in plans[-1])
+        await database.write(add, is_group=True)
+        assert any("seq" in condition for condition in await database.write(look_up, is_group=True))
 
     @pytest.mark.parametrize("dialect", ["postgresql"], scope="module")
     @pytest.mark.parametrize("name", SAME_FOR_ALL_VALUES)

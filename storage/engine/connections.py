@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import URL, Connection, Engine, event
@@ -27,8 +28,13 @@ SQLITE_READERS = 4
 #: How many groups of commands PostgreSQL decides at once for each bucket: the writer's two lanes have one each.
 GROUPS = 2
 
-#: Under which name the pool keeps, with a connection, when it was opened.
+#: Under which names the pool keeps, with a connection, when it was opened, and how many rows had been added when its
+#: plans were forgotten.
 _OPENED_AT = "opened at"
+_PLANNED_AT = "planned at"
+
+#: How many rows may be added until PostgreSQL's plans are made anew, besides as many as there were.
+_GROWTH = 500
 
 
 class PoolState(NamedTuple):
@@ -39,14 +45,22 @@ class PoolState(NamedTuple):
     max_open: int
 
 
+@dataclass
+class Added:
+    """How many rows this process has added to the tables of a server."""
+
+    rows: int = 0
+
+
 class Connections:
     """An engine's connections, kept open between uses: taking one from the engine costs more than a short transaction.
 
     A use that ends hands its connection to the first use that waits for one.
     """
 
-    def __init__(self, engine: AsyncEngine, *, max_open: int, wait_seconds: float) -> None:
+    def __init__(self, engine: AsyncEngine, added: Added, *, max_open: int, wait_seconds: float) -> None:
         self.dialect = engine.dialect.name
+        self.added = added
         self._engine = engine
         self._wait_seconds = wait_seconds
         self._max_open = max_open
@@ -78,6 +92,31 @@ class Connections:
 
     async def acquire(self) -> AsyncConnection:
         """Return an open connection. Raises `TimeoutError` where none is given back in time."""
+        connection = await self._acquire()
+        if self.dialect == "postgresql":
+            await self._forget_outgrown_plans(connection)
+        return connection
+
+    async def _forget_outgrown_plans(self, connection: AsyncConnection) -> None:
+        """Have PostgreSQL plan anew where there are twice as many rows as when it did so last.
+
+        It keeps the plan that it made while a table was small, which may read all of it, until its own statistics are
+        gathered again: once a minute, at best.
+        """
+        assert connection.sync_connection is not None  # noqa: S101  # It is open.
+        info, rows = connection.sync_connection.connection.info, self.added.rows
+        if rows <= 2 * info.setdefault(_PLANNED_AT, rows) + _GROWTH:
+            return
+        info[_PLANNED_AT] = rows
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        try:
+            await driver.execute("DISCARD PLANS")
+        except BaseException:
+            await connection.invalidate()
+            await self._give_back(connection)
+            raise
+
+    async def _acquire(self) -> AsyncConnection:
         while self._idle:
             connection, idle_since = self._idle.pop()
             # The pool tries whether one that was idle for longer still answers.
@@ -207,23 +246,24 @@ class Machine:
     def __init__(self, url: URL, *, pool_size: int, wait_seconds: float, buckets: int = 1) -> None:
         self.clocks = Clocks()
         """This machine's and PostgreSQL's; SQLite has none of its own."""
+        added = Added()
         if url.get_backend_name() == "sqlite":
             pool_size = SQLITE_READERS
             self.readers = sqlite_engine(url, pool_size=pool_size, wait_seconds=wait_seconds)
             self.writers = sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds, pragmas=WRITER_PRAGMAS)
             self.snapshots = sqlite_engine(url, pool_size=1, wait_seconds=wait_seconds)
-            self.reading = Connections(self.readers, max_open=pool_size, wait_seconds=wait_seconds)
-            self.writing = Connections(self.writers, max_open=1, wait_seconds=wait_seconds)
+            self.reading = Connections(self.readers, added, max_open=pool_size, wait_seconds=wait_seconds)
+            self.writing = Connections(self.writers, added, max_open=1, wait_seconds=wait_seconds)
             self.groups = self.writing
             return
         groups = GROUPS * buckets
         self.readers = postgresql_engine(url, self.clocks, pool_size=pool_size + groups, wait_seconds=wait_seconds)
         self.writers = self.readers
         self.snapshots = postgresql_engine(url, self.clocks, pool_size=1, wait_seconds=None)
-        self.reading = Connections(self.readers, max_open=pool_size, wait_seconds=wait_seconds)
+        self.reading = Connections(self.readers, added, max_open=pool_size, wait_seconds=wait_seconds)
         self.writing = self.reading
         # Slow reads never hold up the groups of commands, which have connections of their own.
-        self.groups = Connections(self.writers, max_open=groups, wait_seconds=wait_seconds)
+        self.groups = Connections(self.writers, added, max_open=groups, wait_seconds=wait_seconds)
 
     @property
     def engines(self) -> Sequence[AsyncEngine]:

@@ -316,6 +316,7 @@ class Database:
                     result = await _run_work(writer, work)
                     committing = True
                     await writer.commit()
+                    connections.added.rows += writer.added_rows
                     return result
             except (CommitWarned, ClocksDiffer) as error:
                 # A refusal has written nothing.

@@ -125,13 +125,18 @@ def keys_table(dialect: str, **columns: TypeEngine[Any]) -> FromClause:
         each = func.json_each(parameter).table_valued("value", "key", name="each")
         convert = type_coerce
     values = [(name, type_) for name, type_ in columns.items() if name != "place"]
-    return select(
+    records = select(
         *([each.c.key.label("place")] if has_places else []),
         *[
             convert(each.c.value.op("->>")(literal_column(str(index))), type_).label(name)
             for index, (name, type_) in enumerate(values)
         ],
-    ).subquery("keys")
+    )
+    if dialect == "postgresql":
+        # So the values are made once a record. Made anew for each index that they are looked up in, they let a longer
+        # key look dearer than a part of it and a filter, until the statistics know how many rows such a part has.
+        records = records.offset(literal_column("0"))
+    return records.subquery("keys")
 
 
 def _converted(text: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:

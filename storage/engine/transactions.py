@@ -130,6 +130,8 @@ class Writer(Reader):
         super().__init__(connection.dialect.name, connection, bucket=bucket)
         #: Whether a row is locked, and so the transaction written to PostgreSQL's log, which COMMIT waits for.
         self._has_locked = False
+        self.added_rows = 0
+        """How many rows it has added."""
 
     async def run(
         self, statement: Prepared, parameters: Mapping[str, Any], *, is_long: bool = False
@@ -150,6 +152,7 @@ class Writer(Reader):
         rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and the driver as long to bind
         a row's values one by one: there, a statement adds many rows, and a value that all rows have is bound once.
         """
+        self.added_rows += len(rows)
         if self.dialect == "postgresql":
             await self.run(insertion_of_records(table), keys(rows))
             return
