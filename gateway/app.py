@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import email_validator  # noqa: F401  # The rules import it late, for the commands; no request is to wait for it.
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http import rest
 from gateway.http.auth import authenticate
@@ -28,7 +27,7 @@ from gateway.server.draining import Draining
 from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from gateway.telemetry import logs
-from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, redacted_path, words_of
+from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, is_answered, redacted_path, words_of
 from gateway.workers.places import following_buckets
 from gateway.workers.sweeper import sweeping
 from resolvers.context import Clock, utc_now
@@ -107,17 +106,16 @@ def create_app(
             *rest.ROUTES,
             *(graphiql.routes() if settings.has_graphiql else ()),
         ],
-        middleware=[*_middleware(settings), Middleware(Front, graphql=graphql)],
-        exception_handlers={HTTPException: _left_to_the_front},
         lifespan=lifespan,
     )
     # It would name the address that this process is called by, which need not be the one that its clients call.
     app.router.redirect_slashes = False
     app.state.limits = documents.limits
     listeners = [each for each in (request_log, metrics.answered if metrics is not None else None) if each is not None]
-    # Around all that Starlette puts around the routes, so that nothing is answered without being reported.
+    # Instead of all that Starlette puts around the routes: the front answers what goes wrong in them.
+    gated = _with_cors(Gate(Front(app.router, graphql=graphql), settings), settings)
     app.middleware_stack = observed = Observed(
-        WithoutSlash(SafeAnswers(app.build_middleware_stack())),
+        WithoutSlash(SafeAnswers(gated)),
         words=words_of(route.path for route in app.routes if isinstance(route, Route | Mount)),
         listeners=listeners,
         tracing=tracing,
@@ -151,27 +149,22 @@ def _tracing(settings: Settings) -> "Tracing | None":
     return Tracing()
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
-    """Return what stands around the front, and so around every answer."""
-    gate = Middleware(Gate, settings)
+def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Return what lets pages of the allowed origins call the application, and read also that they were refused."""
     if not settings.cors_origins:
-        return [gate]
-    return [
-        # A page is to be able to read that it was refused.
-        Middleware(
-            CORSMiddleware,
-            allow_origins=frozenset(settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            # Clients, tracers and monitors have headers of their own; a page that is let in may send what programs may.
-            allow_headers=["*"],
-            # A page is known by its token alone: cookies are neither read nor set.
-            allow_credentials=False,
-            # When to come again, what a kept answer is asked for by, and what the log calls the request.
-            expose_headers=["retry-after", "etag", "x-request-id"],
-            max_age=PREFLIGHT_SECONDS,
-        ),
-        gate,
-    ]
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=frozenset(settings.cors_origins),
+        allow_methods=["GET", "POST"],
+        # Clients, tracers and monitors have headers of their own; a page that is let in may send what programs may.
+        allow_headers=["*"],
+        # A page is known by its token alone: cookies are neither read nor set.
+        allow_credentials=False,
+        # When to come again, what a kept answer is asked for by, and what the log calls the request.
+        expose_headers=["retry-after", "etag", "x-request-id"],
+        max_age=PREFLIGHT_SECONDS,
+    )
 
 
 class WithoutSlash:
@@ -201,18 +194,11 @@ class Front:
         if scope["type"] != "http":
             await self._routes(scope, receive, send)
             return
-        is_begun = False
-
-        async def send_noted(message: Message) -> None:
-            nonlocal is_begun
-            is_begun = True
-            await send(message)
-
         lead_to = self._graphql if scope["path"] == GRAPHQL_PATH else self._routes
         try:
-            await lead_to(scope, receive, send_noted)
+            await lead_to(scope, receive, send)
         except Exception as error:  # Whatever is raised has an answer: a bug's is a masked 500.
-            if is_begun:
+            if is_answered(scope):
                 raise
             problem = _problem_of(error)
             # The functions that the error passed through hold it, as it holds them: the request would stay in memory.
@@ -283,10 +269,6 @@ async def schema_graphql(request: HTTPRequest) -> Response:
     if not limits.may_introspect(actor):
         raise Forbidden(NOT_INTROSPECTED)
     return PlainTextResponse(schema.as_str())
-
-
-def _left_to_the_front(_request: HTTPRequest, error: Exception) -> Response:
-    raise error
 
 
 def _problem_of(error: Exception) -> HTTPProblem:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.app import create_app
 from gateway.http.gate import Gate, SafeAnswers
 from gateway.settings import Settings
+from gateway.telemetry.requests import Observed
 from tests.conftest import Gateway, gateway_on
 from tests.steps import make_meter, until
 
@@ -158,8 +159,9 @@ class TestDeadline:
         async def receive() -> Message:
             return {"type": "http.disconnect"}
 
+        observed = Observed(Gate(app, Settings()), words=frozenset(), listeners=[])
         scope = {"type": "http", "method": "GET", "path": "/graphql", "headers": []}
-        cancelled = asyncio.ensure_future(Gate(app, Settings())(scope, receive, send))
+        cancelled = asyncio.ensure_future(observed(scope, receive, send))
         await begun.wait()
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):

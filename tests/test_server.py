@@ -2,19 +2,22 @@
 
 import asyncio
 import json
+import logging
 import os
 import re
 import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from gateway.server import connection, flow
 from gateway.server import protocol as server
@@ -135,56 +138,105 @@ async def test_as_much_as_the_limit_is_served_and_one_more_is_refused(
         connection._settings.cache_clear()
 
 
-class TestAnswerTransport:
+class Written(asyncio.Transport):
+    """What is written to a connection, write by write; the last one is empty where it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.parts.append(data)
+
+    def close(self) -> None:
+        self.parts.append(b"")
+
+
+def start_of(status: int = 200, **headers: str) -> Message:
+    """Return the message that begins an answer."""
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": named}
+
+
+def body_of(body: bytes = b"", *, more_body: bool = False) -> Message:
+    """Return the message of a part of its body."""
+    return {"type": "http.response.body", "body": body, "more_body": more_body}
+
+
+WHOLE = [start_of(content_length="4", content_type="text/plain"), body_of(b"done")]
+STREAMED = [start_of(content_length="6"), body_of(b"one", more_body=True), body_of(b"two")]
+
+#: Answers: the method that is answered, whether the connection is kept, and the messages.
+ANSWERS: dict[str, tuple[str, bool, list[Message]]] = {
+    "whole": ("GET", True, WHOLE),
+    "whole and the last": ("GET", False, WHOLE),
+    "empty": ("POST", True, [start_of(204, content_length="0"), body_of()]),
+    "not modified": ("GET", True, [start_of(304, etag="x"), body_of()]),
+    "to HEAD": ("HEAD", True, [start_of(content_length="4"), body_of()]),
+    "in parts": ("GET", True, STREAMED),
+    "without a length": ("GET", True, [start_of(), body_of(b"one", more_body=True), body_of()]),
+    "whole without a length": ("GET", True, [start_of(), body_of(b"one")]),
+    "closing": ("GET", True, [start_of(content_length="4", connection="close"), body_of(b"done")]),
+    "shorter than it says": ("GET", True, [start_of(content_length="5"), body_of(b"done")]),
+    "longer than it says": ("GET", True, [start_of(content_length="3"), body_of(b"done")]),
+    "with a line in a header": ("GET", True, [start_of(content_length="4", x="a\r\nb: c"), body_of(b"done")]),
+    "with a control in a header": ("GET", True, [start_of(content_length="4", x="a\x00"), body_of(b"done")]),
+}
+
+
+async def written(
+    method: str, messages: Iterable[Message], *, keep_alive: bool = True, is_ours: bool = True
+) -> tuple[list[bytes], str | None, bool]:
+    """Return what an answer writes, what it raises, and whether it ends; `is_ours`: not by uvicorn alone."""
+    transport, ended = Written(), list[bool]()
+    cycle = RequestResponseCycle(
+        scope={"method": method},  # type: ignore[typeddict-item]  # No more of it is looked at.
+        transport=transport,
+        flow=FlowControl(transport),
+        logger=logging.getLogger(__name__),
+        access_logger=logging.getLogger(__name__),
+        access_log=False,
+        default_headers=[(b"date", b"now")],
+        message_event=asyncio.Event(),
+        expect_100_continue=False,
+        keep_alive=keep_alive,
+        on_response=lambda: ended.append(True),
+    )
+    send: Any = connection.Answer(cycle).send if is_ours else cycle.send
+    failure = None
+    try:
+        for message in messages:
+            await send(message)
+    except RuntimeError as error:
+        failure = str(error)
+    return transport.parts, failure, ended == [True]
+
+
+class TestAnswer:
     """An answer's head and body are one packet, which costs the server and the client less than two."""
 
-    @pytest.fixture
-    def parts(self) -> list[bytes]:
-        """What is written to the connection, write by write; the last one is empty where it is closed."""
-        return []
+    @pytest.mark.parametrize("name", ANSWERS)
+    async def test_what_is_written_is_what_uvicorn_writes(self, name: str) -> None:
+        method, keep_alive, messages = ANSWERS[name]
+        ours = await written(method, messages, keep_alive=keep_alive)
+        uvicorns = await written(method, messages, keep_alive=keep_alive, is_ours=False)
+        assert (b"".join(ours[0]), *ours[1:]) == (b"".join(uvicorns[0]), *uvicorns[1:])
 
-    @pytest.fixture
-    def answer(self, parts: list[bytes]) -> connection.AnswerTransport:
-        class Fake(asyncio.Transport):
-            def write(self, data: Any) -> None:
-                parts.append(data)
+    async def test_a_whole_answer_is_one_write(self) -> None:
+        head = b"HTTP/1.1 200 OK\r\ndate: now\r\ncontent-length: 4\r\ncontent-type: text/plain\r\n"
+        assert await written("GET", WHOLE) == ([head + b"\r\ndone"], None, True)
+        last = [head + b"connection: close\r\n\r\ndone", b""]
+        assert await written("GET", WHOLE, keep_alive=False) == (last, None, True)
 
-            def close(self) -> None:
-                parts.append(b"")
-
-        return connection.AnswerTransport(Fake())
-
-    def test_the_head_goes_out_with_the_first_part_of_the_body(
-        self, answer: connection.AnswerTransport, parts: list[bytes]
-    ) -> None:
-        for part in (b"HTTP/1.1 200 OK\r\n\r\n", b"one", b"two"):
-            answer.write(part)
-        assert parts == [b"HTTP/1.1 200 OK\r\n\r\none", b"two"]
-
-    def test_what_asks_for_the_body_of_the_request_is_not_kept(
-        self, answer: connection.AnswerTransport, parts: list[bytes]
-    ) -> None:
-        answer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        assert parts == [b"HTTP/1.1 100 Continue\r\n\r\n"]
-        answer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        answer.write(b"one")
-        assert parts[1:] == [b"HTTP/1.1 200 OK\r\n\r\none"]
-
-    def test_a_long_body_is_not_copied(self, answer: connection.AnswerTransport, parts: list[bytes]) -> None:
+    async def test_a_long_body_is_not_copied(self) -> None:
         body = b"x" * (connection._LONG + 1)
-        answer.write(b"head")
-        answer.write(body)
-        assert parts == [b"head", body]
+        parts, _, _ = await written("GET", [start_of(content_length=str(len(body))), body_of(body)])
+        assert len(parts) == 2
         assert parts[1] is body
 
-    def test_a_head_without_a_body_goes_out_at_the_end_once(
-        self, answer: connection.AnswerTransport, parts: list[bytes]
-    ) -> None:
-        answer.write(b"head")
-        assert parts == []
-        answer.close()
-        answer.flush()
-        assert parts == [b"head", b""]
+    async def test_a_head_without_its_body_is_not_sent(self) -> None:
+        """So a request that fails between the two is answered by a status of 500."""
+        assert await written("GET", WHOLE[:1]) == ([], None, False)
 
 
 class TestPipeline:

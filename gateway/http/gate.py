@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.http.messages import send_problem
 from gateway.http.rest import problem_of
 from gateway.settings import Settings
+from gateway.telemetry.requests import is_answered
 from resolvers.errors import Unavailable
 from storage.engine.database import Outcome
 
@@ -53,20 +54,13 @@ class Gate:
         if len(self._begun) >= self._most:
             await _refuse(scope, send, Outcome.NOT_WRITTEN)
             return
-        is_answered = False
-
-        async def tracking_send(message: Message) -> None:
-            nonlocal is_answered
-            is_answered = True
-            await send(message)
-
         self._begun[task] = time.monotonic()
         if self._timer is None:
             self._look_again()
         try:
-            await self._app(scope, receive, tracking_send)
+            await self._app(scope, receive, send)
         except asyncio.CancelledError:
-            if is_answered:
+            if is_answered(scope):
                 raise
             # Another may have cancelled it as well: the server does, when it stops.
             is_overdue = task in self._overdue and task.uncancel() == 0

@@ -7,6 +7,7 @@ It speaks ASGI itself: routes, a request object and a response object cost a thi
 """
 
 from hashlib import blake2b
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 
 #: The fields of a request and what each must be, where it is given.
 _FIELDS = (
-    ("query", str | None, "a string"),
-    ("documentId", str | None, "a string"),
-    ("variables", dict | None, "an object"),
-    ("extensions", dict | None, "an object"),
-    ("operationName", str | None, "a string"),
+    ("query", (str, NoneType), "a string"),
+    ("documentId", (str, NoneType), "a string"),
+    ("variables", (dict, NoneType), "an object"),
+    ("extensions", (dict, NoneType), "an object"),
+    ("operationName", (str, NoneType), "a string"),
 )
 
 #: Before an answer that is longer than this is sent, others have a turn.

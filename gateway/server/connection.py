@@ -3,12 +3,11 @@
 uvicorn waits for ever for a client that does not read.
 """
 
-import asyncio
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway.http.messages import REST_PATHS
 from gateway.server.serving import max_connections
@@ -19,6 +18,10 @@ from gateway.telemetry.requests import OBSERVED, REFUSED, Repeats, request_id
 _UNREAD: "dict[Connection, None]" = {}
 
 
+#: The headers that say how long an answer is or what becomes of its connection, besides its length.
+_OF_CONNECTION = frozenset({b"transfer-encoding", b"connection"})
+
+
 @cache
 def _settings() -> Settings:
     # The serving processes read the environment for themselves.
@@ -26,48 +29,69 @@ def _settings() -> Settings:
     return replace(settings, max_connections=max_connections(settings))
 
 
-#: How a client is asked for the body of a request: that goes out at once, and is no head of an answer.
-_CONTINUE = b"HTTP/1.1 100 "
-
 #: Of what is longer no copy is made to join it with the head.
 _LONG = 64 * 1024
 
+#: What no header's value may have.
+_CONTROLS = bytes([*range(9), *range(10, 32), 127])
 
-class AnswerTransport:
-    """Where the answer to one request is written: its head goes out with the first part of its body, in one packet."""
 
-    __slots__ = ("_head", "_is_begun", "_transport")
+class Answer:
+    """The answer to one request: where it is whole, its head goes out with its body, in one packet.
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head = b""
-        self._is_begun = False
+    Until the first part of the body is there, the head is kept. uvicorn writes all other answers; it looks through
+    every header by two expressions, and writes the head alone.
+    """
 
-    def write(self, data: bytes) -> None:
-        """Write a part of the answer; the first one, its head, is kept for the next one."""
-        if not self._is_begun and not data.startswith(_CONTINUE):
-            self._is_begun, self._head = True, data
+    __slots__ = ("_cycle", "_start")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._start: Any = None
+
+    async def send(self, message: Any) -> None:
+        """Take a message of the application."""
+        if message["type"] == "http.response.start" and self._start is None:
+            self._start = message
             return
-        if self._head and len(data) <= _LONG:
-            data = self._head + data
-            self._head = b""
-        self.flush()
-        self._transport.write(data)
+        cycle, start, self._start = self._cycle, self._start, None
+        if start is not None:
+            if cycle.flow.write_paused and not cycle.disconnected:
+                await cycle.flow.drain()
+            if self._write(start, message):
+                return
+            await cycle.send(start)
+        await cycle.send(message)
 
-    def flush(self) -> None:
-        """Write what is kept."""
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-    def is_closing(self) -> bool:
-        """Whether the connection is being closed."""
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        """Write what is kept, and close the connection."""
-        self.flush()
-        self._transport.close()
+    def _write(self, start: Any, message: Any) -> bool:
+        """Write a whole answer, and return whether it was one."""
+        cycle, body = self._cycle, message.get("body", b"")
+        headers = [*cycle.default_headers, *start["headers"]]
+        values = b"".join([value for _, value in headers])
+        is_whole = (
+            (b"content-length", b"%d" % len(body)) in headers
+            and not message.get("more_body", False)
+            and cycle.scope["method"] != "HEAD"
+            and _OF_CONNECTION.isdisjoint([name for name, _ in headers])
+            and len(values.translate(None, _CONTROLS)) == len(values)
+        )
+        if not is_whole or cycle.disconnected or cycle.response_started:
+            return False
+        lines = [b"%s: %s\r\n" % header for header in headers]
+        end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
+        head = b"".join([STATUS_LINE[start["status"]], *lines, end])
+        if len(body) <= _LONG:
+            cycle.transport.write(head + body)
+        else:
+            cycle.transport.write(head)
+            cycle.transport.write(body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
 
 
 class Connection(HttpToolsProtocol):
@@ -119,8 +143,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
-        cycle.transport = AnswerTransport(cycle.transport)
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, lambda scope, receive, _send: app(scope, receive, Answer(cycle).send))
 
     def _abort_soon(self) -> None:
         if self._unread is None:

@@ -286,8 +286,6 @@ class Protocol(Connection):
 
     def on_response_complete(self) -> None:
         """Go on to the next request, or close the connection when the client has read the answer."""
-        # An answer to HEAD has no body.
-        self._running.transport.flush()
         # What the application has not read of the body would be kept for as long as the connection.
         self._running.body.clear()
         super().on_response_complete()

@@ -250,6 +250,12 @@ class Statements:
                 current.get().sql_ns += perf_counter_ns() - began
 
 
+def is_answered(scope: Scope) -> bool:
+    """Whether the answer to an observed request has begun."""
+    request: Request | None = scope.get(OBSERVED)
+    return request is not None and request.status is not None
+
+
 def note_actor(actor: Actor) -> None:
     """Note the key that asks, once it is known."""
     request = current.get()

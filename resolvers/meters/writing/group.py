@@ -182,6 +182,7 @@ async def write(writer: Writer, group: Group) -> None:
 
 async def _write_credits(writer: Writer, meters: Collection[LockedMeter]) -> None:
     """Write the grants and holds of the meters that were made or changed."""
+    meters = [of for of in meters if of.known.credits is not None or of.known.changed_holds]
     changed = [
         (grant.seq > of.before.last_seq, grant)
         for of in meters

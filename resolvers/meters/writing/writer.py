@@ -131,13 +131,12 @@ class MeterWriter:
     def _submissions(self, commands: Sequence[Command]) -> list[Submission]:
         """Return the commands by the buckets of their meters."""
         buckets = self._database.buckets
-        by_bucket: dict[int, list[Command]] = {}
-        if buckets.is_one:
-            by_bucket[buckets.values[0]] = [*commands]
-        else:
-            for command in commands:
-                by_bucket.setdefault(buckets.of_names(command.meter), []).append(command)
         observation, loop, now = current.get(), asyncio.get_running_loop(), perf_counter_ns()
+        if buckets.is_one:
+            return [Submission([*commands], observation, loop.create_future(), now, buckets.values[0])]
+        by_bucket: dict[int, list[Command]] = {}
+        for command in commands:
+            by_bucket.setdefault(buckets.of_names(command.meter), []).append(command)
         return [Submission(some, observation, loop.create_future(), now, bucket) for bucket, some in by_bucket.items()]
 
     async def _together(self, commands: Sequence[Command], submissions: Sequence[Submission]) -> list[Result]:
