@@ -1067,6 +1067,14 @@ def used(meter_id: str, seq: int) -> LedgerEntryRow:
     )
 
 
+async def test_no_rows_are_added_by_no_statement(database: Database) -> None:
+    async def add(writer: Writer) -> int:
+        await writer.insert_rows(ledger.ledger_entries, [])
+        return writer.added_rows
+
+    assert await database.write(add) == 0
+
+
 async def nothing(change: Awaitable[None]) -> list[Any]:
     await change
     return []

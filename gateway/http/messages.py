@@ -48,7 +48,11 @@ class HTTPProblem(Exception):
 
 def header(scope: Scope, name: bytes) -> list[str]:
     """Return the values of a header, whose name is in lower case, one for each time that it was sent."""
-    return [value.decode("latin-1") for each, value in scope["headers"] if each == name]
+    headers = scope["headers"]
+    by_name = dict(headers)
+    if len(by_name) == len(headers):
+        return [by_name[name].decode("latin-1")] if name in by_name else []
+    return [value.decode("latin-1") for each, value in headers if each == name]
 
 
 async def send_answer(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -4,6 +4,7 @@ uvicorn waits for ever for a head or body that does not come to an end. The clas
 with deadlines. They are armed only while something is incomplete, so that a request that arrives whole costs nothing.
 """
 
+from itertools import chain
 from typing import Any
 
 import httptools
@@ -226,7 +227,7 @@ class Protocol(Connection):
             raise Refused
         # How much has come does not say so: a part of it may have come with the request before.
         size = len(self.parser.get_method()) + len(self.url) + _BYTES_OF_FRAME
-        size += sum([len(name) + len(value) + 4 for name, value in self.headers])
+        size += sum(map(len, chain.from_iterable(self.headers))) + 4 * len(self.headers)
         if size > limits.max_head_bytes:
             self._refusal = too_large_head(limits)
             raise Refused

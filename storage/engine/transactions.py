@@ -4,6 +4,7 @@ import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import countOf, not_
 from typing import Any, TypeVar
 
 import asyncpg
@@ -152,16 +153,19 @@ class Writer(Reader):
         rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and the driver as long to bind
         a row's values one by one: there, a statement adds many rows, and a value that all rows have is bound once.
         """
+        if not rows:
+            return
         self.added_rows += len(rows)
         if self.dialect == "postgresql":
             await self.run(insertion_of_records(table), keys(rows))
             return
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
         columns = orjson.loads(orjson.dumps(list(zip(*rows, strict=True))))
-        is_shared = tuple([column.count(column[0]) == len(column) for column in columns])
+        firsts: tuple[Any, ...] = next(zip(*columns, strict=True))
+        is_shared = tuple(map(len(rows).__eq__, map(countOf, columns, firsts)))
         shared = [self.bucket] if is_in_buckets(table) else []
-        shared += [column[0] for column, is_one in zip(columns, is_shared, strict=True) if is_one]
-        own = [column for column, is_one in zip(columns, is_shared, strict=True) if not is_one]
+        shared += itertools.compress(firsts, is_shared)
+        own = list(itertools.compress(columns, map(not_, is_shared)))
         parts = [
             (
                 *shared,
@@ -272,4 +276,4 @@ def _opened(connection: AsyncConnection) -> Connection:
 
 def _is_short(values: Iterable[Any]) -> bool:
     """Whether a statement of these values takes so little that it may hold up the event loop."""
-    return sum(len(value) for value in values if isinstance(value, str)) <= MAX_INLINE_CHARACTERS
+    return sum([len(value) for value in values if type(value) is str]) <= MAX_INLINE_CHARACTERS
