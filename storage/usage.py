@@ -151,6 +151,13 @@ def _add(dialect: str) -> Prepared:
     return Prepared(dialect, upsert)
 
 
+#: The same in a bucket of a database of several machines.
+_ADDED = (
+    " ON CONFLICT ON CONSTRAINT usage_days_pkey"
+    " DO UPDATE SET total_usage = usage_days.total_usage + excluded.total_usage"
+)
+
+
 class TooManyDays(Exception):
     """There are more days than were to be read."""
 
@@ -247,4 +254,7 @@ _DAYS = _Days()
 async def add(writer: Writer, usage: Mapping[tuple[str, date, str], int]) -> None:
     """Add credits to the days (meter id, day, usage name) of meters that the transaction has locked."""
     added = [(*key, credits_) for key, credits_ in sorted(usage.items())]
-    await writer.run(_add(writer.dialect), keys(added))
+    if writer.dialect == "postgresql" and writer.bucket:
+        await writer.insert_in_bucket(usage_days, added, _ADDED)
+    else:
+        await writer.run(_add(writer.dialect), keys(added))

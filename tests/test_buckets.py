@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.reading.places import locate
-from storage import ids
+from storage import ids, ledger
 from storage.billing_meters import MeterName, billing_meters
 from storage.engine.buckets import Buckets, bits_of
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
@@ -62,6 +62,25 @@ async def test_whatever_is_written_of_a_meter_lies_in_its_bucket(divided: Gatewa
                 id_ = table.c.id if table is billing_meters else table.c.meter_id
                 found = await reader.fetch(select(table.c.bucket).where(id_ == meter_id).distinct())
                 assert [row.bucket for row in found] == [bucket], table.name
+    assert await disagreements(divided.database, now=divided.clock()) == []
+
+
+@pytest.mark.parametrize("count", [37, 1_000])
+async def test_any_number_of_rows_is_added_to_a_bucket(divided: Gateway, count: int) -> None:
+    for name in one_of_each(divided):
+        meter_id = await make_meter(divided, name, totalCredits="9000000")
+        for batch in range(2):
+            items = [
+                {"workspaceId": "w", "externalMeterId": name, "eventId": f"{batch}-{number}", "amount": str(number)}
+                for number in range(1, count + 1)
+            ]
+            query = "mutation ($input: [RecordUsageInput!]!) { recordUsageBatch(input: $input) { __typename } }"
+            results = (await divided.data(query, {"input": items}))["recordUsageBatch"]
+            assert results == [{"__typename": "RecordUsageSuccess"}] * count
+        async with divided.database.read(bucket_of(divided, name)) as reader:
+            (entries,) = await ledger.by_ranges(reader, [(meter_id, 2, 2 * count + 1)])
+        amounts = [(entry.key, entry.amount) for entry in reversed(entries)]
+        assert amounts == [(f"{batch}-{number}", number) for batch in range(2) for number in range(1, count + 1)]
     assert await disagreements(divided.database, now=divided.clock()) == []
 
 

@@ -175,8 +175,8 @@ def insertion_of_records(table: Table) -> Prepared:
 
 
 @lru_cache(maxsize=1_000)
-def insertion_of_values(table: Table, is_shared: tuple[bool, ...], count: int) -> str:
-    """Return the text of SQLite's statement that adds so many rows.
+def insertion_of_values(table: Table, is_shared: tuple[bool, ...], count: int, *, mark: str = "?") -> str:
+    """Return the text of a statement that adds so many rows; `mark` begins a parameter, on PostgreSQL by `$`.
 
     The values that they share come first, of them the bucket, then each row's own.
     """
@@ -186,6 +186,6 @@ def insertion_of_values(table: Table, is_shared: tuple[bool, ...], count: int) -
     shared, own = itertools.count(1), itertools.count(1 + sum(is_shared))
     places = [next(shared) if is_one else None for is_one in is_shared]
     rows = ", ".join(
-        f"({', '.join(f'?{next(own) if place is None else place}' for place in places)})" for _ in range(count)
+        f"({', '.join(f'{mark}{next(own) if place is None else place}' for place in places)})" for _ in range(count)
     )
     return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES {rows}"  # noqa: S608  # Our own names.

@@ -17,6 +17,7 @@ from storage.engine.failures import UNAVAILABLE, CommitWarned, RolledBack
 from storage.engine.sqlite import require_same_file
 from storage.engine.statements import (
     Prepared,
+    given_columns,
     insertion_of_records,
     insertion_of_values,
     is_in_buckets,
@@ -25,6 +26,9 @@ from storage.engine.statements import (
 
 #: The maximum of rows that one statement adds on SQLite: so few that the driver can keep one for each number prepared.
 MAX_ROWS = 100
+
+#: Likewise on a database of several machines, a power of two: PostgreSQL takes 32,767 parameters.
+MAX_ROWS_IN_BUCKET = 512
 
 #: With how many characters of parameters, at most, SQLite runs a statement in the event loop's thread: it is about a
 #: few records, and takes less than what the event loop is held for by any request.
@@ -157,7 +161,10 @@ class Writer(Reader):
             return
         self.added_rows += len(rows)
         if self.dialect == "postgresql":
-            await self.run(insertion_of_records(table), keys(rows))
+            if self.bucket and is_in_buckets(table):
+                await self.insert_in_bucket(table, rows)
+            else:
+                await self.run(insertion_of_records(table), keys(rows))
             return
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
         columns = orjson.loads(orjson.dumps(list(zip(*rows, strict=True))))
@@ -177,6 +184,21 @@ class Writer(Reader):
         for count, values in ((MAX_ROWS, parts), (len(rows) % MAX_ROWS, rest)):
             if values:
                 await self._run(insertion_of_values(table, is_shared, count), values, many=True)
+
+    async def insert_in_bucket(self, table: Table, rows: Sequence[Sequence[Any]], on_conflict: str = "") -> None:
+        """Add rows to the writer's bucket of a database of several machines.
+
+        Citus passes a row on to the shard that one of its parameters says; rows that a statement selects it collects
+        first. A statement adds a power of two of them, so that there are few texts to prepare.
+        """
+        is_shared = (False,) * len(given_columns(table))
+        begin = 0
+        while begin < len(rows):
+            count = min(MAX_ROWS_IN_BUCKET, 1 << (len(rows) - begin).bit_length() - 1)
+            text = insertion_of_values(table, is_shared, count, mark="$") + on_conflict
+            values = itertools.chain.from_iterable(rows[begin : begin + count])
+            await self._run(text, (self.bucket, *values))
+            begin += count
 
     async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
         is_inline = self.dialect == "sqlite" and values and _is_short(itertools.chain(*values) if many else values)

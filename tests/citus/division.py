@@ -6,6 +6,7 @@ each of them. `make citus` runs this.
 
 import asyncio
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -26,8 +27,10 @@ from storage.maintenance import distribution
 from storage.maintenance.distribution import CannotDistribute, distribute
 from storage.tables import TABLES
 from tests.conftest import Gateway, gateway_on
-from tests.divided import ALL_OF_A_METER, OF_METERS, fill, one_of_each
+from tests.divided import ALL_OF_A_METER, OF_METERS, bucket_of, fill, one_of_each
 from tests.steps import disagreements, execute, make_customer, must, rows_of
+
+BATCH = "mutation ($input: [RecordUsageInput!]!) { recordUsageBatch(input: $input) { __typename } }"
 
 URL = os.environ["TOLLGATE_TEST_CITUS_URL"]
 
@@ -141,6 +144,69 @@ async def test_a_shard_is_one_bucket_and_each_machine_has_as_many(url: str) -> N
         places = list(database._places.values())
     workers = (await machines())[1:]
     assert sorted(places.count(each) for each in set(places)) == [8 // len(workers)] * len(workers)
+
+
+class TestTasks:
+    """Of how many shards each statement asks, by the plan of the machine that it is given to."""
+
+    @pytest.fixture
+    async def gateway(self, url: str) -> AsyncIterator[Gateway]:
+        await divided(url)
+        async with gateway_on(url) as shared:
+            yield await shared.for_new_organization()
+
+    @asynccontextmanager
+    async def planned(self, gateway: Gateway, url: str) -> AsyncIterator[list[tuple[str, int]]]:
+        """Give, in the end, the command and tasks of each different statement about meters that is run meanwhile."""
+        statements: dict[str, Any] = {}
+        plans: list[tuple[str, int]] = []
+
+        def note(_connection: object, _cursor: object, statement: str, values: Any, *_: object) -> None:
+            if any(table.name in statement for table in OF_METERS):
+                statements.setdefault(statement, values)
+
+        gateway.database.listen(begun=note, done=lambda *_: None)
+        yield plans
+        connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+        try:
+            for statement, values in statements.items():
+                plan = "\n".join([row[0] for row in await connection.fetch(f"EXPLAIN {statement}", *values)])
+                count = re.search(r"Task Count: (\d+)", plan)
+                assert count is not None, plan
+                plans.append((statement.split(maxsplit=1)[0], int(count[1])))
+        finally:
+            await connection.close()
+
+    async def test_each_statement_about_a_meter_asks_one_shard(self, url: str, gateway: Gateway) -> None:
+        customer_id = await make_customer(gateway)
+        name, *_ = one_of_each(gateway)
+        async with self.planned(gateway, url) as plans:
+            await fill(gateway, name, customerId=customer_id)
+            await seen(gateway, [name])
+        assert set(plans) == {("SELECT", 1), ("UPDATE", 1), ("INSERT", 1)}
+
+    async def test_each_statement_of_a_group_asks_one_shard(self, url: str, gateway: Gateway) -> None:
+        bucket = gateway.database.buckets.values[0]
+        names = [name for name in (f"m{number}" for number in range(64)) if bucket_of(gateway, name) == bucket]
+        for name in names:
+            await must(gateway, "createBillingMeter", externalMeterId=name, timezone="UTC", totalCredits="100")
+        async with self.planned(gateway, url) as plans:
+            events = [
+                {"workspaceId": "w", "externalMeterId": name, "eventId": f"e{number}", "amount": "1"}
+                for number in range(4)
+                for name in names
+            ]
+            recorded = await gateway.data(BATCH, {"input": events})
+        assert recorded["recordUsageBatch"] == [{"__typename": "RecordUsageSuccess"}] * len(events)
+        assert plans == [*[("SELECT", 1)] * 3, ("UPDATE", 1), ("INSERT", 1), ("INSERT", 1)]
+
+    async def test_lists_ask_every_shard(self, url: str, gateway: Gateway) -> None:
+        customer_id = await make_customer(gateway)
+        for name in one_of_each(gateway):
+            await fill(gateway, name, customerId=customer_id)
+        async with self.planned(gateway, url) as plans:
+            await gateway.data("{ billingMeters(first: 9) { nodes { id } } }")
+        assert plans == [("SELECT", 4)]
 
 
 class TestFilled:
