@@ -177,6 +177,7 @@ ANSWERS: dict[str, tuple[str, bool, list[Message]]] = {
     "without a length": ("GET", True, [start_of(), body_of(b"one", more_body=True), body_of()]),
     "whole without a length": ("GET", True, [start_of(), body_of(b"one")]),
     "closing": ("GET", True, [start_of(content_length="4", connection="close"), body_of(b"done")]),
+    "begun twice": ("GET", True, [start_of(content_length="0"), start_of(content_length="0")]),
     "shorter than it says": ("GET", True, [start_of(content_length="5"), body_of(b"done")]),
     "longer than it says": ("GET", True, [start_of(content_length="3"), body_of(b"done")]),
     "with a line in a header": ("GET", True, [start_of(content_length="4", x="a\r\nb: c"), body_of(b"done")]),

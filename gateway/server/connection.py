@@ -69,7 +69,8 @@ class Answer:
         headers = [*cycle.default_headers, *start["headers"]]
         values = b"".join([value for _, value in headers])
         is_whole = (
-            (b"content-length", b"%d" % len(body)) in headers
+            message["type"] == "http.response.body"
+            and (b"content-length", b"%d" % len(body)) in headers
             and not message.get("more_body", False)
             and cycle.scope["method"] != "HEAD"
             and _OF_CONNECTION.isdisjoint([name for name, _ in headers])
