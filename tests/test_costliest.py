@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from graphql import get_introspection_query
+from graphql import get_introspection_query, parse
 from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
@@ -43,6 +43,9 @@ pytestmark = pytest.mark.slow
 
 #: How long one request may hold up the others.
 MAX_HELD_SECONDS = 0.25
+
+#: How long the machine of the page parses the query for a whole schema 20 times. Seconds of another are as many more.
+SECONDS_OF_20_PARSES = 0.0475
 
 PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
 
@@ -158,24 +161,29 @@ def largest(request: Request) -> str:
 
 
 class Watch:
-    """Measures the longest round of the event loop, in seconds of its thread's processor time."""
+    """Measures the longest round of the event loop, in seconds of its thread's processor time.
+
+    A round is what the loop does between one look for what has come and the next. While it waits nothing is done, so
+    that the processor's time of the process is the request's.
+    """
 
     def __init__(self) -> None:
         self.longest = 0.0
+        self._selector: Any = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]  # There is no hook.
+        self._select = self._selector.select
         self._began = thread_time()
-        self._loop = asyncio.get_running_loop()
-        self._next = self._loop.call_soon(self._look)
+        self._selector.select = self._look
 
-    def _look(self) -> None:
-        now = thread_time()
-        self.longest = max(self.longest, now - self._began)
-        self._began = now
-        self._next = self._loop.call_soon(self._look)
+    def _look(self, seconds: float | None = None) -> Any:
+        self.longest = max(self.longest, thread_time() - self._began)
+        try:
+            return self._select(seconds)
+        finally:
+            self._began = thread_time()
 
-    def stop(self) -> float:
-        self._look()
-        self._next.cancel()
-        return self.longest
+    def stop(self) -> None:
+        self.longest = max(self.longest, thread_time() - self._began)
+        del self._selector.select
 
 
 @contextmanager
@@ -185,6 +193,15 @@ def watch() -> Iterator[Watch]:
         yield watch
     finally:
         watch.stop()
+
+
+def slowness() -> float:
+    """Return how many times as long as the machine of the page this one takes, now, for work of the same kind."""
+    parse(get_introspection_query())
+    began = thread_time()
+    for _ in range(20):
+        parse(get_introspection_query())
+    return (thread_time() - began) / SECONDS_OF_20_PARSES
 
 
 async def send(gateway: Gateway, query: str, variables: dict[str, Any]) -> tuple[int, bytes]:
@@ -291,21 +308,23 @@ class TestTheCostliest:
         variables = {"m": meter, "n": request.names, "events": [event(1_000 + number) for number in range(1_000)]}
         await send(on_sqlite, "{ __typename }", {})
         collect_less_often()  # Or the time is also that of a search through what other tests have left.
+        slowest = slowness()
         with peak_of_memory() as peak, watch() as watched:
             began = process_time()
             status, body = await send(on_sqlite, text, variables)
             seconds, memory = process_time() - began, peak()
+        slowest = max(slowest, slowness())
         print(  # noqa: T201
             f"{name}: {seconds:.2f} s, {len(body) / 1e6:.1f} MB, {memory / 1e6:.1f} MB of memory,"
-            f" held {watched.longest * 1_000:.0f} ms"
+            f" held {watched.longest * 1_000:.0f} ms, by a machine {slowest:.2f} times as slow"
         )
         assert status == 200
         assert b"LIMIT_EXCEEDED" not in body[:1_000]
         max_seconds, max_megabytes, max_memory_megabytes = promised()[name]
-        assert seconds < max_seconds
+        assert seconds < max_seconds * slowest
         assert len(body) < max_megabytes * 1_000_000
         assert memory < max_memory_megabytes * 1_000_000
-        assert watched.longest < MAX_HELD_SECONDS
+        assert watched.longest < MAX_HELD_SECONDS * slowest
 
     async def test_what_is_long_and_not_asked_for_takes_no_memory(self, on_sqlite: Gateway, meter: str) -> None:
         """Two thousand metadata of 16 KB would take 700 MB once they are parsed."""
@@ -337,6 +356,7 @@ class TestTheCostliest:
         operation = "query" if type_ == "[String!]!" else "mutation"
         await send(on_sqlite, "{ __typename }", {})
         collect_less_often()  # Or the time is also that of a search through what other tests have left.
+        slowest = slowness()
         with on_sqlite.statements() as statements, watch() as watched:
             _, body = await send(on_sqlite, f"{operation} ($v: {type_}) {{ {field} {{ __typename }} }}", {"v": value})
         answer = orjson.loads(body)
@@ -344,7 +364,7 @@ class TestTheCostliest:
         assert "data" not in answer
         assert statements == []
         assert len(body) < 20_000
-        assert watched.longest < MAX_HELD_SECONDS
+        assert watched.longest < MAX_HELD_SECONDS * max(slowest, slowness())
 
     def test_the_page_lists_them_all(self) -> None:
         assert promised().keys() == REQUESTS.keys()
