@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
-from operator import attrgetter
+from itertools import compress
+from operator import attrgetter, ne
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -136,27 +137,22 @@ class BillingMeterRow(NamedTuple):
 
 _COLUMNS = [billing_meters.c[name] for name in BillingMeterRow._fields]
 
-#: What is fixed when a meter is made. Every other column may change, and is written when it has.
+#: What is fixed when a meter is made.
 FIXED = frozenset(("id", *MeterName._fields, "timezone", "created_at"))
 
-#: The columns that may change, those that stand in an index apart: SQLite writes an index again when a statement names
-#: one of its columns, changed or not.
 _IN_INDEXES = frozenset(column.name for index in billing_meters.indexes for column in index.columns)
-_INDEXED = tuple(name for name in BillingMeterRow._fields if name in _IN_INDEXES - FIXED)
-_CHANGING = tuple(name for name in BillingMeterRow._fields if name not in _IN_INDEXES | FIXED)
-
-_indexed = attrgetter(*_INDEXED)
-_changing = attrgetter(*_CHANGING)
+_IS_IN_INDEX = tuple(name in _IN_INDEXES - FIXED for name in BillingMeterRow._fields)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _update(dialect: str, names: tuple[str, ...]) -> Prepared:
-    changed = keys_table(dialect, id=Text(), **{name: billing_meters.c[name].type for name in names})
+    """Return the statement that writes these columns, of which the first is the id."""
+    changed = keys_table(dialect, **{name: billing_meters.c[name].type for name in names})
     return Prepared(
         dialect,
         update(billing_meters)
         .where(in_bucket(billing_meters), billing_meters.c.id == changed.c.id)
-        .values({name: changed.c[name] for name in names}),
+        .values({name: changed.c[name] for name in names[1:]}),
     )
 
 
@@ -380,15 +376,13 @@ async def insert_meter(writer: Writer, row: BillingMeterRow) -> None:
 async def update_meters(writer: Writer, changes: Sequence[tuple[BillingMeterRow, BillingMeterRow]]) -> None:
     """Write what changes of meters, each given as the transaction has locked it and as it is to be.
 
-    An index is written for those meters alone whose place in it changes.
+    A statement names the columns that change of any of its meters. There are two, as SQLite writes an index again
+    where one of its columns is named, changed or not.
     """
-    staying, moving = [], []
-    for before, after in changes:
-        if _indexed(after) == _indexed(before):
-            staying.append((after.id, *_changing(after)))
-        else:
-            moving.append((after.id, *_changing(after), *_indexed(after)))
-    if staying:
-        await writer.run(_update(writer.dialect, _CHANGING), keys(staying))
-    if moving:
-        await writer.run(_update(writer.dialect, (*_CHANGING, *_INDEXED)), keys(moving))
+    changed = [(tuple(map(ne, before, after)), after) for before, after in changes]
+    for is_moved in (False, True):
+        part = [each for each in changed if any(compress(each[0], _IS_IN_INDEX)) is is_moved]
+        is_changed = map(any, zip(*{of_row for of_row, _ in part}, strict=True))
+        names = ("id", *compress(BillingMeterRow._fields, is_changed))
+        if len(names) > 1:
+            await writer.run(_update(writer.dialect, names), keys(map(attrgetter(*names), [row for _, row in part])))

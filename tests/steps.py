@@ -6,7 +6,7 @@ First what is made and sent, then what is read and compared, then what only a te
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
@@ -349,3 +349,26 @@ async def found_after(database: Database, statements: Sequence[str]) -> list[Dis
     with contextlib.suppress(Undo):
         await database.write(tamper)
     return found
+
+
+@asynccontextmanager
+async def held(database: Database, work: Callable[[Writer], Awaitable[object]]) -> AsyncIterator[None]:
+    """Hold the locks that the work takes, until this ends. Raises what the work raises."""
+    is_held, may_end = asyncio.Event(), asyncio.Event()
+
+    async def hold(writer: Writer) -> None:
+        await work(writer)
+        is_held.set()
+        await may_end.wait()
+
+    holding = asyncio.create_task(database.write(hold))
+    being_held = asyncio.create_task(is_held.wait())
+    await asyncio.wait([holding, being_held], return_when=asyncio.FIRST_COMPLETED)
+    if not is_held.is_set():
+        being_held.cancel()
+        await holding
+    try:
+        yield
+    finally:
+        may_end.set()
+        await holding

@@ -22,7 +22,7 @@ from storage.tables import metadata
 from storage.tenants import Environment
 from tests.comparisons import recorded_comparisons
 from tests.conftest import NOW, Caller, Gateway
-from tests.steps import make_customer, make_meter, must, new_key, session_of
+from tests.steps import held, make_customer, make_meter, must, new_key, session_of
 
 VIEWER = "{ viewer { orgId environment scopes workspaceIds } }"
 CREATE_CUSTOMER = 'mutation { createCustomer(input: {email: "ada@example.com"}) { __typename } }'
@@ -814,25 +814,18 @@ def named(type_: dict[str, Any]) -> dict[str, Any]:
 async def test_unknown_keys_take_no_connections_from_the_requests_that_are_let_in(gateway: Gateway) -> None:
     query = "{ customers(first: 1) { nodes { id } } }"
     assert await gateway.data(query) == {"customers": {"nodes": []}}
-    is_held, may_end = asyncio.Event(), asyncio.Event()
 
-    async def hold(writer: Writer) -> None:
-        # No key is found until this ends.
+    async def hide_keys(writer: Writer) -> None:
         await writer.execute(text("LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE"))
-        is_held.set()
-        await may_end.wait()
 
-    holding = asyncio.create_task(gateway.database.write(hold))
-    await is_held.wait()
-    strangers = [Caller(gateway.client, f"sk_test_{number:043}") for number in range(30)]
-    refused = [asyncio.create_task(stranger.post(query)) for stranger in strangers]
-    async with asyncio.timeout(60):
-        while gateway.database.connections["all"].in_use < 1 + MAX_LOOK_UPS:  # noqa: ASYNC110  # Nobody reports it.
-            await asyncio.sleep(0)
-    assert await gateway.data(query) == {"customers": {"nodes": []}}
-    assert gateway.database.connections["all"] == (1 + MAX_LOOK_UPS, 0, 8)
-    may_end.set()
-    await holding
+    async with held(gateway.database, hide_keys):
+        strangers = [Caller(gateway.client, f"sk_test_{number:043}") for number in range(30)]
+        refused = [asyncio.create_task(stranger.post(query)) for stranger in strangers]
+        async with asyncio.timeout(60):
+            while gateway.database.connections["all"].in_use < 1 + MAX_LOOK_UPS:  # noqa: ASYNC110  # Nobody reports it.
+                await asyncio.sleep(0)
+        assert await gateway.data(query) == {"customers": {"nodes": []}}
+        assert gateway.database.connections["all"] == (1 + MAX_LOOK_UPS, 0, 8)
     assert {response.status_code for response in await asyncio.gather(*refused)} == {401}
     # A key that has just been made is known at once.
     assert await (await gateway.caller()).data(query) == {"customers": {"nodes": []}}

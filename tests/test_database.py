@@ -40,7 +40,7 @@ from storage.tenants import Environment
 from storage.usage import UsageRange
 from tests.conftest import Gateway, empty_database
 from tests.ledgers import keep_books
-from tests.steps import disagreements, execute, must, rows_of
+from tests.steps import disagreements, execute, held, must, rows_of
 
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 ORG = "org"
@@ -635,12 +635,6 @@ class TestWrite:
         low, high = sorted([meter("a"), meter("b")], key=lambda row: row.id)
         for row in (high, low):
             await database.write(lambda writer, row=row: billing_meters.insert_meter(writer, row))  # type: ignore[misc]
-        is_held, may_end = asyncio.Event(), asyncio.Event()
-
-        async def hold_low(writer: Writer) -> None:
-            await billing_meters.lock(writer, [low.id])
-            is_held.set()
-            await may_end.wait()
 
         async def free(writer: Writer) -> list[str]:
             rows = await writer.fetch(select(meters_table.c.id).with_for_update(skip_locked=True))
@@ -656,16 +650,13 @@ class TestWrite:
             async with database.read() as reader:
                 return bool((await reader.fetch(text(waiting)))[0][0])
 
-        holding = asyncio.create_task(database.write(hold_low))
-        await is_held.wait()
-        locking = asyncio.create_task(database.write(lock_both))
-        async with asyncio.timeout(60):
-            while not await is_waiting():
-                pass
-        # It waits for the first, and has not locked the second.
-        assert await database.write(free) == [high.id]
-        may_end.set()
-        await holding
+        async with held(database, lambda writer: billing_meters.lock(writer, [low.id])):
+            locking = asyncio.create_task(database.write(lock_both))
+            async with asyncio.timeout(60):
+                while not await is_waiting():
+                    pass
+            # It waits for the first, and has not locked the second.
+            assert await database.write(free) == [high.id]
         assert await locking == [low.id, high.id]
 
     async def test_a_wait_for_a_lock_that_is_too_long_writes_nothing(
@@ -674,25 +665,16 @@ class TestWrite:
         first, second = opened(new_database_url), opened(new_database_url, wait_seconds=0.2)
         await migrations.upgrade(first)
         await first.write(lambda writer: billing_meters.insert_meter(writer, meter("m")))
-        is_locked, is_enough = asyncio.Event(), asyncio.Event()
         name = MeterName(ORG, Environment.SANDBOX, "w", "m")
-
-        async def hold(writer: Writer) -> None:
-            await billing_meters.lock_by_name(writer, name)
-            is_locked.set()
-            await is_enough.wait()
 
         async def change(writer: Writer) -> None:
             await billing_meters.lock_by_name(writer, name)
             await writer.execute(update(meters_table).values(total_credits=5))
 
-        holding = asyncio.create_task(first.write(hold))
-        await is_locked.wait()
-        with pytest.raises(DatabaseUnavailable) as unavailable:
-            await second.write(change)
-        assert unavailable.value.outcome is Outcome.NOT_WRITTEN
-        is_enough.set()
-        await holding
+        async with held(first, lambda writer: billing_meters.lock_by_name(writer, name)):
+            with pytest.raises(DatabaseUnavailable) as unavailable:
+                await second.write(change)
+            assert unavailable.value.outcome is Outcome.NOT_WRITTEN
         async with second.read() as reader:
             rows = await reader.fetch(select(meters_table.c.total_credits))
         assert [row.total_credits for row in rows] == [0]
@@ -913,7 +895,7 @@ LOOKUPS |= {
         ["meter_id", "seq"],
     ),
     "changed holds": (
-        lambda db: nothing(holds.update_holds(db, [held(meter_id) for meter_id in METER_IDS])),
+        lambda db: nothing(holds.update_holds(db, [hold_of(meter_id) for meter_id in METER_IDS])),
         0,
         "holds",
         ["meter_id", "seq"],
@@ -1053,7 +1035,7 @@ def grant(meter_id: str) -> CreditGrantRow:
     return base_of(meter("m"), 0)._replace(meter_id=meter_id, seq=2, key="k1", amount=1, drawn_credits=1)
 
 
-def held(meter_id: str) -> HoldRow:
+def hold_of(meter_id: str) -> HoldRow:
     """Return a hold of the meter."""
     return HoldRow(meter_id, 2, "h1", 1, 1, 60, HoldState.RELEASED, None, NOW, NOW, NOW, [], {})
 

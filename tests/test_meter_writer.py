@@ -1,7 +1,7 @@
 """The meter writer: concurrent commands are decided in groups, and every caller gets its own answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from time import perf_counter_ns
@@ -38,7 +38,7 @@ from storage.engine.transactions import Writer
 from storage.ledger import LedgerEntryKind, OverLimitPolicy
 from storage.tenants import Environment
 from tests.conftest import NOW, Gateway
-from tests.steps import books_of, make_customer, make_meter, unchanged, until, usage_event
+from tests.steps import books_of, held, make_customer, make_meter, unchanged, until, usage_event
 
 MAX = 2**63 - 1
 
@@ -62,26 +62,6 @@ async def together(writer: MeterWriter, events: Sequence[RecordUsage]) -> list[D
 
 
 @asynccontextmanager
-async def held(gateway: Gateway, work: Callable[[Writer], Awaitable[object]]) -> AsyncIterator[None]:
-    """Hold the locks that the work takes, until this ends."""
-    is_held = asyncio.Event()
-    may_end = asyncio.Event()
-
-    async def hold(writer: Writer) -> None:
-        await work(writer)
-        is_held.set()
-        await may_end.wait()
-
-    holding = asyncio.create_task(gateway.database.write(hold))
-    await is_held.wait()
-    try:
-        yield
-    finally:
-        may_end.set()
-        await holding
-
-
-@asynccontextmanager
 async def stopped(gateway: Gateway) -> AsyncIterator[None]:
     """Let no group be finished before this ends, though its meters be locked by nobody."""
 
@@ -89,7 +69,7 @@ async def stopped(gateway: Gateway) -> AsyncIterator[None]:
         if writer.dialect == "postgresql":
             await writer.execute(text("LOCK TABLE usage_days IN SHARE MODE"))
 
-    async with held(gateway, work):
+    async with held(gateway.database, work):
         yield
 
 
@@ -97,7 +77,7 @@ async def stopped(gateway: Gateway) -> AsyncIterator[None]:
 async def locked(gateway: Gateway, *external_meter_ids: str) -> AsyncIterator[None]:
     """Hold the locks of meters, as another gateway does."""
     ids = [(await books_of(gateway, name)).meter.id for name in external_meter_ids]
-    async with held(gateway, lambda writer: billing_meters.lock(writer, sorted(ids))):
+    async with held(gateway.database, lambda writer: billing_meters.lock(writer, sorted(ids))):
         yield
 
 
@@ -685,7 +665,7 @@ async def test_a_customer_that_is_being_changed_holds_up_no_meter_that_is_given_
         )
         assert row is not None
 
-    async with held(gateway, lock):
+    async with held(gateway.database, lock):
         answer = await gateway.mutate(
             "updateBillingMeter", "", workspaceId="w", externalMeterId="m", customerId=customer_id
         )

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -163,10 +163,13 @@ def keys(records: Iterable[Sequence[Any]]) -> dict[str, Any]:
     return {"keys": orjson.dumps(listed).decode()}
 
 
-@cache
-def insertion_of_records(table: Table) -> Prepared:
-    """Return PostgreSQL's statement that adds the records of its one parameter, which `keys()` makes."""
-    given = {column.name: column.type for column in given_columns(table)}
+@lru_cache(maxsize=256)
+def insertion_of_records(table: Table, is_given: tuple[bool, ...]) -> Prepared:
+    """Return PostgreSQL's statement that adds the records of its one parameter, which `keys()` makes.
+
+    `is_given` says of each column whether the records have it.
+    """
+    given = {column.name: column.type for column in itertools.compress(given_columns(table), is_given)}
     rows = keys_table("postgresql", **given)
     if not is_in_buckets(table):
         return Prepared("postgresql", insert(table).from_select([*given], select(*rows.c)))

@@ -49,6 +49,8 @@ class Reader:
         self.bucket = bucket
         """Where the meters lie that its statements are about."""
         self._connection = connection
+        # What `_driver` returns, once it has.
+        self._opened: tuple[Connection, Any] | None = None
 
     async def fetch(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
         """Return all rows of the statement."""
@@ -76,12 +78,18 @@ class Reader:
         assert self._connection is not None  # noqa: S101  # It is open, or opened by `QuickReader`.
         return self._connection
 
+    async def _driver(self) -> tuple[Connection, Any]:
+        """Return the blocking connection that SQLAlchemy's asynchronous one wraps, and the driver's own."""
+        if self._opened is None:
+            opened = (await self._connected()).sync_connection
+            assert opened is not None  # noqa: S101  # The pool gives open connections only.
+            self._opened = opened, opened.connection.driver_connection
+        return self._opened
+
     async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
         """Give the driver a statement and return its rows; on SQLite, run it for each of `many` lists of values."""
-        opened = await self._connected()
-        connection = _opened(opened)
-        notify(connection.dispatch.before_cursor_execute, connection, text, values, many=many)
-        driver: Any = connection.connection.driver_connection
+        connection, driver = await self._driver()
+        notify(connection.engine.dispatch.before_cursor_execute, connection, text, values, many=many)
         try:
             rows: Iterable[Sequence[Any]] = ()
             if self.dialect == "postgresql" and values:
@@ -96,9 +104,9 @@ class Reader:
             raise  # The statement's own fault, which leaves the connection as it was.
         except BaseException:
             # Nobody knows in which state it is, so nobody is to get it from the pool.
-            await opened.invalidate()
+            await (await self._connected()).invalidate()
             raise
-        notify(connection.dispatch.after_cursor_execute, connection, text, values, many=many)
+        notify(connection.engine.dispatch.after_cursor_execute, connection, text, values, many=many)
         return rows
 
 
@@ -154,8 +162,9 @@ class Writer(Reader):
         """Add rows, whose values are in the order of the table's columns, but for the bucket, which is the writer's.
 
         The values are plain ones or what JSON has a form for; a JSON column's is given as its text. On PostgreSQL the
-        rows are one parameter. SQLite takes longer to take JSON apart than to insert it, and the driver as long to bind
-        a row's values one by one: there, a statement adds many rows, and a value that all rows have is bound once.
+        rows are one parameter, without the columns that none of them has a value for. SQLite takes longer to take JSON
+        apart than to insert it, and the driver as long to bind a row's values one by one: there, a statement adds many
+        rows, and a value that all rows have is bound once.
         """
         if not rows:
             return
@@ -164,10 +173,15 @@ class Writer(Reader):
             if self.bucket and is_in_buckets(table):
                 await self.insert_in_bucket(table, rows)
             else:
-                await self.run(insertion_of_records(table), keys(rows))
+                columns = list(zip(*rows, strict=True))
+                is_given = tuple([countOf(column, None) < len(rows) for column in columns])
+                given = zip(*itertools.compress(columns, is_given), strict=True)
+                await self.run(insertion_of_records(table, is_given), keys(given))
             return
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
-        columns = orjson.loads(orjson.dumps(list(zip(*rows, strict=True))))
+        written = orjson.dumps(list(zip(*rows, strict=True)))
+        run = self._run_inline if len(written) <= MAX_INLINE_CHARACTERS else super()._run
+        columns = orjson.loads(written)
         firsts: tuple[Any, ...] = next(zip(*columns, strict=True))
         is_shared = tuple(map(len(rows).__eq__, map(countOf, columns, firsts)))
         shared = [self.bucket] if is_in_buckets(table) else []
@@ -183,7 +197,7 @@ class Writer(Reader):
         rest = [parts.pop()] if len(rows) % MAX_ROWS else []
         for count, values in ((MAX_ROWS, parts), (len(rows) % MAX_ROWS, rest)):
             if values:
-                await self._run(insertion_of_values(table, is_shared, count), values, many=True)
+                await run(insertion_of_values(table, is_shared, count), values, many=True)
 
     async def insert_in_bucket(self, table: Table, rows: Sequence[Sequence[Any]], on_conflict: str = "") -> None:
         """Add rows to the writer's bucket of a database of several machines.
@@ -201,16 +215,20 @@ class Writer(Reader):
             begin += count
 
     async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
-        is_inline = self.dialect == "sqlite" and values and _is_short(itertools.chain(*values) if many else values)
-        if not is_inline:
-            return await super()._run(text, values, many=many)
-        # Between BEGIN and COMMIT SQLite waits for nobody: neither for a lock, which is taken, nor for the disk.
-        connection = _opened(self._connection)
-        notify(connection.dispatch.before_cursor_execute, connection, text, values, many=many)
-        driver: Any = connection.connection.driver_connection
+        if self.dialect == "sqlite" and values and not many and _is_short(values):
+            return await self._run_inline(text, values)
+        return await super()._run(text, values, many=many)
+
+    async def _run_inline(self, text: str, values: Sequence[Any], *, many: bool = False) -> Iterable[Sequence[Any]]:
+        """Run a short statement on SQLite in the caller's thread.
+
+        Between BEGIN and COMMIT SQLite waits for nobody: neither for a lock, which is taken, nor for the disk.
+        """
+        connection, driver = await self._driver()
+        notify(connection.engine.dispatch.before_cursor_execute, connection, text, values, many=many)
         sqlite: sqlite3.Connection = driver._conn  # noqa: SLF001  # Its thread does nothing meanwhile.
         rows = (sqlite.executemany if many else sqlite.execute)(text, values).fetchall()
-        notify(connection.dispatch.after_cursor_execute, connection, text, values, many=many)
+        notify(connection.engine.dispatch.after_cursor_execute, connection, text, values, many=many)
         return rows
 
     async def limit_lock_waits(self, seconds: float) -> None:
@@ -222,7 +240,7 @@ class Writer(Reader):
         """Open the transaction. Raises `FileReplaced`."""
         try:
             if self.dialect == "sqlite":
-                require_same_file(_opened(self._connection))
+                require_same_file((await self._driver())[0])
                 # The write lock is taken at once: a transaction that takes it later fails when another wrote meanwhile.
                 await self._run("BEGIN IMMEDIATE")
             else:
@@ -267,8 +285,7 @@ class Writer(Reader):
             raise
 
     async def _end_on_postgresql(self, command: str, text: str) -> None:
-        connection = _opened(self._connection)
-        driver: Any = connection.connection.driver_connection
+        connection, driver = await self._driver()
         warnings: list[asyncpg.PostgresLogMessage] = []
 
         def note(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
@@ -276,24 +293,17 @@ class Writer(Reader):
             if isinstance(message, asyncpg.PostgresWarning):
                 warnings.append(message)
 
-        notify(connection.dispatch.before_cursor_execute, connection, command, ())
+        notify(connection.engine.dispatch.before_cursor_execute, connection, command, ())
         driver.add_log_listener(note)
         try:
             status = await driver.execute(text)
         finally:
             driver.remove_log_listener(note)
-        notify(connection.dispatch.after_cursor_execute, connection, command, ())
+        notify(connection.engine.dispatch.after_cursor_execute, connection, command, ())
         if command == "COMMIT" and status != "COMMIT":
             raise RolledBack
         if warnings:
             raise CommitWarned(str(warnings[0]))
-
-
-def _opened(connection: AsyncConnection) -> Connection:
-    """Return the blocking connection that SQLAlchemy's asynchronous one wraps."""
-    opened = connection.sync_connection
-    assert opened is not None  # noqa: S101  # The pool gives open connections only.
-    return opened
 
 
 def _is_short(values: Iterable[Any]) -> bool:
