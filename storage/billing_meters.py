@@ -21,18 +21,16 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    and_,
     bindparam,
     false,
     insert,
     select,
     text,
     true,
-    update,
 )
 
 from storage.engine.pages import Page, page_statement, unindexed
-from storage.engine.statements import Prepared, in_bucket, keys, keys_table
+from storage.engine.statements import Lookup, Prepared, in_bucket, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Instant, Name, enum_type, metadata
 from storage.tenants import Environment
@@ -144,55 +142,36 @@ _IN_INDEXES = frozenset(column.name for index in billing_meters.indexes for colu
 _IS_IN_INDEX = tuple(name in _IN_INDEXES - FIXED for name in BillingMeterRow._fields)
 
 
-@lru_cache(maxsize=256)
-def _update(dialect: str, names: tuple[str, ...]) -> Prepared:
-    """Return the statement that writes these columns, of which the first is the id."""
-    changed = keys_table(dialect, **{name: billing_meters.c[name].type for name in names})
-    return Prepared(
-        dialect,
-        update(billing_meters)
-        .where(in_bucket(billing_meters), billing_meters.c.id == changed.c.id)
-        .values({name: changed.c[name] for name in names[1:]}),
-    )
+_NAME_COLUMNS = [billing_meters.c[name] for name in MeterName._fields]
 
 
 @cache
-def _by_ids(dialect: str) -> Prepared:
+def _by_ids(dialect: str) -> Lookup:
     # The tenant is among the keys: with a constant tenant, SQLite would rather read all its meters than look some up.
-    wanted = keys_table(dialect, org_id=Text(), environment=Text(), id=Text())
-    return Prepared(dialect, _joined(wanted))
+    meters = billing_meters.c
+    return Lookup(dialect, select(*_COLUMNS), meters.org_id, meters.environment, meters.id)
 
 
 @cache
-def _by_names(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, **dict.fromkeys(MeterName._fields, Text()))
-    return Prepared(dialect, _joined(wanted))
-
-
-def _joined(wanted: FromClause) -> Select[Any]:
-    """Select the meters that agree with one of the wanted records in all of its columns."""
-    are_equal = and_(*[billing_meters.c[column.name] == column for column in wanted.c])
-    return select(*_COLUMNS).join(wanted, in_bucket(billing_meters) & are_equal)
+def _by_names(dialect: str) -> Lookup:
+    return Lookup(dialect, select(*_COLUMNS), *_NAME_COLUMNS)
 
 
 @cache
-def _ids_by_names(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, **dict.fromkeys(MeterName._fields, Text()))
-    return Prepared(dialect, _joined(wanted).with_only_columns(*wanted.c, billing_meters.c.id))
+def _ids_by_names(dialect: str) -> Lookup:
+    return Lookup(dialect, select(*_NAME_COLUMNS, billing_meters.c.id), *_NAME_COLUMNS)
 
 
 @cache
-def _locked_by_names(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, **dict.fromkeys(MeterName._fields, Text()))
-    return Prepared(dialect, _joined(wanted).with_for_update(of=billing_meters))
+def _locked_by_names(dialect: str) -> Lookup:
+    return Lookup(dialect, select(*_COLUMNS).with_for_update(of=billing_meters), *_NAME_COLUMNS)
 
 
 @cache
-def _locked_by_ids(dialect: str, *, skip_locked: bool) -> Prepared:
-    wanted = keys_table(dialect, id=Text())
+def _locked_by_ids(dialect: str, *, skip_locked: bool) -> Lookup:
     # Locked in the order of their ids, so that no two transactions wait for each other.
-    ordered = _joined(wanted).order_by(billing_meters.c.id)
-    return Prepared(dialect, ordered.with_for_update(of=billing_meters, skip_locked=skip_locked))
+    ordered = select(*_COLUMNS).order_by(billing_meters.c.id)
+    return Lookup(dialect, ordered.with_for_update(of=billing_meters, skip_locked=skip_locked), billing_meters.c.id)
 
 
 async def by_ids(
@@ -200,7 +179,7 @@ async def by_ids(
 ) -> dict[str, BillingMeterRow]:
     """Return the tenant's meters of these ids, by id."""
     wanted = [(org_id, environment, id_) for id_ in ids]
-    rows = map(BillingMeterRow._make, await reader.run(_by_ids(reader.dialect), keys(wanted)))
+    rows = map(BillingMeterRow._make, await reader.look_up(_by_ids(reader.dialect), wanted))
     return {row.id: row for row in rows if workspace_ids is None or row.workspace_id in workspace_ids}
 
 
@@ -209,13 +188,13 @@ async def by_names(
 ) -> dict[tuple[str, str], BillingMeterRow]:
     """Return the tenant's meters of these (workspace id, external meter id), by them."""
     wanted = [(org_id, environment, *name) for name in names]
-    rows = map(BillingMeterRow._make, await reader.run(_by_names(reader.dialect), keys(wanted)))
+    rows = map(BillingMeterRow._make, await reader.look_up(_by_names(reader.dialect), wanted))
     return {(row.workspace_id, row.external_meter_id): row for row in rows}
 
 
 async def ids_by_names(reader: Reader, names: Sequence[MeterName]) -> dict[MeterName, str]:
     """Return the ids of the meters that these name, of whatever tenants, by name."""
-    rows = await reader.run(_ids_by_names(reader.dialect), keys(names))
+    rows = await reader.look_up(_ids_by_names(reader.dialect), names)
     return {MeterName(org_id, Environment(environment), *name): id_ for org_id, environment, *name, id_ in rows}
 
 
@@ -358,13 +337,13 @@ async def lock(writer: Writer, ids: Sequence[str], *, skip_locked: bool = False)
     With `skip_locked`, those that another transaction holds are left out; otherwise it waits for them.
     """
     statement = _locked_by_ids(writer.dialect, skip_locked=skip_locked)
-    rows = await writer.run(statement, keys([[id_] for id_ in ids]))
+    rows = await writer.look_up(statement, [(id_,) for id_ in ids])
     return {row.id: row for row in map(BillingMeterRow._make, rows)}
 
 
 async def lock_by_name(writer: Writer, name: MeterName) -> BillingMeterRow | None:
     """Lock the meter of this name until the transaction ends, and return it as it then is."""
-    rows = await writer.run(_locked_by_names(writer.dialect), keys([name]))
+    rows = await writer.look_up(_locked_by_names(writer.dialect), [name])
     return BillingMeterRow._make(rows[0]) if rows else None
 
 
@@ -383,6 +362,7 @@ async def update_meters(writer: Writer, changes: Sequence[tuple[BillingMeterRow,
     for is_moved in (False, True):
         part = [each for each in changed if any(compress(each[0], _IS_IN_INDEX)) is is_moved]
         is_changed = map(any, zip(*{of_row for of_row, _ in part}, strict=True))
-        names = ("id", *compress(BillingMeterRow._fields, is_changed))
-        if len(names) > 1:
-            await writer.run(_update(writer.dialect, names), keys(map(attrgetter(*names), [row for _, row in part])))
+        names = tuple(compress(BillingMeterRow._fields, is_changed))
+        if names:
+            values = map(attrgetter("id", *names), [row for _, row in part])
+            await writer.update_rows(billing_meters, names, list(values))

@@ -24,12 +24,11 @@ from sqlalchemy import (
     select,
     text,
     true,
-    update,
 )
 
 from storage.engine.long_values import page_columns
 from storage.engine.pages import Page, numbered_pages
-from storage.engine.statements import Prepared, in_bucket, keys, keys_table
+from storage.engine.statements import Lookup, Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Instant, JsonText, Name, Word, enum_type, json_text, metadata
 
@@ -122,48 +121,23 @@ _changing = attrgetter(*_CHANGING)
 
 
 @cache
-def _usable(dialect: str, most: int | None) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text())
+def _usable(dialect: str, most: int | None) -> Lookup:
     grants = credit_grants.c
-    found = select(*_PAGE_COLUMNS).join(
-        wanted,
-        in_bucket(credit_grants)
-        & (grants.meter_id == wanted.c.meter_id)
-        & or_(grants.open_credits > literal_column("0"), grants.pinned_credits > literal_column("0")),
-    )
+    is_usable = or_(grants.open_credits > literal_column("0"), grants.pinned_credits > literal_column("0"))
+    found = select(*_PAGE_COLUMNS).where(is_usable)
     # With a parameter PostgreSQL would plan it at each run.
-    return Prepared(dialect, found if most is None else found.limit(literal_column(str(most))))
+    return Lookup(dialect, found if most is None else found.limit(literal_column(str(most))), grants.meter_id)
 
 
 @cache
-def _covering(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text())
+def _covering(dialect: str) -> Lookup:
     is_covering = credit_grants.c.covered_credits > literal_column("0")
-    is_of_meter = in_bucket(credit_grants) & (credit_grants.c.meter_id == wanted.c.meter_id)
-    return Prepared(dialect, select(*_PAGE_COLUMNS).join(wanted, is_of_meter & is_covering))
+    return Lookup(dialect, select(*_PAGE_COLUMNS).where(is_covering), credit_grants.c.meter_id)
 
 
 @cache
-def _by_seqs(dialect: str, columns: tuple[ColumnElement[Any], ...]) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
-    is_wanted = (credit_grants.c.meter_id == wanted.c.meter_id) & (credit_grants.c.seq == wanted.c.seq)
-    return Prepared(dialect, select(*columns).join(wanted, in_bucket(credit_grants) & is_wanted))
-
-
-@cache
-def _update(dialect: str) -> Prepared:
-    types = {name: credit_grants.c[name].type for name in _CHANGING}
-    changed = keys_table(dialect, meter_id=Text(), seq=BigInteger(), **types)
-    return Prepared(
-        dialect,
-        update(credit_grants)
-        .where(
-            in_bucket(credit_grants),
-            credit_grants.c.meter_id == changed.c.meter_id,
-            credit_grants.c.seq == changed.c.seq,
-        )
-        .values({name: changed.c[name] for name in _CHANGING}),
-    )
+def _by_seqs(dialect: str, columns: tuple[ColumnElement[Any], ...]) -> Lookup:
+    return Lookup(dialect, select(*columns), credit_grants.c.meter_id, credit_grants.c.seq)
 
 
 async def usable(reader: Reader, meter_ids: Sequence[str], *, most: int | None = None) -> list[CreditGrantRow]:
@@ -171,13 +145,13 @@ async def usable(reader: Reader, meter_ids: Sequence[str], *, most: int | None =
 
     Metadata that is long is left out.
     """
-    rows = await reader.run(_usable(reader.dialect, most), keys([[id_] for id_ in meter_ids]))
+    rows = await reader.look_up(_usable(reader.dialect, most), [(id_,) for id_ in meter_ids])
     return list(map(CreditGrantRow._make, rows))
 
 
 async def covering(reader: Reader, meter_ids: Sequence[str]) -> list[CreditGrantRow]:
     """Return the grants of these meters that have covered usage which no credit had paid, also as pages have them."""
-    rows = await reader.run(_covering(reader.dialect), keys([[id_] for id_ in meter_ids]))
+    rows = await reader.look_up(_covering(reader.dialect), [(id_,) for id_ in meter_ids])
     return list(map(CreditGrantRow._make, rows))
 
 
@@ -189,7 +163,7 @@ async def by_seqs(
     In a page metadata that is long is left out: see `storage.engine.long_values`.
     """
     statement = _by_seqs(reader.dialect, tuple(_PAGE_COLUMNS if is_page else _COLUMNS))
-    rows = map(CreditGrantRow._make, await reader.run(statement, keys(wanted)))
+    rows = map(CreditGrantRow._make, await reader.look_up(statement, wanted))
     return {(row.meter_id, row.seq): row for row in rows}
 
 
@@ -200,7 +174,7 @@ async def insert_grants(writer: Writer, rows: Sequence[CreditGrantRow]) -> None:
 
 async def update_grants(writer: Writer, rows: Sequence[CreditGrantRow]) -> None:
     """Write what has changed of grants of meters that the transaction has locked."""
-    await writer.run(_update(writer.dialect), keys([(row.meter_id, row.seq, *_changing(row)) for row in rows]))
+    await writer.update_rows(credit_grants, _CHANGING, [(row.meter_id, row.seq, *_changing(row)) for row in rows])
 
 
 class CreditGrantState(Word):

@@ -13,17 +13,15 @@ from sqlalchemy import (
     Integer,
     PrimaryKeyConstraint,
     Table,
-    Text,
     UniqueConstraint,
     bindparam,
     literal_column,
     select,
-    update,
 )
 
 from storage.engine.long_values import page_columns
 from storage.engine.pages import Page, numbered_pages
-from storage.engine.statements import Prepared, in_bucket, keys, keys_table
+from storage.engine.statements import Lookup, Prepared, keys
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Instant, JsonText, Name, Word, enum_type, json_text, metadata
 
@@ -90,55 +88,34 @@ class HoldRow(NamedTuple):
 _COLUMNS = [holds.c[name] for name in HoldRow._fields]
 _PAGE_COLUMNS = page_columns(holds, HoldRow._fields)
 
-
-@cache
-def _by_names(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text(), hold_id=Text())
-    is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.hold_id == wanted.c.hold_id)
-    return Prepared(dialect, select(*_COLUMNS).join(wanted, in_bucket(holds) & is_wanted))
+#: What changes of a hold.
+_CHANGING = ("state", "committed_amount", "expires_at", "closed_at")
+_changing = attrgetter(*_CHANGING)
 
 
 @cache
-def _by_seqs(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text(), seq=BigInteger())
-    is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.seq == wanted.c.seq)
-    return Prepared(dialect, select(*_PAGE_COLUMNS).join(wanted, in_bucket(holds) & is_wanted))
+def _by_names(dialect: str) -> Lookup:
+    return Lookup(dialect, select(*_COLUMNS), holds.c.meter_id, holds.c.hold_id)
 
 
 @cache
-def _open(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text())
-    is_wanted = (holds.c.meter_id == wanted.c.meter_id) & (holds.c.state == literal_column("'open'"))
-    return Prepared(dialect, select(*_COLUMNS).join(wanted, in_bucket(holds) & is_wanted))
+def _by_seqs(dialect: str) -> Lookup:
+    return Lookup(dialect, select(*_PAGE_COLUMNS), holds.c.meter_id, holds.c.seq)
 
 
 @cache
-def _update(dialect: str) -> Prepared:
-    changed = keys_table(
-        dialect,
-        meter_id=Text(),
-        seq=BigInteger(),
-        state=Text(),
-        committed_amount=BigInteger(),
-        expires_at=holds.c.expires_at.type,
-        closed_at=holds.c.closed_at.type,
-    )
-    return Prepared(
-        dialect,
-        update(holds)
-        .where(in_bucket(holds), holds.c.meter_id == changed.c.meter_id, holds.c.seq == changed.c.seq)
-        .values({name: changed.c[name] for name in ("state", "committed_amount", "expires_at", "closed_at")}),
-    )
+def _open(dialect: str) -> Lookup:
+    return Lookup(dialect, select(*_COLUMNS).where(holds.c.state == literal_column("'open'")), holds.c.meter_id)
 
 
 async def by_names(reader: Reader, wanted: Sequence[tuple[str, str]]) -> list[HoldRow]:
     """Return the holds of these (meter id, hold id). Whose the meters are is the caller's to check."""
-    return list(map(HoldRow._make, await reader.run(_by_names(reader.dialect), keys(wanted))))
+    return list(map(HoldRow._make, await reader.look_up(_by_names(reader.dialect), wanted)))
 
 
 async def open_of(reader: Reader, meter_ids: Sequence[str]) -> list[HoldRow]:
     """Return the open holds of these meters."""
-    return list(map(HoldRow._make, await reader.run(_open(reader.dialect), keys([[id_] for id_ in meter_ids]))))
+    return list(map(HoldRow._make, await reader.look_up(_open(reader.dialect), [(id_,) for id_ in meter_ids])))
 
 
 async def insert_holds(writer: Writer, rows: Sequence[HoldRow]) -> None:
@@ -148,8 +125,8 @@ async def insert_holds(writer: Writer, rows: Sequence[HoldRow]) -> None:
 
 async def update_holds(writer: Writer, rows: Sequence[HoldRow]) -> None:
     """Write what has become of holds of meters that the transaction has locked."""
-    changed = [(row.meter_id, row.seq, row.state, row.committed_amount, row.expires_at, row.closed_at) for row in rows]
-    await writer.run(_update(writer.dialect), keys(changed))
+    changed = [(row.meter_id, row.seq, *_changing(row)) for row in rows]
+    await writer.update_rows(holds, _CHANGING, changed)
 
 
 async def by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], HoldRow]:
@@ -157,7 +134,7 @@ async def by_seqs(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tup
 
     Whose the meters are is the caller's to check.
     """
-    rows = map(HoldRow._make, await reader.run(_by_seqs(reader.dialect), keys(wanted)))
+    rows = map(HoldRow._make, await reader.look_up(_by_seqs(reader.dialect), wanted))
     return {(row.meter_id, row.seq): row for row in rows}
 
 

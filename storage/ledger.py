@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from storage.billing_meters import billing_meters
 from storage.engine.long_values import page_columns
-from storage.engine.statements import Prepared, in_bucket, keys, keys_table
+from storage.engine.statements import Lookup, Prepared, in_bucket, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Day, Instant, JsonText, Name, Word, enum_type, json_text, metadata
 from storage.tenants import Environment
@@ -196,38 +196,16 @@ def _by_ranges(dialect: str, columns: tuple[ColumnElement[Any], ...]) -> Prepare
 
 
 @cache
-def _by_keys(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text(), kind=Text(), key=Text())
-    return Prepared(
-        dialect,
-        select(*_COLUMNS).join(
-            wanted,
-            in_bucket(ledger_entries)
-            & (ledger_entries.c.meter_id == wanted.c.meter_id)
-            & (ledger_entries.c.kind == wanted.c.kind)
-            & (ledger_entries.c.key == wanted.c.key),
-        ),
-    )
+def _by_keys(dialect: str) -> Lookup:
+    entries = ledger_entries.c
+    return Lookup(dialect, select(*_COLUMNS), entries.meter_id, entries.kind, entries.key)
 
 
 @cache
-def _voided(dialect: str) -> Prepared:
-    wanted = keys_table(dialect, meter_id=Text(), voids_seq=BigInteger())
-    return Prepared(
-        dialect,
-        select(
-            ledger_entries.c.meter_id,
-            ledger_entries.c.voids_seq,
-            func.sum(ledger_entries.c.amount, type_=BigInteger),
-        )
-        .join(
-            wanted,
-            in_bucket(ledger_entries)
-            & (ledger_entries.c.meter_id == wanted.c.meter_id)
-            & (ledger_entries.c.voids_seq == wanted.c.voids_seq),
-        )
-        .group_by(ledger_entries.c.meter_id, ledger_entries.c.voids_seq),
-    )
+def _voided(dialect: str) -> Lookup:
+    voided = (ledger_entries.c.meter_id, ledger_entries.c.voids_seq)
+    credits_ = func.sum(ledger_entries.c.amount, type_=BigInteger)
+    return Lookup(dialect, select(*voided, credits_).group_by(*voided), *voided)
 
 
 async def by_ids(
@@ -275,13 +253,13 @@ async def by_keys(reader: Reader, wanted: Sequence[LedgerKey]) -> dict[LedgerKey
 
     Whose the meters are is the caller's to check.
     """
-    rows = await reader.run(_by_keys(reader.dialect), keys(wanted))
+    rows = await reader.look_up(_by_keys(reader.dialect), wanted)
     return {LedgerKey(row.meter_id, row.kind, row.key or ""): row for row in map(LedgerEntryRow._make, rows)}
 
 
 async def voided_credits(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
     """Return how many credits of usage entries, each a (meter id, seq), are already given back; 0 is left out."""
-    rows = await reader.run(_voided(reader.dialect), keys(wanted))
+    rows = await reader.look_up(_voided(reader.dialect), wanted)
     return {(meter_id, seq): int(credits_) for meter_id, seq, credits_ in rows}
 
 

@@ -254,7 +254,7 @@ _DAYS = _Days()
 async def add(writer: Writer, usage: Mapping[tuple[str, date, str], int]) -> None:
     """Add credits to the days (meter id, day, usage name) of meters that the transaction has locked."""
     added = [(*key, credits_) for key, credits_ in sorted(usage.items())]
-    if writer.dialect == "postgresql" and writer.bucket:
+    if writer.is_divided:
         await writer.insert_in_bucket(usage_days, added, _ADDED)
     else:
         await writer.run(_add(writer.dialect), keys(added))

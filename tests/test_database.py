@@ -1031,8 +1031,8 @@ for filter_name, (filtered, wanted_rows, rows_found, by_columns) in FILTERS.item
 
 
 def grant(meter_id: str) -> CreditGrantRow:
-    """Return a grant of the meter."""
-    return base_of(meter("m"), 0)._replace(meter_id=meter_id, seq=2, key="k1", amount=1, drawn_credits=1)
+    """Return a grant of the meter, which no lookup finds by its credits."""
+    return base_of(meter("m"), 0)._replace(meter_id=meter_id, seq=3, key="k1", amount=1, drawn_credits=1)
 
 
 def hold_of(meter_id: str) -> HoldRow:
@@ -1105,9 +1105,18 @@ class TestPlans:
     async def test_a_hot_lookup_goes_by_its_index_and_reads_no_table_as_a_whole(
         self, filled: Database, name: str
     ) -> None:
+        await self._assert_is_quick(filled, name, is_divided=False)
+
+    @pytest.mark.parametrize("dialect", ["postgresql"], scope="module")
+    @pytest.mark.parametrize("name", LOOKUPS)
+    async def test_on_a_database_of_several_machines_it_does_so_as_well(self, filled: Database, name: str) -> None:
+        await self._assert_is_quick(filled, name, is_divided=True)
+
+    async def _assert_is_quick(self, filled: Database, name: str, *, is_divided: bool) -> None:
         lookup, count, table, columns = LOOKUPS[name]
 
         async def work(writer: Writer) -> list[list[Any]]:
+            writer.is_divided = is_divided
             found, plans = await explained(filled, writer, lookup)
             assert size(found) == count
             return plans

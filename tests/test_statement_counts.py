@@ -75,8 +75,9 @@ COMMANDS = {
         "update a p3": 8,
         "hold x 1": 7,
     },
-    # A hold's meter looks the ids of events up among its holds, by the statement that looks up the events.
-    HELD: {"use e 1": 5, "hold x 1": 5, "commit h 3": 7, "commit h 9": 7, "release h": 6, "extend h 1000s": 5},
+    # A hold's meter looks the ids of events up among its holds, by the statement that looks up the events. Extending
+    # one changes of the meter when it was changed alone, and here the clock stands still: so not even that is written.
+    HELD: {"use e 1": 5, "hold x 1": 5, "commit h 3": 7, "commit h 9": 7, "release h": 6, "extend h 1000s": 4},
     BOTH: {"use e 1": 7, "commit h 3": 9, "release h": 8, "void known": 7},
     # Of an event that no credit had paid, those that have covered usage since.
     OVER: {"use e 1": 6, "void known": 9},

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from operator import eq
 from typing import Any
 
 import orjson
@@ -24,8 +25,10 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    or_,
     select,
     type_coerce,
+    update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
@@ -161,6 +164,87 @@ def keys(records: Iterable[Sequence[Any]]) -> dict[str, Any]:
     # A named tuple is no list to orjson.
     listed = [record if type(record) is tuple else list(record) for record in records]
     return {"keys": orjson.dumps(listed).decode()}
+
+
+class Lookup:
+    """A statement that finds rows of one table by records, each of which has the values of these of its columns.
+
+    The records are one parameter, which the table is joined with. Citus would plan such a join anew at each run. It
+    passes on as it is what is about one table and one bucket, so that in a bucket each value is a parameter.
+    """
+
+    def __init__(self, dialect: str, found: Select[Any], *columns: Column[Any]) -> None:
+        wanted = keys_table(dialect, **{column.name: _key_type(column) for column in columns})
+        are_equal = [column == wanted.c[column.name] for column in columns]
+        self.by_records = Prepared(dialect, found.join(wanted, and_(in_bucket(columns[0].table), *are_equal)))
+        """Its one parameter is what `keys()` makes of the records."""
+        self._in_bucket = found.where(in_bucket(columns[0].table))
+        self._columns = columns
+
+    @lru_cache(maxsize=64)  # noqa: B019  # A lookup is made once, and kept.
+    def by_values(self, count: int) -> Prepared:
+        """Return the statement for so many records, whose parameters `values_of()` makes."""
+        return Prepared("postgresql", self._in_bucket.where(_is_one_of(self._columns, count)))
+
+
+def values_of(records: Iterable[Sequence[Any]]) -> dict[str, Any]:
+    """Return the parameters of a statement that has one for each value of each record."""
+    return {f"value_{row}_{place}": value for row, record in enumerate(records) for place, value in enumerate(record)}
+
+
+def _is_one_of(columns: Sequence[Column[Any]], count: int) -> ColumnElement[bool]:
+    """Return the condition that the columns have the values of one of so many records."""
+    records = [
+        [bindparam(f"value_{row}_{place}", type_=_key_type(column)) for place, column in enumerate(columns)]
+        for row in range(count)
+    ]
+    if len(columns) == 1:
+        return columns[0].in_([value for (value,) in records])
+    return or_(*[and_(*map(eq, columns, record)) for record in records])
+
+
+def _key_type(column: Column[Any]) -> TypeEngine[Any]:
+    return column.type if isinstance(column.type, Integer) else Text()
+
+
+def _key_of(table: Table) -> list[Column[Any]]:
+    return [column for column in table.primary_key.columns if column.name != _BUCKET]
+
+
+@lru_cache(maxsize=256)
+def update_by_records(dialect: str, table: Table, names: tuple[str, ...]) -> Prepared:
+    """Return the statement that writes the columns of these names, of rows given by their key and then the values."""
+    types = {column.name: _key_type(column) for column in _key_of(table)}
+    changed = keys_table(dialect, **types, **{name: table.c[name].type for name in names})
+    is_changed = [table.c[name] == changed.c[name] for name in types]
+    values = {name: changed.c[name] for name in names}
+    return Prepared(dialect, update(table).where(in_bucket(table), *is_changed).values(values))
+
+
+@lru_cache(maxsize=256)
+def update_by_values(table: Table, names: tuple[str, ...], count: int) -> Prepared:
+    """Return the same for so many rows of a bucket, whose parameters `changes_of()` makes."""
+    key = _key_of(table)
+    values: ColumnElement[Any] = bindparam("values", type_=JSONB)
+    for column in key:
+        values = values.op("->")(cast(column, Text))
+    written = {
+        name: _converted(values.op("->>")(literal_column(str(place))), table.c[name].type)
+        for place, name in enumerate(names)
+    }
+    return Prepared("postgresql", update(table).where(in_bucket(table), _is_one_of(key, count)).values(written))
+
+
+def changes_of(table: Table, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Return the parameters of `update_by_values`: the keys of the rows, and by them the values that are written."""
+    length = len(_key_of(table))
+    values: dict[str, Any] = {}
+    for row in rows:
+        of_row = values
+        for part in row[: length - 1]:
+            of_row = of_row.setdefault(part, {})
+        of_row[str(row[length - 1])] = row[length:]
+    return {"values": orjson.dumps(values).decode(), **values_of([row[:length] for row in rows])}
 
 
 @lru_cache(maxsize=256)

@@ -16,12 +16,17 @@ from storage.engine.connections import Connections, notify
 from storage.engine.failures import UNAVAILABLE, CommitWarned, RolledBack
 from storage.engine.sqlite import require_same_file
 from storage.engine.statements import (
+    Lookup,
     Prepared,
+    changes_of,
     given_columns,
     insertion_of_records,
     insertion_of_values,
     is_in_buckets,
     keys,
+    update_by_records,
+    update_by_values,
+    values_of,
 )
 
 #: The maximum of rows that one statement adds on SQLite: so few that the driver can keep one for each number prepared.
@@ -29,6 +34,9 @@ MAX_ROWS = 100
 
 #: Likewise on a database of several machines, a power of two: PostgreSQL takes 32,767 parameters.
 MAX_ROWS_IN_BUCKET = 512
+
+#: The maximum of rows that one statement names there, a power of two.
+MAX_NAMED = 128
 
 #: With how many characters of parameters, at most, SQLite runs a statement in the event loop's thread: it is about a
 #: few records, and takes less than what the event loop is held for by any request.
@@ -48,6 +56,8 @@ class Reader:
         """The database's kind: `sqlite` or `postgresql`."""
         self.bucket = bucket
         """Where the meters lie that its statements are about."""
+        self.is_divided = dialect == "postgresql" and bucket > 0
+        """Whether the database is one of several machines, which plan again what does not go the way of Citus."""
         self._connection = connection
         # What `_driver` returns, once it has.
         self._opened: tuple[Connection, Any] | None = None
@@ -69,6 +79,15 @@ class Reader:
         values = statement.values(parameters, self.bucket)
         rows = await (Reader._run(self, statement.text, values) if is_long else self._run(statement.text, values))
         return statement.read(rows)
+
+    async def look_up(self, lookup: Lookup, records: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        """Return the rows that a lookup finds by these records."""
+        if not self.is_divided:
+            return await self.run(lookup.by_records, keys(records))
+        rows = []
+        for part in _parts(records):
+            rows += await self.run(lookup.by_values(len(part)), values_of(part))
+        return rows
 
     async def run_sync(self, work: Callable[[Connection], T]) -> T:
         """Run work that is written for SQLAlchemy's blocking connection."""
@@ -170,7 +189,7 @@ class Writer(Reader):
             return
         self.added_rows += len(rows)
         if self.dialect == "postgresql":
-            if self.bucket and is_in_buckets(table):
+            if self.is_divided and is_in_buckets(table):
                 await self.insert_in_bucket(table, rows)
             else:
                 columns = list(zip(*rows, strict=True))
@@ -213,6 +232,14 @@ class Writer(Reader):
             values = itertools.chain.from_iterable(rows[begin : begin + count])
             await self._run(text, (self.bucket, *values))
             begin += count
+
+    async def update_rows(self, table: Table, names: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> None:
+        """Write the columns of these names, of rows each given as its key, but for the bucket, and then the values."""
+        if not self.is_divided:
+            await self.run(update_by_records(self.dialect, table, names), keys(rows))
+            return
+        for part in _parts(rows):
+            await self.run(update_by_values(table, names, len(part)), changes_of(table, part))
 
     async def _run(self, text: str, values: Sequence[Any] = (), *, many: bool = False) -> Iterable[Sequence[Any]]:
         if self.dialect == "sqlite" and values and not many and _is_short(values):
@@ -304,6 +331,14 @@ class Writer(Reader):
             raise RolledBack
         if warnings:
             raise CommitWarned(str(warnings[0]))
+
+
+def _parts(records: Sequence[Sequence[Any]]) -> Iterable[Sequence[Sequence[Any]]]:
+    """Return the records in parts, the last filled up by its last one, so that there are few texts to prepare."""
+    for begin in range(0, len(records), MAX_NAMED):
+        part = records[begin : begin + MAX_NAMED]
+        count = 1 << (len(part) - 1).bit_length()
+        yield [*part, *[part[-1]] * (count - len(part))]
 
 
 def _is_short(values: Iterable[Any]) -> bool:
