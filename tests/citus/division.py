@@ -17,18 +17,20 @@ from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from resolvers.maintenance.copying import copy
-from storage import migrations
-from storage.billing_meters import billing_meters
+from storage import ledger, migrations
+from storage.billing_meters import billing_meters, lock
 from storage.engine.database import Database
+from storage.engine.transactions import Writer
+from storage.ledger import LedgerEntryKind, LedgerKey
 from storage.maintenance import distribution
 from storage.maintenance.distribution import CannotDistribute, distribute
 from storage.tables import TABLES
 from tests.conftest import Gateway, gateway_on
 from tests.divided import ALL_OF_A_METER, OF_METERS, bucket_of, fill, one_of_each
-from tests.steps import disagreements, execute, make_customer, must, rows_of
+from tests.steps import disagreements, execute, make_customer, make_meter, must, rows_of
 
 BATCH = "mutation ($input: [RecordUsageInput!]!) { recordUsageBatch(input: $input) { __typename } }"
 
@@ -367,3 +369,26 @@ async def test_another_number_of_buckets_is_refused(url: str) -> None:
 
 def _without(row: tuple[Any, ...], place: int | None) -> tuple[Any, ...]:
     return row if place is None else (*row[:place], *row[place + 1 :])
+
+
+async def test_the_memory_of_a_servers_process_is_flat_over_100_000_statements(url: str) -> None:
+    await divided(url)
+    async with gateway_on(url) as shared:
+        gateway = await shared.for_new_organization()
+        name, *_ = one_of_each(gateway)
+        meter_id = await make_meter(gateway, name)
+        wanted = [LedgerKey(meter_id, LedgerEntryKind.USAGE, "e")]
+
+        async def work(writer: Writer) -> list[int]:
+            sizes = []
+            for _ in range(3):
+                for _ in range(16_667):
+                    await lock(writer, [meter_id])
+                    await ledger.by_keys(writer, wanted)
+                rows = await writer.fetch(text("SELECT sum(total_bytes) FROM pg_backend_memory_contexts"))
+                sizes.append(int(rows[0][0]))
+            return sizes
+
+        first, second, third = await gateway.database.write(work, bucket=bucket_of(gateway, name))
+    assert third - second < 100_000
+    assert second - first < 100_000
