@@ -1057,6 +1057,27 @@ async def test_no_rows_are_added_by_no_statement(database: Database) -> None:
     assert await database.write(add) == 0
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"], scope="session")
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(2026, 11, 28, 6, 25, 1, 123_457, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+    ],
+)
+async def test_a_moment_is_written_in_a_bucket_to_the_microsecond(database: Database, moment: datetime) -> None:
+    async def change(writer: Writer) -> list[datetime]:
+        row = meter("m")
+        await billing_meters.insert_meter(writer, row)
+        writer.is_divided = True
+        await billing_meters.update_meters(writer, [(row, row._replace(updated_at=moment, customer_id=None))])
+        return [changed.updated_at for changed in (await billing_meters.lock(writer, [row.id])).values()]
+
+    assert await database.write(change) == [moment]
+
+
 async def nothing(change: Awaitable[None]) -> list[Any]:
     await change
     return []

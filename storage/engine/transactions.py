@@ -19,7 +19,6 @@ from storage.engine.statements import (
     Lookup,
     Prepared,
     changes_of,
-    given_columns,
     insertion_of_records,
     insertion_of_values,
     is_in_buckets,
@@ -200,12 +199,9 @@ class Writer(Reader):
         # Written as JSON and read again, days, moments and enums are the texts that SQLite keeps.
         written = orjson.dumps(list(zip(*rows, strict=True)))
         run = self._run_inline if len(written) <= MAX_INLINE_CHARACTERS else super()._run
-        columns = orjson.loads(written)
-        firsts: tuple[Any, ...] = next(zip(*columns, strict=True))
-        is_shared = tuple(map(len(rows).__eq__, map(countOf, columns, firsts)))
-        shared = [self.bucket] if is_in_buckets(table) else []
-        shared += itertools.compress(firsts, is_shared)
-        own = list(itertools.compress(columns, map(not_, is_shared)))
+        is_shared, shared, own = _shared(orjson.loads(written))
+        if is_in_buckets(table):
+            shared = [self.bucket, *shared]
         parts = [
             (
                 *shared,
@@ -224,13 +220,13 @@ class Writer(Reader):
         Citus passes a row on to the shard that one of its parameters says; rows that a statement selects it collects
         first. A statement adds a power of two of them, so that there are few texts to prepare.
         """
-        is_shared = (False,) * len(given_columns(table))
+        is_shared, shared, own = _shared(list(zip(*rows, strict=True)))
         begin = 0
         while begin < len(rows):
             count = min(MAX_ROWS_IN_BUCKET, 1 << (len(rows) - begin).bit_length() - 1)
             text = insertion_of_values(table, is_shared, count, mark="$") + on_conflict
-            values = itertools.chain.from_iterable(rows[begin : begin + count])
-            await self._run(text, (self.bucket, *values))
+            values = itertools.chain.from_iterable(zip(*[column[begin : begin + count] for column in own], strict=True))
+            await self._run(text, (self.bucket, *shared, *values))
             begin += count
 
     async def update_rows(self, table: Table, names: tuple[str, ...], rows: Sequence[Sequence[Any]]) -> None:
@@ -331,6 +327,17 @@ class Writer(Reader):
             raise RolledBack
         if warnings:
             raise CommitWarned(str(warnings[0]))
+
+
+def _shared(columns: Sequence[Sequence[Any]]) -> tuple[tuple[bool, ...], list[Any], list[Sequence[Any]]]:
+    """Return which columns have one value in all rows, these values, and the other columns."""
+    firsts: tuple[Any, ...] = next(zip(*columns, strict=True))
+    is_shared = tuple(map(len(columns[0]).__eq__, map(countOf, columns, firsts)))
+    return (
+        is_shared,
+        list(itertools.compress(firsts, is_shared)),
+        list(itertools.compress(columns, map(not_, is_shared))),
+    )
 
 
 def _parts(records: Sequence[Sequence[Any]]) -> Iterable[Sequence[Sequence[Any]]]:
