@@ -183,11 +183,14 @@ class Lookup:
         """Its one parameter is what `keys()` makes of the records."""
         self._in_bucket = found.where(in_bucket(columns[0].table))
         self._columns = columns
+        self._by_values: dict[int, Prepared] = {}
 
-    @lru_cache(maxsize=64)  # noqa: B019  # A lookup is made once, and kept.
     def by_values(self, count: int) -> Prepared:
         """Return the statement for so many records, whose parameters `values_of()` makes."""
-        return Prepared("postgresql", self._in_bucket.where(_is_one_of(self._columns, count)))
+        if count not in self._by_values:
+            statement = self._in_bucket.where(_is_one_of(self._columns, count))
+            self._by_values[count] = Prepared("postgresql", statement)
+        return self._by_values[count]
 
 
 def values_of(records: Iterable[Sequence[Any]]) -> dict[str, Any]:
