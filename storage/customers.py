@@ -156,22 +156,32 @@ def _filtered(statement: Select[Any], wanted: CustomerFilter, page: Page, dialec
     return page_statement(statement, customers.c.id if is_sorted else unindexed(customers.c.id, dialect), page)
 
 
-def _tenant(
-    statement: Select[Any], org_id: str, environment: Environment, workspace_ids: Sequence[str] | None
-) -> Select[Any]:
-    """Keep a tenant's customers; where workspaces are given, those that have a meter in one of them."""
-    statement = statement.where(customers.c.org_id == org_id, customers.c.environment == environment)
-    return statement if workspace_ids is None else _in_workspaces(statement, workspace_ids)
+def _tenant(statement: Select[Any], org_id: str, environment: Environment) -> Select[Any]:
+    """Keep a tenant's customers."""
+    return statement.where(customers.c.org_id == org_id, customers.c.environment == environment)
 
 
-def _in_workspaces(statement: Select[Any], workspace_ids: Sequence[str]) -> Select[Any]:
-    return statement.where(_has_meter_in(workspace_ids))
+def _has_meter_in(
+    dialect: str,
+    org_id: str,
+    environment: Environment,
+    workspace_ids: Sequence[str],
+    *,
+    ids: Sequence[str] | None = None,
+) -> ColumnElement[bool]:
+    """Return the condition that the tenant's customer has a meter in one of the workspaces.
 
-
-def _has_meter_in(workspace_ids: Sequence[str]) -> ColumnElement[bool]:
-    return exists().where(
-        billing_meters.c.customer_id == customers.c.id, billing_meters.c.workspace_id.in_(workspace_ids)
+    `ids` are those of the customers that are looked up, where they are known.
+    """
+    meters = billing_meters.c
+    if dialect == "sqlite":
+        # It would make a list of all such customers first.
+        return exists().where(meters.customer_id == customers.c.id, meters.workspace_id.in_(workspace_ids))
+    # Where meters lie on several servers, the condition must not name the customer that is looked at.
+    found = select(meters.customer_id).where(
+        meters.org_id == org_id, meters.environment == environment, meters.workspace_id.in_(workspace_ids)
     )
+    return customers.c.id.in_(found if ids is None else found.where(meters.customer_id.in_(ids)))
 
 
 @cache
@@ -203,8 +213,9 @@ async def _found(
     wanted = keys([(org_id, environment, value) for value in values])
     if workspace_ids is None:
         return map(CustomerRow._make, await reader.run(_prepared_by_key(reader.dialect, column), wanted))
-    statement = _in_workspaces(_by_key(reader.dialect, column), workspace_ids)
-    return map(CustomerRow._make, await reader.fetch(statement, wanted))
+    ids = values if column == "id" else None
+    has_meter = _has_meter_in(reader.dialect, org_id, environment, workspace_ids, ids=ids)
+    return map(CustomerRow._make, await reader.fetch(_by_key(reader.dialect, column).where(has_meter), wanted))
 
 
 async def by_ids(
@@ -233,9 +244,10 @@ async def within_reach(
 
     It is one statement whether there is such a customer or not, so the time that it takes does not show which.
     """
-    statement = _tenant(select(*_COLUMNS).where(customers.c.id == customer_id), org_id, environment, None)
+    statement = _tenant(select(*_COLUMNS).where(customers.c.id == customer_id), org_id, environment)
     if workspace_ids is not None:
-        statement = statement.where(or_(customers.c.created_by == key_id, _has_meter_in(workspace_ids)))
+        has_meter = _has_meter_in(reader.dialect, org_id, environment, workspace_ids, ids=[customer_id])
+        statement = statement.where(or_(customers.c.created_by == key_id, has_meter))
     row = await reader.fetch_one(statement)
     return CustomerRow._make(row) if row is not None else None
 
@@ -247,9 +259,17 @@ async def lock(
 
     A meter may be given to the customer meanwhile, which holds a weaker lock on it.
     """
-    statement = _tenant(select(*_COLUMNS).where(customers.c.id == customer_id), org_id, environment, workspace_ids)
+    statement = _tenant(select(*_COLUMNS).where(customers.c.id == customer_id), org_id, environment)
     row = await writer.fetch_one(statement.with_for_update(of=customers, key_share=True))
-    return CustomerRow._make(row) if row is not None else None
+    if row is None:
+        return None
+    if workspace_ids is not None:
+        # By a statement of its own: Citus locks no row by a condition on meters, which lie elsewhere.
+        await writer.go_one_by_one()
+        tenant: dict[str, Any] = {"org_id": org_id, "environment": environment, "workspace_ids": workspace_ids}
+        if not await by_ids(writer, [customer_id], **tenant):
+            return None
+    return CustomerRow._make(row)
 
 
 async def by_external_ids(
@@ -282,7 +302,9 @@ async def page(
         tenant = {"org_id": org_id, "environment": environment.value}
         rows = await reader.run(_page(reader.dialect, page.shape), tenant | page.parameters)
     else:
-        statement = _tenant(select(*_PAGE_COLUMNS), org_id, environment, workspace_ids)
+        statement = _tenant(select(*_PAGE_COLUMNS), org_id, environment)
+        if workspace_ids is not None:
+            statement = statement.where(_has_meter_in(reader.dialect, org_id, environment, workspace_ids))
         rows = await reader.fetch(_filtered(statement, wanted, page, reader.dialect), page.parameters)
     return [CustomerRow._make(row) for row in rows]
 

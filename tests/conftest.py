@@ -3,17 +3,19 @@
 A database is made once a session. No test sees another's rows, because each has an organization of its own.
 """
 
+import asyncio
 import contextlib
 import os
 import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import pytest
@@ -30,6 +32,7 @@ from storage import migrations
 from storage.engine.database import Database
 from storage.tenants import Environment
 from tests import quick
+from tests.citus import cluster
 
 if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracing
@@ -37,12 +40,18 @@ if TYPE_CHECKING:
 # What fails in them is shown like what fails in a test.
 pytest.register_assert_rewrite("tests.ledgers", "tests.scraping", "tests.steps")
 
+T = TypeVar("T")
+
 #: When tests happen, unless they say otherwise: a Monday.
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 
 #: The bytes that must be free in memory for PostgreSQL's files to be kept there: hundreds of databases, of a thousand
 #: files each, which take longer to come to a disk and to be deleted there than the tests take that use them.
 ROOM = 8 << 30
+
+#: Marks a test that is about PostgreSQL alone. It goes by the fixture's own parameter: one in its place would leave
+#: what other tests have made for SQLite, such as the gateway that they share, as it is.
+on_postgresql = pytest.mark.parametrize("dialect", ["postgresql"], indirect=True, scope="session")
 
 
 class Clock:
@@ -68,6 +77,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--in-process", action="store_true", help="Run what needs no other process: SQLite alone.")
     parser.addoption("--quick", action="store_true", help="Of --in-process, run what is not slow, one case of each.")
     parser.addoption("--once", action="store_true", help="Run --in-process, and what is about PostgreSQL alone.")
+    parser.addoption(
+        "--citus", action="store_true", help="Run what runs on PostgreSQL on TOLLGATE_TEST_CITUS_URL, and nothing else."
+    )
 
 
 def pytest_configure() -> None:
@@ -87,6 +99,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = quick.quick(items)
     elif config.getoption("in_process"):
         chosen = quick.in_process(items)
+    if config.getoption("citus"):
+        chosen = quick.on_citus(chosen)
+        # A gateway takes it for a setting that is misspelt.
+        os.environ.pop("TOLLGATE_TEST_CITUS_URL", None)
+        for reason, count in quick.left_out_on_citus(items).items():
+            print(f"Left out, {count} tests: {reason}")  # noqa: T201  # What is not shown there is said.
     kept = set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
@@ -141,7 +159,10 @@ def new_database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Pat
 @pytest.fixture(scope="session")
 async def template(dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a database with the newest schema that no test uses: those of the tests are its copies."""
-    return await migrated(empty_database(dialect, request, tmp_path_factory.mktemp("template")))
+    url = await migrated(empty_database(dialect, request, tmp_path_factory.mktemp("template")))
+    if request.config.getoption("citus") and dialect == "postgresql":
+        await cluster.divided(url)
+    return url
 
 
 @pytest.fixture(scope="session")
@@ -187,10 +208,20 @@ def copy_of(template: str, request: pytest.FixtureRequest, folder: Path) -> str:
 
 
 def new_postgresql_database(request: pytest.FixtureRequest, *, template: str = "template1") -> str:
+    if request.config.getoption("citus"):
+        url = _now(cluster.new_database(None if template == "template1" else template))
+        request.addfinalizer(lambda: _now(cluster.drop_database(url)))
+        return url
     server: PostgresServer = request.getfixturevalue("postgresql")
     name = f"test_{secrets.token_hex(6)}"
     server.psql(f"CREATE DATABASE {name} TEMPLATE {template}")
     return server.get_uri(database=name, driver="asyncpg")
+
+
+def _now(made: Coroutine[Any, Any, T]) -> T:
+    """Return what is awaited, where the event loop of the tests may be running already."""
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(asyncio.run, made).result()
 
 
 class Caller:

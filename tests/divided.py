@@ -3,11 +3,12 @@
 from datetime import timedelta
 from typing import Any
 
-from storage.billing_meters import MeterName
+from storage.billing_meters import MeterName, billing_meters
+from storage.engine.database import Database
 from storage.tables import TABLES
 from storage.tenants import Environment
-from tests.conftest import NOW, Gateway
-from tests.steps import hold, make_grant, make_meter, must
+from tests.conftest import NOW, Gateway, gateway_on
+from tests.steps import disagreements, execute, hold, make_grant, make_meter, must, rows_of
 
 #: The tables of meters and of what is theirs.
 OF_METERS = [table for table in TABLES if "bucket" in table.c]
@@ -50,3 +51,43 @@ async def fill(gateway: Gateway, name: str, **values: Any) -> str:
     await must(gateway, "commitHold", holdId="h1", amount="4", **meter)
     await hold(gateway, "h2", 3, **meter)
     return meter_id
+
+
+async def seen(gateway: Gateway, names: list[str]) -> dict[str, Any]:
+    """Return all that is said of these meters."""
+    named = " ".join(
+        f'n{place}: billingMeter(workspaceId: "w", externalMeterId: "{name}") {ALL_OF_A_METER}'
+        for place, name in enumerate(names)
+    )
+    return await gateway.data(f"{{ {named} }}")
+
+
+async def give_id(database: Database, old: str, new: str) -> None:
+    """Give a meter another id, as no code of ours does."""
+    for table in OF_METERS:
+        column = "id" if table is billing_meters else "meter_id"
+        statement = f"UPDATE {table.name} SET {column} = :new WHERE {column} = :old"  # noqa: S608  # Our own names.
+        await execute(database, statement, new=new, old=old)
+
+
+async def rows_but_buckets(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of all tables, in the order of their keys, without where they lie."""
+    rows = await rows_of(database)
+    for table in OF_METERS:
+        place = [*table.c].index(table.c.bucket)
+        rows[table.name] = [(*row[:place], *row[place + 1 :]) for row in rows[table.name]]
+    return rows
+
+
+async def check_moved(url: str, gateway: Gateway, names: list[str], before: dict[str, Any]) -> None:
+    """Assert that all of the gateway's database is on this one as it was seen, and goes on."""
+    async with gateway_on(url) as after:
+        after.org_id, after.key = gateway.org_id, gateway.key
+        assert await seen(after, names) == before
+        assert await disagreements(after.database, now=after.clock()) == []
+        for name in names:
+            debit: dict[str, Any] = {"externalMeterId": name, "amount": "7", "metadata": {"of": name}}
+            again = await must(after, "recordUsage", "replayed", eventId="e1", **debit)
+            assert again["replayed"]
+            await must(after, "recordUsage", eventId="e9", **debit)
+        assert await disagreements(after.database, now=after.clock()) == []

@@ -9,6 +9,7 @@ many cases it runs the first. `--once` is `--in-process` with the tests that are
 import dis
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -63,6 +64,24 @@ def once(items: Iterable[pytest.Item]) -> list[pytest.Function]:
     found = functions(items)
     elsewhere = {key_of(item) for item in found if not uses_postgresql(item)}
     return [item for item in found if not uses_postgresql(item) or key_of(item) not in elsewhere]
+
+
+def on_citus(items: Iterable[pytest.Item]) -> list[pytest.Function]:
+    """Return the tests that run on each kind of database, in their case of PostgreSQL, but for those of one server."""
+    return [
+        item
+        for item in items
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("dialect") == "postgresql"
+        and item.get_closest_marker("one_server") is None
+    ]
+
+
+def left_out_on_citus(items: Iterable[pytest.Item]) -> Counter[str]:
+    """Return why tests are left out there, and how many for each reason."""
+    marks = [item.get_closest_marker("one_server") for item in items]
+    return Counter(mark.args[0] for mark in marks if mark is not None)
 
 
 #: What the cases of one test have in common.

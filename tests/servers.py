@@ -170,6 +170,7 @@ class Connection:
 
     def __init__(self, server: Server, key: str) -> None:
         self.server = server
+        self.key = key
         self._head = (
             f"POST /graphql HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
         )

@@ -17,10 +17,10 @@ from resolvers.api_keys import create_api_key
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify, verify_meters, verify_relations, verify_snapshot
 from resolvers.meters.record_usage import RecordUsage
-from storage import billing_meters, ledger, usage
+from storage import billing_meters, ids, ledger, usage
 from storage.billing_meters import BillingMeterRow, MeterName
 from storage.credit_grants import CreditGrantRow
-from storage.engine.database import Database
+from storage.engine.database import Database, Reading
 from storage.engine.transactions import Reader, Writer
 from storage.holds import HoldRow, holds
 from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
@@ -222,10 +222,10 @@ async def books_of(
     environment: Environment = Environment.SANDBOX,
 ) -> Books:
     """Read a meter's books as they are in the database, and check them."""
-    name = (workspace_id, external_meter_id)
-    async with gateway.database.read() as reader:
-        found = await billing_meters.by_names(reader, [name], org_id=org_id or gateway.org_id, environment=environment)
-        meter = found[name]
+    name = MeterName(org_id or gateway.org_id, environment, workspace_id, external_meter_id)
+    async with gateway.database.read(gateway.database.buckets.of_names(name)) as reader:
+        found = await billing_meters.by_names(reader, [name[2:]], org_id=name.org_id, environment=environment)
+        meter = found[name[2:]]
         # Beyond the last number that the meter knows of, too.
         (entries,) = await ledger.by_ranges(reader, [(meter.id, 0, meter.last_seq + 1_000)])
         always = UsageRange(meter.id, date.min, date.max)
@@ -236,6 +236,18 @@ async def books_of(
     books = Books(meter, entries[::-1], by_day, sorted(grants[meter.id]), sorted(held))
     books.check()
     return books
+
+
+def bucket_with(database: Database, meter_id: str) -> int:
+    """Return where a meter of a new id lies."""
+    bucket = database.buckets.of_bits(ids.bits_of_meter(meter_id))
+    assert bucket is not None
+    return bucket
+
+
+def reading_of(database: Database, meter_id: str) -> Reading:
+    """Open a connection for what is asked about a meter of a new id."""
+    return database.read(bucket_with(database, meter_id))
 
 
 async def holds_of(reader: Reader, meter_id: str) -> list[HoldRow]:
@@ -285,9 +297,10 @@ async def rows_of(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 @asynccontextmanager
 async def opened(url: str, **options: Any) -> AsyncIterator[Database]:
-    """Open a database, and close it at the end."""
+    """Open a database, find out whether it is divided, and close it at the end."""
     database = Database(url, **options)
     try:
+        await database.find_buckets()
         yield database
     finally:
         await database.close()
@@ -301,7 +314,8 @@ async def execute(database: Database, statement: str, **parameters: Any) -> None
 async def settle(gateway: Gateway, external_meter_id: str = "m", *, workspace_id: str = "w") -> None:
     """Wait until a COMMIT of a meter is finished that a process, since dead, had under way."""
     name = MeterName(gateway.org_id, Environment.SANDBOX, workspace_id, external_meter_id)
-    await gateway.database.write(lambda writer: billing_meters.lock_by_name(writer, name))
+    bucket = gateway.database.buckets.of_names(name)
+    await gateway.database.write(lambda writer: billing_meters.lock_by_name(writer, name), bucket=bucket)
 
 
 async def delete_row(database: Database, id_: str) -> None:
@@ -319,6 +333,7 @@ async def delete_all_rows(database: Database) -> None:
     """Delete whatever there is, as no code of ours does."""
 
     async def run(writer: Writer) -> None:
+        await writer.go_one_by_one()
         for table in reversed(metadata.sorted_tables):
             await writer.execute(delete(table))
 
@@ -352,7 +367,9 @@ async def found_after(database: Database, statements: Sequence[str]) -> list[Dis
 
 
 @asynccontextmanager
-async def held(database: Database, work: Callable[[Writer], Awaitable[object]]) -> AsyncIterator[None]:
+async def held(
+    database: Database, work: Callable[[Writer], Awaitable[object]], *, bucket: int = 0
+) -> AsyncIterator[None]:
     """Hold the locks that the work takes, until this ends. Raises what the work raises."""
     is_held, may_end = asyncio.Event(), asyncio.Event()
 
@@ -361,7 +378,7 @@ async def held(database: Database, work: Callable[[Writer], Awaitable[object]]) 
         is_held.set()
         await may_end.wait()
 
-    holding = asyncio.create_task(database.write(hold))
+    holding = asyncio.create_task(database.write(hold, bucket=bucket))
     being_held = asyncio.create_task(is_held.wait())
     await asyncio.wait([holding, being_held], return_when=asyncio.FIRST_COMPLETED)
     if not is_held.is_set():
@@ -372,3 +389,14 @@ async def held(database: Database, work: Callable[[Writer], Awaitable[object]]) 
     finally:
         may_end.set()
         await holding
+
+
+@asynccontextmanager
+async def locked(database: Database, name: MeterName) -> AsyncIterator[None]:
+    """Hold the lock of a meter, until this ends; on SQLite that of the whole database."""
+
+    async def lock(writer: Writer) -> None:
+        assert await billing_meters.lock_by_name(writer, name) is not None
+
+    async with held(database, lock, bucket=database.buckets.of_names(name)):
+        yield

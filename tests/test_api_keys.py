@@ -21,7 +21,7 @@ from storage.engine.transactions import Writer
 from storage.tables import metadata
 from storage.tenants import Environment
 from tests.comparisons import recorded_comparisons
-from tests.conftest import NOW, Caller, Gateway
+from tests.conftest import NOW, Caller, Gateway, on_postgresql
 from tests.steps import held, make_customer, make_meter, must, new_key, session_of
 
 VIEWER = "{ viewer { orgId environment scopes workspaceIds } }"
@@ -810,7 +810,8 @@ def named(type_: dict[str, Any]) -> dict[str, Any]:
     return type_
 
 
-@pytest.mark.parametrize("dialect", ["postgresql"], scope="session")
+@pytest.mark.one_server("it counts the connections to one server")
+@on_postgresql
 async def test_unknown_keys_take_no_connections_from_the_requests_that_are_let_in(gateway: Gateway) -> None:
     query = "{ customers(first: 1) { nodes { id } } }"
     assert await gateway.data(query) == {"customers": {"nodes": []}}

@@ -15,6 +15,8 @@ from storage.engine.database import Database
 from tests.conftest import Gateway, empty_database
 from tests.steps import make_meter
 
+pytestmark = pytest.mark.one_server("it makes backups of one server")
+
 CREDITS = 10**9
 
 

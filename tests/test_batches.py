@@ -556,6 +556,7 @@ async def test_a_batch_draws_on_grants_and_leaves_what_is_held(gateway: Gateway)
 # One transaction.
 
 
+@pytest.mark.one_server("it counts statements or reads their text, and in a bucket there are others")
 @pytest.mark.parametrize("size", [1, 2, 30, 400])
 async def test_a_batch_takes_the_same_statements_whatever_its_size(gateway: Gateway, size: int) -> None:
     for number in range(3):

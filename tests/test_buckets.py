@@ -21,6 +21,8 @@ from tests.conftest import Gateway
 from tests.divided import ALL_OF_A_METER, OF_METERS, bucket_of, fill, one_of_each
 from tests.steps import disagreements, execute, make_customer, make_meter
 
+pytestmark = pytest.mark.one_server("it divides a database of one server by itself")
+
 #: The values are in no order, as the database gives them.
 FOUR = Buckets((0, 5, 2, 9))
 
@@ -28,7 +30,7 @@ FOUR = Buckets((0, 5, 2, 9))
 @pytest.fixture
 def divided(own: Gateway) -> Gateway:
     """The gateway on a database of its own in four buckets."""
-    own.database.divide(FOUR, {})
+    own.database.divide(FOUR)
     return own
 
 
@@ -86,7 +88,7 @@ async def test_any_number_of_rows_is_added_to_a_bucket(divided: Gateway, count: 
 
 async def test_all_is_found_by_names_and_by_ids_as_in_one_bucket(own: Gateway) -> None:
     customer_id = await make_customer(own)
-    own.database.divide(FOUR, {})
+    own.database.divide(FOUR)
     names = one_of_each(own)
 
     async def answers() -> list[Any]:
@@ -118,11 +120,11 @@ async def test_all_is_found_by_names_and_by_ids_as_in_one_bucket(own: Gateway) -
         own.clock.forward(days=-2)
         return [_without_ids(answer) for meters in (by_name, late) for answer in meters.values()]
 
-    own.database.divide(Buckets(), {})
+    own.database.divide(Buckets())
     in_one = await answers()
     for table in OF_METERS:
         await execute(own.database, f"DELETE FROM {table.name}")  # noqa: S608  # Our own names.
-    own.database.divide(FOUR, {})
+    own.database.divide(FOUR)
     assert await answers() == in_one
     assert len(in_one) == 8
 

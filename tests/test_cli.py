@@ -394,6 +394,7 @@ class TestMigrate:
             (("--buckets", "8192"), ["the number of buckets must be a power of two, from 2 to 4096."] * 2),
         ],
     )
+    @pytest.mark.one_server("it has a server without the extension")
     async def test_what_cannot_be_divided_is_left_as_it_is(
         self, tollgate: Command, new_database_url: str, dialect: str, arguments: tuple[str, ...], reasons: list[str]
     ) -> None:
@@ -1147,6 +1148,7 @@ class TestDemo:
         clock = Clock()
         services = Services(Settings(database_url=url, demo_key_file=str(migrated.folder / "key")), clock)
         try:
+            await services.database.find_buckets()
             key = await seed(services)
             before = await rows_at(url)
             assert await seed(services) == key

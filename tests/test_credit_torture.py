@@ -20,7 +20,7 @@ from storage.engine.database import Database
 from storage.ledger import LedgerEntryKind, LedgerEntryRow
 from tests.conftest import Gateway, gateway_on
 from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected
-from tests.steps import disagreements, make_meter, must
+from tests.steps import disagreements, make_meter, must, reading_of
 
 pytestmark = pytest.mark.one_python
 
@@ -65,7 +65,7 @@ def rounds(pytestconfig: pytest.Config, *, few: int, many: int) -> int:
 
 async def entries_of(database: Database, meter_id: str) -> list[LedgerEntryRow]:
     """Return the entries of a meter, the oldest first."""
-    async with database.read() as reader:
+    async with reading_of(database, meter_id) as reader:
         (entries,) = await ledger.by_ranges(reader, [(meter_id, 1, 2**63 - 1)])
     return list(entries[::-1])
 

@@ -30,7 +30,7 @@ from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.credit_ledger import BASE, MAX, Entry, Facts
 from tests.credit_model import Answer, Meter
-from tests.steps import delete_all_rows, disagreements, holds_of, make_meter, must, new_key
+from tests.steps import delete_all_rows, disagreements, holds_of, make_meter, must, new_key, reading_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +79,7 @@ class Pair:
 
     async def check_entries(self, gateway: Gateway, what: object) -> None:
         """Hold the gateway's entries that have not been seen against the model's."""
-        async with gateway.database.read() as reader:
+        async with reading_of(gateway.database, self.meter_id) as reader:
             (entries,) = await ledger.by_ranges(reader, [(self.meter_id, self.seen + 1, MAX)])
         expected = self.model.entries[self.seen :]
         assert [shown(entry) for entry in entries[::-1]] == [shown(entry) for entry in expected], what
@@ -109,7 +109,7 @@ class Pair:
 
     async def check_rows(self, gateway: Gateway) -> None:
         """Hold the rows of the grants and holds against the model's."""
-        async with gateway.database.read() as reader:
+        async with reading_of(gateway.database, self.meter_id) as reader:
             grants = await audit.grants_of(reader, [self.meter_id])
             found = await holds_of(reader, self.meter_id)
         sources = self.model.sources

@@ -539,6 +539,7 @@ class TestSeeing:
         assert (hidden["grant"], hidden["hold"], hidden["nodes"]) == (None, None, [None] * 4)
         assert (await gateway.data(query, others))["grant"]["reason"] == "he complained"
 
+    @pytest.mark.one_server("it counts statements or reads their text, and in a bucket there are others")
     async def test_a_session_reads_by_as_many_statements_as_its_key(self, gateway: Gateway, house: House) -> None:
         query = "query ($id: ID!) { customer(id: $id) { billingMeters { nodes { usage { totalBillingUsage } } } } }"
         for caller in (gateway, house.browser):

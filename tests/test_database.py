@@ -38,7 +38,7 @@ from storage.maintenance import audit
 from storage.tables import TABLES, metadata
 from storage.tenants import Environment
 from storage.usage import UsageRange
-from tests.conftest import Gateway, empty_database
+from tests.conftest import Gateway, empty_database, on_postgresql
 from tests.ledgers import keep_books
 from tests.steps import disagreements, execute, held, must, rows_of
 
@@ -145,6 +145,7 @@ AS_BEFORE_GRANTS = (
 )
 
 
+@pytest.mark.one_server("older schemas have no buckets")
 class TestMigrations:
     async def test_they_make_exactly_the_tables_that_the_code_names(self, database: Database) -> None:
         def differences(connection: Connection) -> list[Any]:
@@ -334,6 +335,15 @@ class TestConnections:
             assert await read(reader) == expected
             (level,) = await reader.fetch(text("SHOW transaction_isolation"))
             assert tuple(level) == ("read committed",)
+
+    async def test_one_that_is_used_when_all_are_closed_is_closed_when_its_use_ends(self, database: Database) -> None:
+        connections, closed = database._home.reading, []
+        event.listen(connections._engine.sync_engine, "close", lambda *_: closed.append("one"))
+        connection = await connections.acquire()
+        await database.close()
+        assert await connection.scalar(text("SELECT 1")) == 1
+        await connections.release(connection)
+        assert closed == ["one"]
 
     async def test_a_reader_sees_what_is_committed_when_its_statement_starts(self, database: Database) -> None:
         async with database.read() as reader:
@@ -611,7 +621,7 @@ class TestWrite:
             used = await reader.fetch(select(meters_table.c.used_credits))
         assert [row.used_credits for row in used] == [40, 40, 40]
 
-    @pytest.mark.parametrize("dialect", ["postgresql"], scope="session")
+    @on_postgresql
     @pytest.mark.parametrize("is_locking", [False, True])
     async def test_a_commit_that_rolls_back_is_not_acknowledged(self, database: Database, *, is_locking: bool) -> None:
         row = meter("m")
@@ -629,7 +639,7 @@ class TestWrite:
         assert unavailable.value.outcome is Outcome.NOT_WRITTEN
         assert await names(database) == []
 
-    @pytest.mark.parametrize("dialect", ["postgresql"], scope="session")
+    @on_postgresql
     async def test_meters_are_locked_in_the_order_of_their_ids(self, database: Database) -> None:
         # SQLite has one writer at a time. The later id is written first, so that no other order is this one by chance.
         low, high = sorted([meter("a"), meter("b")], key=lambda row: row.id)
@@ -1057,7 +1067,7 @@ async def test_no_rows_are_added_by_no_statement(database: Database) -> None:
     assert await database.write(add) == 0
 
 
-@pytest.mark.parametrize("dialect", ["postgresql"], scope="session")
+@on_postgresql
 @pytest.mark.parametrize(
     "moment",
     [
@@ -1128,7 +1138,7 @@ class TestPlans:
     ) -> None:
         await self._assert_is_quick(filled, name, is_divided=False)
 
-    @pytest.mark.parametrize("dialect", ["postgresql"], scope="module")
+    @on_postgresql
     @pytest.mark.parametrize("name", LOOKUPS)
     async def test_on_a_database_of_several_machines_it_does_so_as_well(self, filled: Database, name: str) -> None:
         await self._assert_is_quick(filled, name, is_divided=True)
@@ -1162,7 +1172,7 @@ class TestPlans:
         wanted = [re.compile(rf"\b{column}\b") for column in columns]
         assert any(all(column.search(condition) for column in wanted) for condition in conditions), conditions
 
-    @pytest.mark.parametrize("dialect", ["postgresql"])
+    @on_postgresql
     async def test_entries_are_looked_up_by_all_of_their_keys_also_where_nothing_is_known_of_the_table(
         self, database: Database
     ) -> None:
@@ -1175,7 +1185,7 @@ class TestPlans:
         assert len(conditions) == 8
         assert all(re.search(r"\bkey\b", condition) for condition in conditions)
 
-    @pytest.mark.parametrize("dialect", ["postgresql"])
+    @on_postgresql
     async def test_a_plan_is_made_anew_when_the_tables_have_grown(self, database: Database) -> None:
         async def plan(writer: Writer) -> list[str]:
             prepared = (
@@ -1198,7 +1208,7 @@ class TestPlans:
         await database.write(add, is_group=True)
         assert any("seq" in condition for condition in await database.write(look_up, is_group=True))
 
-    @pytest.mark.parametrize("dialect", ["postgresql"], scope="module")
+    @on_postgresql
     @pytest.mark.parametrize("name", SAME_FOR_ALL_VALUES)
     async def test_postgresql_plans_a_hot_lookup_once_and_not_at_each_run(self, filled: Database, name: str) -> None:
         lookup = LOOKUPS[name][0]

@@ -346,6 +346,7 @@ async def test_a_meter_is_found_by_what_is_available_after_every_change(
             assert await disagreements(gateway.database, meter_id) == []
 
 
+@pytest.mark.one_server("it counts statements or reads their text, and in a bucket there are others")
 async def test_a_debit_writes_what_changes_and_the_index_only_when_it_crosses_a_power_of_two(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="66")
     for number, is_crossing in enumerate([False, False, True, False]):

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import httpx
 import pytest
@@ -14,8 +13,10 @@ from gateway.app import create_app
 from gateway.http.gate import Gate, SafeAnswers
 from gateway.settings import Settings
 from gateway.telemetry.requests import Observed
+from storage.billing_meters import MeterName
+from storage.tenants import Environment
 from tests.conftest import Gateway, gateway_on
-from tests.steps import make_meter, until
+from tests.steps import locked, make_meter, until
 
 NOT_WRITTEN = "The service is unavailable for the moment. Nothing was written. Repeat the request with the same id."
 UNKNOWN = (
@@ -176,25 +177,13 @@ class TestDeadline:
         refill = "mutation ($input: RefillBillingMeterInput!) { refillBillingMeter(input: $input) { %s } }"
         values = {"workspaceId": "w", "externalMeterId": "m", "refill": "5", "idempotencyKey": "once"}
         async with gateway_on(url, request_seconds=1) as gateway:
-            begun, go = asyncio.Event(), asyncio.Event()
-
-            async def hold(writer: Any) -> None:
-                if writer.dialect == "postgresql":
-                    from sqlalchemy import text  # noqa: PLC0415
-
-                    await writer.execute(text("SELECT 1 FROM billing_meters FOR UPDATE"))
-                begun.set()
-                await go.wait()
-
-            holding = asyncio.create_task(own.database.write(hold))
-            await begun.wait()
-            headers = {"authorization": f"Bearer {own.key}"}
-            body = {"query": refill % "__typename", "variables": {"input": values}}
-            response = await gateway.client.post("/graphql", json=body, headers=headers)
-            assert response.status_code == 503
-            assert response.json()["errors"][0]["extensions"] == {"code": "UNAVAILABLE", "outcome": "UNKNOWN"}
-            go.set()
-            await holding
+            name = MeterName(own.org_id, Environment.SANDBOX, "w", "m")
+            async with locked(own.database, name):
+                headers = {"authorization": f"Bearer {own.key}"}
+                body = {"query": refill % "__typename", "variables": {"input": values}}
+                response = await gateway.client.post("/graphql", json=body, headers=headers)
+                assert response.status_code == 503
+                assert response.json()["errors"][0]["extensions"] == {"code": "UNAVAILABLE", "outcome": "UNKNOWN"}
             again = refill % "... on RefillBillingMeterSuccess { billingMeter { totalCredits } }"
             answer = await own.data(again, {"input": values})
             assert answer["refillBillingMeter"]["billingMeter"] == {"totalCredits": "5"}

@@ -19,13 +19,12 @@ from gateway.app import create_app
 from gateway.settings import Settings
 from resolvers.actor import Scope
 from schema.root import schema
-from storage import billing_meters, migrations
+from storage import migrations
 from storage.billing_meters import MeterName
 from storage.engine.database import Database
-from storage.engine.transactions import Writer
 from storage.tenants import Environment
 from tests.conftest import Caller, Clock, Gateway, empty_database
-from tests.steps import execute, make_customer, make_meter
+from tests.steps import execute, locked, make_customer, make_meter, opened
 
 VIEWER = "{ viewer { orgId } }"
 CREATE_CUSTOMER = 'mutation { createCustomer(input: {email: "ada@example.com"}) { __typename } }'
@@ -792,28 +791,16 @@ class TestOutages:
     async def test_a_lock_that_another_process_holds_too_long_is_unavailable(self, database_url: str) -> None:
         async with gateway_with_key(Settings(database_url=database_url, wait_seconds=1)) as gateway:
             await make_meter(gateway, totalCredits="10")
-            other = Database(database_url)
-            is_locked, is_enough = asyncio.Event(), asyncio.Event()
-
-            async def hold(writer: Writer) -> None:
-                name = MeterName(gateway.org_id, Environment.SANDBOX, "w", "m")
-                assert await billing_meters.lock_by_name(writer, name) is not None
-                is_locked.set()
-                await is_enough.wait()
-
-            holding = asyncio.create_task(other.write(hold))
-            await is_locked.wait()
-            refill, record = await asyncio.gather(
-                gateway.error(REFILL, {"input": METER | {"refill": "5"}}),
-                gateway.error(RECORD, {"input": METER | {"eventId": "e", "amount": "5"}}),
-            )
-            for error in (refill, record):
-                assert error["extensions"] == {"code": "UNAVAILABLE", "outcome": "NOT_WRITTEN"}
-            # Reading goes on beside it.
-            assert await gateway.data(TOTAL) == {"billingMeter": {"totalCredits": "10", "usedCredits": "0"}}
-            is_enough.set()
-            await holding
-            await other.close()
+            name = MeterName(gateway.org_id, Environment.SANDBOX, "w", "m")
+            async with opened(database_url) as other, locked(other, name):
+                refill, record = await asyncio.gather(
+                    gateway.error(REFILL, {"input": METER | {"refill": "5"}}),
+                    gateway.error(RECORD, {"input": METER | {"eventId": "e", "amount": "5"}}),
+                )
+                for error in (refill, record):
+                    assert error["extensions"] == {"code": "UNAVAILABLE", "outcome": "NOT_WRITTEN"}
+                # Reading goes on beside it.
+                assert await gateway.data(TOTAL) == {"billingMeter": {"totalCredits": "10", "usedCredits": "0"}}
             data = await gateway.data(REFILL, {"input": METER | {"refill": "5"}})
             assert data == {"refillBillingMeter": {"billingMeter": {"totalCredits": "15"}}}
             assert await gateway.data(TOTAL) == {"billingMeter": {"totalCredits": "15", "usedCredits": "0"}}

@@ -233,13 +233,14 @@ async def test_an_import_that_was_killed_is_completed_by_running_it_again(
 
     feeding = asyncio.create_task(feed())
     name = ("azure", "conv")
+    bucket = gateway.database.buckets.of_names((gateway.org_id, Environment.SANDBOX, *name))
     used = 0
     try:
         while not used:
             # A read of SQLite is over without a pause, in which the lines are fed.
             await asyncio.sleep(0.01)
             assert process.returncode is None
-            async with gateway.database.read() as reader:
+            async with gateway.database.read(bucket) as reader:
                 found = await billing_meters.by_names(
                     reader, [name], org_id=gateway.org_id, environment=Environment.SANDBOX
                 )

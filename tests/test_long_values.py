@@ -47,6 +47,7 @@ async def page_of(gateway: Gateway, name: str) -> tuple[list[dict[str, Any]], in
     return made, len(statements)
 
 
+@pytest.mark.one_server("it counts statements or reads their text, and in a bucket there are others")
 @pytest.mark.parametrize("name", PAGES)
 async def test_metadata_is_answered_whatever_its_length_and_read_apart_where_it_is_long(
     gateway: Gateway, name: str

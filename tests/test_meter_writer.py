@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from time import perf_counter_ns
 
@@ -31,14 +31,17 @@ from resolvers.meters.writing.lanes import Submission
 from resolvers.meters.writing.writer import MAX_NAMES, MeterWriter
 from resolvers.observation import Observation
 from resolvers.rules.commands import Command, Decision
-from storage import billing_meters, customers
+from storage import customers
 from storage.billing_meters import MeterName
 from storage.engine.database import Database, Outcome
 from storage.engine.transactions import Writer
 from storage.ledger import LedgerEntryKind, OverLimitPolicy
 from storage.tenants import Environment
-from tests.conftest import NOW, Gateway
+from tests import steps
+from tests.conftest import NOW, Gateway, on_postgresql
 from tests.steps import books_of, held, make_customer, make_meter, unchanged, until, usage_event
+
+pytestmark = pytest.mark.one_server("it looks at the groups and lanes of one bucket")
 
 MAX = 2**63 - 1
 
@@ -76,8 +79,10 @@ async def stopped(gateway: Gateway) -> AsyncIterator[None]:
 @asynccontextmanager
 async def locked(gateway: Gateway, *external_meter_ids: str) -> AsyncIterator[None]:
     """Hold the locks of meters, as another gateway does."""
-    ids = [(await books_of(gateway, name)).meter.id for name in external_meter_ids]
-    async with held(gateway.database, lambda writer: billing_meters.lock(writer, sorted(ids))):
+    async with AsyncExitStack() as stack:
+        for name in external_meter_ids:
+            full_name = MeterName(gateway.org_id, Environment.SANDBOX, "w", name)
+            await stack.enter_async_context(steps.locked(gateway.database, full_name))
         yield
 
 
@@ -492,8 +497,6 @@ async def test_a_meters_time_never_runs_backwards(gateway: Gateway) -> None:
 
 
 # Meters that another transaction has locked. SQLite has one lock for all.
-
-on_postgresql = pytest.mark.parametrize("dialect", ["postgresql"], indirect=True, scope="session")
 
 
 @on_postgresql

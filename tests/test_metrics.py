@@ -218,6 +218,7 @@ class TestFigures:
             ("tollgate_sql_statements_total",): 1,
         }
 
+    @pytest.mark.one_server("it counts the connections to one server")
     async def test_what_happens_at_the_moment_is_exposed(self, measured: Gateway) -> None:
         found = await samples(measured.client)
         assert found["tollgate_requests_in_flight",] == 0  # But this one.

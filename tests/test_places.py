@@ -39,7 +39,7 @@ def looks(database: Database, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             counted.append(len(counted))
             if isinstance(step, Exception):
                 raise step
-            database.divide(step, {})
+            database.divide(step)
 
         monkeypatch.setattr(Database, "find_buckets", find_buckets)
         for name in ("SECONDS", "RETRY_SECONDS", "FIRST_SECONDS"):
@@ -84,6 +84,25 @@ async def test_until_it_has_answered_nothing_about_meters_is(
         assert refused.value.outcome is Outcome.NOT_WRITTEN
         await until(lambda: len(counted) == 3)
         assert database.buckets is TWO
+
+
+async def test_the_servers_that_are_known_are_those_where_buckets_lie(database: Database) -> None:
+    """Each bucket has two connections for groups where it lies, and the server of the URL has two."""
+
+    def groups() -> tuple[int, int]:
+        return len(database.engines) // 3, database.connections["groups"].max_open
+
+    def lying(*names: str) -> Buckets:
+        return Buckets((3, 1, 7, 4), [(f"{name}.test", 5432) for name in names])
+
+    assert list(database.divide(lying("one", "one", "one", "one"))) == []
+    assert groups() == (2, 2 + 8)
+    (left,) = database.divide(lying("one", "one", "two", "one"))
+    assert left.connections["groups"].max_open == 8
+    assert groups() == (3, 2 + 6 + 2)
+    assert list(database.divide(lying("one", "one", "one", "two"))) == []
+    assert len(database.divide(lying("two", "two", "two", "two"))) == 2
+    assert groups() == (2, 2 + 8)
 
 
 async def test_sqlite_is_never_asked(looks: Callable[..., list[int]], tmp_path: Any) -> None:

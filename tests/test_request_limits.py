@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from graphql import get_introspection_query
-from sqlalchemy import insert
 
 from gateway.http.trusted_documents import BadManifest, TrustedDocuments
 from gateway.settings import Settings
@@ -20,12 +19,11 @@ from resolvers.errors import Unavailable
 from schema.engine.engine import MAX_FIELD_ERRORS
 from schema.engine.faults import MAX_MESSAGE_LENGTH
 from schema.engine.limits.document import NOT_INTROSPECTED, Limits
+from storage import usage
 from storage.engine.database import Outcome
-from storage.engine.transactions import Writer
 from storage.tenants import Environment
-from storage.usage import usage_days
 from tests.conftest import NOW, Caller, Gateway, gateway_on
-from tests.steps import make_customer, make_grant, make_meter, session_of, usage_event
+from tests.steps import bucket_with, make_customer, make_grant, make_meter, session_of, usage_event
 
 DEFAULT = Limits()
 
@@ -561,16 +559,10 @@ class TestLists:
         async with gateway_on(database_url, max_request_usage_days=10_000) as gateway:
             ids = [await make_meter(gateway, externalMeterId=f"m{number}") for number in range(2)]
             names = [f"n{number}" for number in range(14)]
-            rows = [
-                {"meter_id": id_, "day": NOW.date() - timedelta(days=day), "usage_name": name, "total_usage": 1}
-                for id_ in ids
-                for day in range(366)
-                for name in names
-            ]
-            # In parts, because a statement may have some 32,000 values.
-            for part in range(0, len(rows), 5_000):
-                statement = insert(usage_days).values(rows[part : part + 5_000])
-                await gateway.database.write(partial(Writer.execute, statement=statement))
+            days = [NOW.date() - timedelta(days=day) for day in range(366)]
+            for id_ in ids:
+                used = {(id_, day, name): 1 for day in days for name in names}
+                await gateway.database.write(partial(usage.add, usage=used), bucket=bucket_with(gateway.database, id_))
             query = """query ($names: [String!]) {
               billingMeters(first: 2) { nodes { usage(from: "2025-03-16", names: $names) { day } } }
             }"""

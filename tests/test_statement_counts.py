@@ -6,6 +6,8 @@ from tests.conftest import Gateway
 from tests.credit_walks import Walk
 from tests.steps import hold, make_customer, make_grant, make_meter, must
 
+pytestmark = pytest.mark.one_server("it counts statements or reads their text, and in a bucket there are others")
+
 METER = """query ($w: String!, $m: String!) {
   billingMeter(workspaceId: $w, externalMeterId: $m) { id totalCredits usedCredits availableCredits createdAt }
 }"""

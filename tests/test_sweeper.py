@@ -77,6 +77,7 @@ async def test_a_served_gateway_writes_what_is_due_of_a_meter_that_nobody_touche
     migrated_url: str, tmp_path: Path
 ) -> None:
     database = Database(migrated_url)
+    await database.find_buckets()
     key = await key_in(database, "acme")
     async with (
         serving(migrated_url, tmp_path) as server,

@@ -14,7 +14,7 @@ from storage.ledger import LedgerEntryRow
 from storage.tenants import Environment
 from storage.usage import UsageRange
 from tests.conftest import NOW, Caller, Gateway
-from tests.steps import books_of, make_meter, must, unchanged
+from tests.steps import books_of, bucket_with, make_meter, must, unchanged
 
 MAX = 2**63 - 1
 
@@ -898,7 +898,8 @@ USAGE = """query ($id: ID!, $from: Date, $to: Date, $names: [String!], $zeros: B
 async def add_days(gateway: Gateway, meter_id: str, days: dict[tuple[str, str], int]) -> None:
     """Write usage days (day, name) of a meter, without the events that they come from."""
     rows = {(meter_id, date.fromisoformat(day), name): amount for (day, name), amount in days.items()}
-    await gateway.database.write(lambda writer: usage.add(writer, rows))
+    bucket = bucket_with(gateway.database, meter_id)
+    await gateway.database.write(lambda writer: usage.add(writer, rows), bucket=bucket)
 
 
 async def days_of(gateway: Gateway, meter_id: str, **variables: Any) -> list[tuple[str, str, str]]:
@@ -1114,6 +1115,7 @@ async def test_more_than_10_000_usage_days_are_too_many(gateway: Gateway) -> Non
     ]
 
 
+@pytest.mark.one_server("it asks for meters of several buckets by one statement")
 async def test_the_days_of_ranges_are_read_as_far_as_they_may_be(gateway: Gateway) -> None:
     first, last = date(2026, 3, 1), date(2026, 3, 3)
     meter_ids = [await make_meter(gateway, externalMeterId=f"m{number}") for number in range(3)]

@@ -8,31 +8,27 @@ under it, and what was made under one is led to. And what lists are filtered by 
 meter the size of its available credits, of a customer the email and name without regard to case.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from typing import Protocol, TypeVar
-
-from sqlalchemy import Table
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 from resolvers.actor import OPERATORS, Scope
 from resolvers.customer_sessions import LONGEST_SECONDS
-from resolvers.maintenance.credit_check import CLOSING
-from resolvers.maintenance.meter_check import UNREADABLE, Disagreement, MeterCheck, unreadable
+from resolvers.maintenance.meter_check import Disagreement, MeterCheck
+from resolvers.maintenance.readable import closed_holds, in_order, open_holds, read_days, read_each, read_entries
 from resolvers.meters.create import CREATE
 from resolvers.values import MAX_AMOUNT
-from storage import ids, ledger, usage
+from storage import ids
 from storage.api_keys import api_keys
 from storage.billing_meters import BillingMeterRow, billing_meters
 from storage.customers import customers, found_by
 from storage.engine.buckets import Buckets
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
-from storage.holds import HoldRow
-from storage.ledger import LedgerEntryRow
 from storage.maintenance import audit
 from storage.maintenance.audit import CustomerNames, KeyHolder, KeyWithOrigin
-from storage.usage import UsageDayRow, UsageRange
 
 #: How many entries are held at once; a meter with more of them is read in as many pieces.
 ENTRIES_AT_ONCE = 20_000
@@ -65,12 +61,49 @@ async def verify(
 ) -> AsyncIterator[Disagreement]:
     """Return every disagreement of the database as it stands at the start, and count in `verified` what was read.
 
+    A database of several servers is read on all of them at once: of each bucket as it stands when it is begun with, and
+    at last what there is of the whole.
+
     `on_progress` is called, again and again, with how many meters there are. Where the time is given, nothing may be
     overdue. Raises `DatabaseUnavailable`.
     """
     async with database.snapshot() as reader:
-        async for disagreement in verify_snapshot(reader, database.buckets, verified, on_progress=on_progress, now=now):
+        if database.buckets.is_one:
+            async for found in verify_snapshot(reader, database.buckets, verified, on_progress=on_progress, now=now):
+                yield found
+            return
+        total = await audit.count_meters(reader)
+
+    async def verify_buckets(buckets: Sequence[int]) -> list[Disagreement]:
+        found = []
+        for bucket in buckets:
+            async with database.snapshot(bucket) as reader:
+                of_bucket = _bucket(reader, database.buckets, verified, now)
+                async for disagreements in of_bucket:
+                    on_progress(total)
+                    found += disagreements
+        return found
+
+    for of_server in await _at_once([verify_buckets(buckets) for buckets in database.buckets.by_place]):
+        for disagreement in of_server:
             yield disagreement
+    async with database.snapshot() as reader:
+        async for disagreement in _whole(reader, database.buckets):
+            yield disagreement
+
+
+#: What one part of the work returns.
+Part = TypeVar("Part")
+
+
+async def _at_once(work: Iterable[Coroutine[Any, Any, Part]]) -> list[Part]:
+    """Return what all of it returns, or cancel the rest and raise what the first raises."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
+    return [task.result() for task in tasks]
 
 
 async def verify_snapshot(
@@ -81,26 +114,36 @@ async def verify_snapshot(
     on_progress: Callable[[int], None] = lambda _meters: None,
     now: datetime | None = None,
 ) -> AsyncIterator[Disagreement]:
-    """Do what `verify` does, on a snapshot that is open, of a database that is divided so."""
+    """Do what `verify` does, on one snapshot that is open, of a database that is divided so."""
     total = await audit.count_meters(reader)
     for bucket in buckets.values:
         reader.bucket = bucket
-        failures: list[Disagreement] = []
-        async for meters in _in_portions(reader, failures):
+        async for disagreements in _bucket(reader, buckets, verified, now):
             on_progress(total)
-            async for disagreement in verify_meters(reader, meters, verified, now):
+            for disagreement in disagreements:
                 yield disagreement
-            failures += [_elsewhere(meter) for meter in meters if buckets.of_names(meter.full_name) != bucket]
-        for disagreement in failures:
-            yield disagreement
+    async for disagreement in _whole(reader, buckets):
+        yield disagreement
+
+
+async def _bucket(
+    reader: Reader, buckets: Buckets, verified: Verified, now: datetime | None
+) -> AsyncIterator[list[Disagreement]]:
+    """Check the meters of the reader's bucket, a portion after the other."""
+    failures: list[Disagreement] = []
+    async for meters in _in_portions(reader, failures):
+        yield [each async for each in verify_meters(reader, meters, verified, now)]
+        failures += [_elsewhere(meter) for meter in meters if buckets.of_names(meter.full_name) != reader.bucket]
+    yield failures
+
+
+async def _whole(reader: Reader, buckets: Buckets) -> AsyncIterator[Disagreement]:
+    """Check what is not of one bucket."""
     for disagreement in map(_elsewhere, await audit.meters_elsewhere(reader, buckets.values, limit=MAX_OF_A_KIND)):
         yield disagreement
-    async for disagreement in verify_relations(reader):
-        yield disagreement
-    async for disagreement in _customers(reader):
-        yield disagreement
-    async for disagreement in _keys(reader):
-        yield disagreement
+    for check in (verify_relations, _customers, _keys):
+        async for disagreement in check(reader):
+            yield disagreement
 
 
 def _elsewhere(meter: BillingMeterRow) -> Disagreement:
@@ -126,47 +169,10 @@ async def verify_relations(reader: Reader) -> AsyncIterator[Disagreement]:
         yield Disagreement(customer_id, f"it was made under the idempotency key {key!r}, which does not lead to it")
 
 
-class _HasId(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-Row = TypeVar("Row", bound=_HasId)
-Key = TypeVar("Key", bound=str | tuple[str, int])
-Value = TypeVar("Value")
-
-
-async def _in_order(
-    reader: Reader,
-    table: Table,
-    read: Callable[..., Awaitable[Sequence[Row]]],
-    failures: list[Disagreement],
-    *,
-    at_once: int,
-) -> AsyncIterator[Sequence[Row]]:
-    """Return all rows of the table in the order of their ids, so many at once; those that cannot be read are noted."""
-    last, limit = "", at_once
-    while True:
-        try:
-            found = await read(reader, last, limit=limit)
-        except UNREADABLE as error:
-            if limit > 1:
-                # One of them: they are read one by one up to it.
-                limit = 1
-                continue
-            last, limit = await audit.next_id(reader, table, last), at_once
-            failures.append(Disagreement(last, unreadable(error)))
-            continue
-        if not found:
-            return
-        last = found[-1].id
-        yield found
-
-
 async def _customers(reader: Reader) -> AsyncIterator[Disagreement]:
     """Check by what each customer is found, and who made it."""
     failures: list[Disagreement] = []
-    async for found in _in_order(reader, customers, audit.customers_after, failures, at_once=CUSTOMERS_AT_ONCE):
+    async for found in in_order(reader, customers, audit.customers_after, failures, at_once=CUSTOMERS_AT_ONCE):
         holders = await audit.key_holders(reader, {each.created_by for each in found if each.created_by is not None})
         for customer in found:
             for message in _customer(customer, holders):
@@ -192,7 +198,7 @@ def _customer(customer: CustomerNames, key_holders: Mapping[str, KeyHolder]) -> 
 async def _keys(reader: Reader) -> AsyncIterator[Disagreement]:
     """Check the keys and sessions."""
     failures: list[Disagreement] = []
-    async for found in _in_order(reader, api_keys, audit.keys_after, failures, at_once=CUSTOMERS_AT_ONCE):
+    async for found in in_order(reader, api_keys, audit.keys_after, failures, at_once=CUSTOMERS_AT_ONCE):
         for each in found:
             for message in _key(each):
                 yield Disagreement(each.id, message)
@@ -237,7 +243,7 @@ async def _in_portions(reader: Reader, failures: list[Disagreement]) -> AsyncIte
     """Return all meters, so many at a time that their entries can be held."""
     portion: list[BillingMeterRow] = []
     held = 0
-    async for meters in _in_order(reader, billing_meters, audit.meters_after, failures, at_once=METERS_AT_ONCE):
+    async for meters in in_order(reader, billing_meters, audit.meters_after, failures, at_once=METERS_AT_ONCE):
         for meter in meters:
             entries = max(1, meter.last_seq)
             if portion and held + entries > ENTRIES_AT_ONCE:
@@ -264,7 +270,7 @@ async def verify_meters(
     first: int | None = min(lowest, 1) if lowest is not None else 1
     while first is not None:
         last = min(first + ENTRIES_AT_ONCE - 1, MAX_AMOUNT)
-        found, failures = await _entries(reader, [(meter_id, first, last) for meter_id in meter_ids])
+        found, failures = await read_entries(reader, [(meter_id, first, last) for meter_id in meter_ids])
         holders = await audit.key_holders(reader, {entry.recorded_by for entries in found for entry in entries})
         with_credits = {meter_id for meter_id in meter_ids if checks[meter_id].has_credits}
         voided = {
@@ -274,7 +280,7 @@ async def verify_meters(
             if entry.voids_seq is not None and entry.meter_id in with_credits
         }
         events = await audit.entries(reader, sorted(voided))
-        closed, unread = await _closed(reader, found)
+        closed, unread = await closed_holds(reader, found)
         failures += unread
         for disagreement in failures:
             incomplete.add(disagreement.id)
@@ -287,9 +293,9 @@ async def verify_meters(
         first = await audit.next_seq(reader, meter_ids, after=last)
     made_by = {id_: check.made_by for id_, check in checks.items() if check.made_by is not None}
     creations = await audit.creations(reader, CREATE, list(made_by.values()))
-    days, failures = await _days(reader, meter_ids)
-    grants, of_grants = await _readable(reader, audit.grants_of, meter_ids, "of its grants")
-    holds, of_holds = await _open(reader, checks)
+    days, failures = await read_days(reader, meter_ids)
+    grants, of_grants = await read_each(reader, audit.grants_of, meter_ids, "of its grants")
+    holds, of_holds = await open_holds(reader, checks)
     for disagreement in (*failures, *of_grants, *of_holds):
         incomplete.add(disagreement.id)
         yield disagreement
@@ -301,93 +307,3 @@ async def verify_meters(
             created = creations.get(made_by[meter_id]) if meter_id in made_by else None
             for disagreement in checks[meter_id].finish(rows, created, grants[meter_id], holds[meter_id], now):
                 yield disagreement
-
-
-async def _entries(
-    reader: Reader, ranges: Sequence[tuple[str, int, int]]
-) -> tuple[list[list[LedgerEntryRow]], list[Disagreement]]:
-    """Return the entries of each (meter id, first seq, last seq), newest first, and those that cannot be read."""
-    try:
-        return await ledger.by_ranges(reader, ranges), []
-    except UNREADABLE as error:
-        meter_id, first, last = ranges[0]
-        if len(ranges) == 1 and first == last:
-            return [[]], [Disagreement(meter_id, f"entry {first}: {unreadable(error)}")]
-    found: list[list[LedgerEntryRow]] = []
-    failures: list[Disagreement] = []
-    if len(ranges) == 1:
-        # By halves, to the one.
-        middle = (first + last) // 2
-        older, of_older = await _entries(reader, [(meter_id, first, middle)])
-        newer, of_newer = await _entries(reader, [(meter_id, middle + 1, last)])
-        return [newer[0] + older[0]], of_older + of_newer
-    for each in ranges:
-        entries, of_meter = await _entries(reader, [each])
-        found += entries
-        failures += of_meter
-    return found, failures
-
-
-async def _closed(
-    reader: Reader, found: Sequence[Sequence[LedgerEntryRow]]
-) -> tuple[dict[tuple[str, int], HoldRow], list[Disagreement]]:
-    """Return the holds that these entries close, by meter id and `seq`, and those that cannot be read."""
-    closing = [
-        (entry.meter_id, entry.hold_seq)
-        for entries in found
-        for entry in entries
-        if entry.hold_seq is not None and entry.kind in CLOSING
-    ]
-    return await _readable(reader, audit.holds_by_seqs, closing, "hold {0[1]}")
-
-
-async def _open(
-    reader: Reader, checks: Mapping[str, MeterCheck]
-) -> tuple[dict[str, dict[int, HoldRow]], list[Disagreement]]:
-    """Return the holds that the entries leave open, by meter id and then `seq`, and those that cannot be read."""
-    wanted = [(meter_id, seq) for meter_id, check in checks.items() for seq in check.credits_.holds]
-    found, failures = await _readable(reader, audit.holds_by_seqs, wanted, "hold {0[1]}")
-    holds: dict[str, dict[int, HoldRow]] = {meter_id: {} for meter_id in checks}
-    for (meter_id, seq), hold in found.items():
-        holds[meter_id][seq] = hold
-    return holds, failures
-
-
-async def _readable(
-    reader: Reader,
-    read: Callable[[Reader, Sequence[Key]], Awaitable[dict[Key, Value]]],
-    wanted: Sequence[Key],
-    what: str,
-) -> tuple[dict[Key, Value], list[Disagreement]]:
-    """Return what is read of all that is wanted, by it, and of which it cannot be read.
-
-    A key is a meter's id, or begins with one; `what` is said before the reason, with the key put in for `{0}`.
-    """
-    try:
-        return await read(reader, wanted), []
-    except UNREADABLE as error:
-        if len(wanted) == 1:
-            (key,) = wanted
-            meter_id = key if isinstance(key, str) else key[0]
-            return {}, [Disagreement(meter_id, f"{what.format(key)}: {unreadable(error)}")]
-    # By halves, to the one.
-    middle = len(wanted) // 2
-    first, of_first = await _readable(reader, read, wanted[:middle], what)
-    second, of_second = await _readable(reader, read, wanted[middle:], what)
-    return first | second, of_first + of_second
-
-
-async def _days(reader: Reader, meter_ids: Sequence[str]) -> tuple[Sequence[Sequence[UsageDayRow]], list[Disagreement]]:
-    """Return the usage days of each meter, and the meters of which they cannot be read."""
-    try:
-        return await usage.by_ranges(reader, [UsageRange(each, date.min, date.max) for each in meter_ids]), []
-    except UNREADABLE as error:
-        if len(meter_ids) == 1:
-            return [[]], [Disagreement(meter_ids[0], f"of its usage days: {unreadable(error)}")]
-    found: list[Sequence[UsageDayRow]] = []
-    failures: list[Disagreement] = []
-    for each in meter_ids:
-        days, of_meter = await _days(reader, [each])
-        found += days
-        failures += of_meter
-    return found, failures

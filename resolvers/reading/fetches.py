@@ -275,12 +275,17 @@ class Fetches:
                 return [_too_many_days(bounds)] * len(some)
             return [days if len(days) <= bounds.usage_days else _too_many_days(bounds) for days in found]
 
+        async def of_names(
+            usage_names: tuple[str, ...] | None, some: Sequence[UsageOfMeter]
+        ) -> Sequence[Columns[UsageDayRow] | LimitExceeded]:
+            found = await self._in_buckets(some, partial(load, usage_names))
+            days = sum(len(each) for each in found if not isinstance(each, LimitExceeded))
+            return found if days <= bounds.request_usage_days else [_too_many_days(bounds)] * len(some)
+
         bounds = self._bounds
         # One day too many shows that there are too many.
         most = bounds.request_usage_days + 1
-        return await _by_group(
-            keys, lambda key: key.usage_names, lambda of, some: self._in_buckets(some, partial(load, of))
-        )
+        return await _by_group(keys, lambda key: key.usage_names, of_names)
 
     async def ledger_entries_by_ids(self, keys: list[tuple[str, int]]) -> Sequence[LedgerEntryRow | None]:
         """Return the entry of each meter's id and `seq`."""

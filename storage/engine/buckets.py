@@ -7,7 +7,8 @@ bucket is to lie. Any other database has one bucket, whose value is 0.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import text
 
@@ -32,12 +33,25 @@ def bits_of(names: Iterable[str]) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:2]) >> (16 - BITS)
 
 
-class Buckets:
-    """The values of the column, in the order of the buckets' numbers."""
+#: The host and port of a server.
+Place = tuple[str, int]
 
-    def __init__(self, values: tuple[int, ...] = (0,)) -> None:
+
+class Buckets:
+    """The values of the column, in the order of the buckets' numbers, and where each bucket lies, if that is known."""
+
+    def __init__(self, values: tuple[int, ...] = (0,), places: Sequence[Place] = ()) -> None:
         self.values = values
         self.is_one = len(values) == 1
+        self.places = dict(zip(values, places, strict=False))
+
+    @property
+    def by_place(self) -> list[list[int]]:
+        """The values of the buckets that lie on the same server, for each server."""
+        together = defaultdict(list)
+        for value in self.values:
+            together[self.places.get(value)].append(value)
+        return list(together.values())
 
     def of_names(self, names: Iterable[str]) -> int:
         """Return the value for a meter of these names."""

@@ -141,7 +141,9 @@ class Connections:
             await self._renew()
         elif connection.invalidated:
             await self.release_idle()  # The idle ones may be as broken.
-        if error is not None or connection.invalidated or self._is_closing or self._is_old(connection):
+        if self._is_closing and not connection.invalidated:
+            await connection.invalidate()  # The engine's pool would keep it.
+        if error is not None or connection.invalidated or self._is_old(connection):
             await self._give_back(connection)
         elif not self._hand_over(connection):
             self._idle.append((connection, time.monotonic()))
@@ -225,7 +227,7 @@ class Connections:
             await self._give_back(self._idle.pop()[0])
 
     async def close(self) -> None:
-        """Close the idle connections, and keep none any more: a write that ends later gives its connection back."""
+        """Close the idle connections, and each other one when its use ends."""
         self._is_closing = True
         await self.release_idle()
         self._close_inline()
@@ -276,6 +278,12 @@ class Machine:
         if self.writing is self.reading:
             return {"all": self.reading.state, "groups": self.groups.state}
         return {"reading": self.reading.state, "writing": self.writing.state}
+
+    def listen(self, begun: Callable[..., None], done: Callable[..., None]) -> None:
+        """Report every statement when it is given to the driver, and when it is done."""
+        for engine in {engine.sync_engine for engine in self.engines}:
+            event.listen(engine, "before_cursor_execute", begun)
+            event.listen(engine, "after_cursor_execute", done)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import URL, Table, event, make_url
+from sqlalchemy import URL, Table, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from storage.engine.buckets import DIVISION, IS_DIVIDED, Buckets
@@ -110,8 +110,8 @@ class Database:
         self._buckets: Buckets | None = Buckets()
         self._machine = partial(Machine, pool_size=pool_size, wait_seconds=wait_seconds)
         self._home = self._machine(self.url)
-        # Where buckets lie that do not lie at home, if there are such.
-        self._machines: dict[URL, Machine] = {}
+        # Where buckets lie, if it is divided, by their addresses and how many buckets lie there.
+        self._machines: dict[tuple[URL, int], Machine] = {}
         self._places: dict[int, Machine] = {}
         self._listeners: list[tuple[Callable[..., None], Callable[..., None]]] = []
         self._writes: set[asyncio.Task[Any]] = set()
@@ -146,28 +146,34 @@ class Database:
         async with self.read() as reader:
             is_divided = await reader.fetch_one(IS_DIVIDED)
             rows = await reader.fetch(DIVISION) if is_divided is not None and is_divided[0] else []
-        places = {row.bucket: (row.host, row.port) for row in rows}
-        self.divide(Buckets(tuple(places)) if places else Buckets(), places)
+        places = [(row.host, row.port) for row in rows]
+        for machine in self.divide(Buckets(tuple([row.bucket for row in rows]), places) if rows else Buckets()):
+            await machine.close()
 
     def forget_buckets(self) -> None:
         """Answer nothing about meters until `find_buckets` or `divide` is called."""
         self._buckets = None
 
-    def divide(self, buckets: Buckets, places: Mapping[int, tuple[str, int]]) -> None:
-        """Note into which buckets the database is divided, and the host and port of the server where each one lies.
+    def divide(self, buckets: Buckets) -> Sequence[Machine]:
+        """Note into which buckets the database is divided, and where each one lies.
 
         It may be called again, when one lies elsewhere. A wrong server answers, too, only later than the right one.
+        Returns what is not used any more, to be closed; uses that have begun may end.
         """
         self._buckets = buckets
-        for address, count in Counter(places.values()).items():
-            url = self.url.set(host=address[0], port=address[1])
-            if url not in self._machines:
-                self._machines[url] = self._machine(url, buckets=count)
-                for begun, done in self._listeners:
-                    _listen(self._machines[url], begun, done)
-        self._places = {
-            bucket: self._machines[self.url.set(host=host, port=port)] for bucket, (host, port) in places.items()
-        }
+        urls = {bucket: self.url.set(host=host, port=port) for bucket, (host, port) in buckets.places.items()}
+        # With each bucket come connections, so one that has more or fewer than before is another one.
+        counts = Counter(urls.values())
+        left = [machine for key, machine in self._machines.items() if key not in counts.items()]
+        self._machines = {key: self._machines.get(key) or self._new_machine(*key) for key in counts.items()}
+        self._places = {bucket: self._machines[url, counts[url]] for bucket, url in urls.items()}
+        return left
+
+    def _new_machine(self, url: URL, count: int) -> Machine:
+        machine = self._machine(url, buckets=count)
+        for begun, done in self._listeners:
+            machine.listen(begun, done)
+        return machine
 
     def _of(self, bucket: int) -> Machine:
         return self._places.get(bucket, self._home)
@@ -176,7 +182,7 @@ class Database:
         """Report every statement when it is given to the driver, and when it is done, as SQLAlchemy's events do."""
         self._listeners.append((begun, done))
         for machine in (self._home, *self._machines.values()):
-            _listen(machine, begun, done)
+            machine.listen(begun, done)
 
     def read(self, bucket: int = 0) -> "Reading":
         """Open a connection on which every statement sees what is committed when it starts.
@@ -186,14 +192,16 @@ class Database:
         return Reading(self._of(bucket).reading, bucket)
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Reader]:
+    async def snapshot(self, bucket: int = 0) -> AsyncIterator[Reader]:
         """Open a connection on which every statement sees what was committed when the first one started.
 
-        It may stay open for long; each of its statements may take as long as it needs.
+        It may stay open for long; each of its statements may take as long as it needs. On a database of several servers
+        they see so what is of the meters of this bucket, and of what else lies elsewhere what is committed by then.
 
         Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """
-        async with self._begun(self._home.snapshots, _SNAPSHOT[self.dialect]) as reader:
+        async with self._begun(self._of(bucket).snapshots, _SNAPSHOT[self.dialect]) as reader:
+            reader.bucket = bucket
             yield reader
 
     @asynccontextmanager
@@ -376,12 +384,6 @@ async def _require_agreed(clocks: Clocks, connection: AsyncConnection) -> None:
         return
     asked = clocks.now()
     clocks.compare(await connection.scalar(TIME) or 0, asked=asked)
-
-
-def _listen(machine: Machine, begun: Callable[..., None], done: Callable[..., None]) -> None:
-    for engine in {engine.sync_engine for engine in machine.engines}:
-        event.listen(engine, "before_cursor_execute", begun)
-        event.listen(engine, "after_cursor_execute", done)
 
 
 async def _run_work(writer: Writer, work: Callable[[Writer], Awaitable[T]]) -> T:

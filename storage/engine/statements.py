@@ -28,6 +28,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
     type_coerce,
     update,
 )
@@ -46,6 +47,8 @@ _DIALECTS: Mapping[str, Dialect] = {
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_EXTREMES = frozenset({datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)})
 
 #: The column that says in which bucket a row of a meter lies.
 _BUCKET = "bucket"
@@ -183,27 +186,36 @@ class Lookup:
         """Its one parameter is what `keys()` makes of the records."""
         self._in_bucket = found.where(in_bucket(columns[0].table))
         self._columns = columns
-        self._by_values: dict[int, Prepared] = {}
+        self._by_values: dict[tuple[int, tuple[bool, ...]], Prepared] = {}
 
-    def by_values(self, count: int) -> Prepared:
-        """Return the statement for so many records, whose parameters `values_of()` makes."""
-        if count not in self._by_values:
-            statement = self._in_bucket.where(_is_one_of(self._columns, count))
-            self._by_values[count] = Prepared("postgresql", statement)
-        return self._by_values[count]
+    def by_values(self, count: int, is_shared: tuple[bool, ...]) -> Prepared:
+        """Return the statement for so many records, all of which have one value in the columns that are shared.
+
+        Its parameters are what `values_of()` makes of that record of the shared columns, and of those of the others.
+        """
+        if (count, is_shared) not in self._by_values:
+            shared = [column for column, is_one in zip(self._columns, is_shared, strict=True) if is_one]
+            own = [column for column in self._columns if column not in shared]
+            are_found = [
+                _is_one_of(columns, of, name) for columns, of, name in ((shared, 1, "shared"), (own, count, "own"))
+            ]
+            self._by_values[count, is_shared] = Prepared("postgresql", self._in_bucket.where(*are_found))
+        return self._by_values[count, is_shared]
 
 
-def values_of(records: Iterable[Sequence[Any]]) -> dict[str, Any]:
+def values_of(name: str, records: Iterable[Sequence[Any]]) -> dict[str, Any]:
     """Return the parameters of a statement that has one for each value of each record."""
-    return {f"value_{row}_{place}": value for row, record in enumerate(records) for place, value in enumerate(record)}
+    return {f"{name}_{row}_{place}": value for row, record in enumerate(records) for place, value in enumerate(record)}
 
 
-def _is_one_of(columns: Sequence[Column[Any]], count: int) -> ColumnElement[bool]:
+def _is_one_of(columns: Sequence[Column[Any]], count: int, name: str = "own") -> ColumnElement[bool]:
     """Return the condition that the columns have the values of one of so many records."""
     records = [
-        [bindparam(f"value_{row}_{place}", type_=_key_type(column)) for place, column in enumerate(columns)]
+        [bindparam(f"{name}_{row}_{place}", type_=_key_type(column)) for place, column in enumerate(columns)]
         for row in range(count)
     ]
+    if not columns:
+        return true()
     if len(columns) == 1:
         return columns[0].in_([value for (value,) in records])
     return or_(*[and_(*map(eq, columns, record)) for record in records])
@@ -234,25 +246,24 @@ def update_by_values(table: Table, names: tuple[str, ...], count: int) -> Prepar
     values: ColumnElement[Any] = bindparam("values", type_=JSONB)
     for column in key:
         values = values.op("->")(cast(column, Text))
-    written = {
-        name: _written(values.op("->")(literal_column(str(place))), table.c[name].type)
-        for place, name in enumerate(names)
-    }
+    written = {name: _written(values, str(place), table.c[name].type) for place, name in enumerate(names)}
     return Prepared("postgresql", update(table).where(in_bucket(table), _is_one_of(key, count)).values(written))
 
 
-def _written(value: ColumnElement[Any], type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    """Return a value of `changes_of()`."""
+def _written(values: ColumnElement[Any], place: str, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Return the value at this place of `changes_of()` for a row."""
     if not isinstance(type_, Instant):
-        return _converted(value.op("#>>")(literal_column("'{}'")), type_)
+        return _converted(values.op("->>")(literal_column(place)), type_)
     # The days and seconds since 1970: seven parts of a text take three times as long.
-    days, seconds = (value.op("->>")(literal_column(place)) for place in ("0", "1"))
+    moment = values.op("->")(literal_column(place))
+    days, seconds = (moment.op("->>")(literal_column(part)) for part in ("0", "1"))
     zero: ColumnElement[Any] = literal_column("0")
     since: ColumnElement[Any] = func.make_interval(
         zero, zero, zero, cast(days, Integer()), zero, zero, cast(seconds, Double())
     )
-    moment = literal_column("timestamp '1970-01-01'").op("+")(since)
-    return type_coerce(func.timezone(literal_column("'UTC'"), moment), type_)
+    return type_coerce(
+        func.timezone(literal_column("'UTC'"), literal_column("timestamp '1970-01-01'").op("+")(since)), type_
+    )
 
 
 def _since_1970(moment: datetime) -> tuple[int, float]:
@@ -271,7 +282,13 @@ def changes_of(table: Table, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
         of_row[str(row[length - 1])] = [
             _since_1970(value) if isinstance(value, datetime) else value for value in row[length:]
         ]
-    return {"values": orjson.dumps(values).decode(), **values_of([row[:length] for row in rows])}
+    return {"values": orjson.dumps(values).decode(), **values_of("own", [row[:length] for row in rows])}
+
+
+def has_extremes(table: Table, columns: Sequence[Sequence[Any]]) -> bool:
+    """Whether the rows, given column by column, have a moment that asyncpg would write as an infinity."""
+    moments = [column for of, column in zip(given_columns(table), columns, strict=True) if isinstance(of.type, Instant)]
+    return any(map(_EXTREMES.intersection, moments))
 
 
 @lru_cache(maxsize=256)

@@ -19,6 +19,7 @@ from storage.engine.statements import (
     Lookup,
     Prepared,
     changes_of,
+    has_extremes,
     insertion_of_records,
     insertion_of_values,
     is_in_buckets,
@@ -85,7 +86,9 @@ class Reader:
             return await self.run(lookup.by_records, keys(records))
         rows = []
         for part in _parts(records):
-            rows += await self.run(lookup.by_values(len(part)), values_of(part))
+            is_shared, shared, own = _shared(list(zip(*part, strict=True)))
+            values = values_of("shared", [shared]) | values_of("own", zip(*own, strict=True))
+            rows += await self.run(lookup.by_values(len(part), is_shared), values)
         return rows
 
     async def run_sync(self, work: Callable[[Connection], T]) -> T:
@@ -188,10 +191,10 @@ class Writer(Reader):
             return
         self.added_rows += len(rows)
         if self.dialect == "postgresql":
-            if self.is_divided and is_in_buckets(table):
+            columns = list(zip(*rows, strict=True))
+            if self.is_divided and is_in_buckets(table) and not has_extremes(table, columns):
                 await self.insert_in_bucket(table, rows)
             else:
-                columns = list(zip(*rows, strict=True))
                 is_given = tuple([countOf(column, None) < len(rows) for column in columns])
                 given = zip(*itertools.compress(columns, is_given), strict=True)
                 await self.run(insertion_of_records(table, is_given), keys(given))
@@ -258,6 +261,11 @@ class Writer(Reader):
         """Let the rest of the transaction wait for a lock no longer than this. SQLite has one alone, and has it."""
         if self.dialect == "postgresql":
             await self._run(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
+
+    async def go_one_by_one(self) -> None:
+        """Let what is on each of several servers be changed after a question to all of them."""
+        if self.dialect == "postgresql":
+            await self._run("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
 
     async def begin(self) -> None:
         """Open the transaction. Raises `FileReplaced`."""

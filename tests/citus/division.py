@@ -1,110 +1,36 @@
-"""On Citus: a database is divided, empty or filled, and served by gateways that know where its buckets lie.
+"""On Citus: a database is divided, empty or filled, and served by gateways that know where its buckets lie."""
 
-TOLLGATE_TEST_CITUS_URL names the coordinator, to which its machines are known, and a role that may make databases on
-each of them. `make citus` runs this.
-"""
-
-import asyncio
-import os
 import re
-import secrets
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
 from sqlalchemy import select, text
 
-from resolvers.maintenance.copying import copy
 from storage import ledger, migrations
 from storage.billing_meters import billing_meters, lock
-from storage.engine.database import Database
 from storage.engine.transactions import Writer
 from storage.ledger import LedgerEntryKind, LedgerKey
 from storage.maintenance import distribution
 from storage.maintenance.distribution import CannotDistribute, distribute
-from storage.tables import TABLES
+from tests.citus.cluster import divided, machines
 from tests.conftest import Gateway, gateway_on
-from tests.divided import ALL_OF_A_METER, OF_METERS, bucket_of, fill, one_of_each
-from tests.steps import disagreements, execute, make_customer, make_meter, must, rows_of
+from tests.divided import (
+    ALL_OF_A_METER,
+    OF_METERS,
+    bucket_of,
+    check_moved,
+    fill,
+    give_id,
+    one_of_each,
+    rows_but_buckets,
+    seen,
+)
+from tests.steps import disagreements, execute, make_customer, make_meter, must, opened, rows_of
 
 BATCH = "mutation ($input: [RecordUsageInput!]!) { recordUsageBatch(input: $input) { __typename } }"
-
-URL = os.environ["TOLLGATE_TEST_CITUS_URL"]
-
-
-async def connected(host: str, port: int, database: str) -> asyncpg.Connection:
-    role = await asyncpg.connect(URL)
-    try:
-        user = await role.fetchval("SELECT current_user")
-    finally:
-        await role.close()
-    return await asyncpg.connect(host=host, port=port, user=user, database=database)
-
-
-async def machines() -> list[tuple[str, int]]:
-    """Return the host and port of each machine, the coordinator's first."""
-    coordinator = await asyncpg.connect(URL)
-    nodes = "SELECT nodename, nodeport FROM pg_dist_node WHERE noderole = 'primary' ORDER BY groupid"
-    found = [(node["nodename"], node["nodeport"]) for node in await coordinator.fetch(nodes)]
-    await coordinator.close()
-    return found
-
-
-@pytest.fixture
-async def url() -> AsyncIterator[str]:
-    """The URL of a new database on all machines, which has no tables."""
-    name = f"test_{secrets.token_hex(6)}"
-    places = await machines()
-    for host, port in places:
-        server = await connected(host, port, "postgres")
-        await server.execute("SET citus.enable_create_database_propagation TO off")
-        await server.execute(f"CREATE DATABASE {name}")
-        await server.close()
-        own = await connected(host, port, name)
-        await own.execute("CREATE EXTENSION citus")
-        await own.close()
-    first = await connected(*places[0], name)
-    await first.execute(f"SELECT citus_set_coordinator_host('{places[0][0]}', {places[0][1]})")
-    for host, port in places[1:]:
-        await first.execute(f"SELECT citus_add_node('{host}', {port})")
-    user = await first.fetchval("SELECT current_user")
-    await first.close()
-    yield f"postgresql+asyncpg://{user}@{places[0][0]}:{places[0][1]}/{name}"
-    for host, port in reversed(places):
-        server = await connected(host, port, "postgres")
-        await server.execute("SET citus.enable_create_database_propagation TO off")
-        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await server.close()
-
-
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
-async def divided(url: str, count: int = 4, **options: Any) -> None:
-    """Bring the database to the newest schema, and divide it."""
-    async with opened(url) as database:
-        await migrations.upgrade(database)
-        await distribute(database, count, **options)
-
-
-async def seen(gateway: Gateway, names: list[str]) -> dict[str, Any]:
-    """Return all that is said of these meters."""
-    named = " ".join(
-        f'n{place}: billingMeter(workspaceId: "w", externalMeterId: "{name}") {ALL_OF_A_METER}'
-        for place, name in enumerate(names)
-    )
-    return await gateway.data(f"{{ {named} }}")
 
 
 async def test_a_gateway_on_an_empty_database_writes_each_meter_where_it_lies(url: str) -> None:
@@ -145,7 +71,8 @@ async def test_a_shard_is_one_bucket_and_each_machine_has_as_many(url: str) -> N
         assert len(database.buckets.values) == 8
         places = list(database._places.values())
     workers = (await machines())[1:]
-    assert sorted(places.count(each) for each in set(places)) == [8 // len(workers)] * len(workers)
+    even = [(8 + place) // len(workers) for place in range(len(workers))]
+    assert sorted(places.count(each) for each in set(places)) == even
 
 
 class Planned(NamedTuple):
@@ -238,36 +165,17 @@ class TestFilled:
             customer_id = await make_customer(gateway)
             names = [f"m{number}" for number in range(9)]
             *_, meter_id = [await fill(gateway, name, customerId=customer_id) for name in names]
-            for table in OF_METERS:
-                column = "id" if table is billing_meters else "meter_id"
-                statement = f"UPDATE {table.name} SET {column} = :new WHERE {column} = :old"  # noqa: S608  # Our own names.
-                await execute(gateway.database, statement, new=meter_id[:-3], old=meter_id)
+            await give_id(gateway.database, meter_id, meter_id[:-3])
             yield gateway, names
-
-    async def check(self, url: str, gateway: Gateway, names: list[str], before: dict[str, Any]) -> None:
-        """Assert that all is as it was, and goes on."""
-        async with gateway_on(url) as after:
-            after.org_id, after.key = gateway.org_id, gateway.key
-            assert await seen(after, names) == before
-            assert await disagreements(after.database, now=after.clock()) == []
-            for name in names:
-                debit: dict[str, Any] = {"externalMeterId": name, "amount": "7", "metadata": {"of": name}}
-                again = await must(after, "recordUsage", "replayed", eventId="e1", **debit)
-                assert again["replayed"]
-                await must(after, "recordUsage", eventId="e9", **debit)
-            assert await disagreements(after.database, now=after.clock()) == []
 
     async def test_all_is_as_it_was(self, url: str, books: tuple[Gateway, list[str]]) -> None:
         gateway, names = books
         before = await seen(gateway, names)
         async with opened(url) as database:
-            rows = await rows_of(database)
+            rows = await rows_but_buckets(database)
             await distribute(database, 4)
-            for table in TABLES:
-                kept = [*table.c].index(table.c.bucket) if "bucket" in table.c else None
-                found = (await rows_of(database))[table.name]
-                assert [_without(row, kept) for row in found] == [_without(row, kept) for row in rows[table.name]]
-        await self.check(url, gateway, names, before)
+            assert await rows_but_buckets(database) == rows
+        await check_moved(url, gateway, names, before)
 
     async def test_what_was_interrupted_is_gone_on_with_and_nothing_is_written_meanwhile(
         self, url: str, books: tuple[Gateway, list[str]], monkeypatch: pytest.MonkeyPatch
@@ -295,7 +203,7 @@ class TestFilled:
         assert steps[:3] == [("billing_meters", 2, 9), ("billing_meters", 4, 9), ("billing_meters", 6, 9)]
         # The third was done when it was interrupted, and is not done again.
         assert steps[3] == ("billing_meters", 8, 9)
-        await self.check(url, gateway, names, before)
+        await check_moved(url, gateway, names, before)
 
     async def test_a_row_without_a_meter_is_not_lost_in_silence(
         self, url: str, books: tuple[Gateway, list[str]]
@@ -312,7 +220,7 @@ class TestFilled:
             assert str(refused.value) == "of the 19 rows of usage_days 18 have a meter: see `tollgate verify`."
             await execute(database, "DELETE FROM usage_days WHERE meter_id = 'mtr_x'")
             await distribute(database, 4)
-        await self.check(url, gateway, names, before)
+        await check_moved(url, gateway, names, before)
 
     async def test_a_gateway_that_knows_nothing_of_it_writes_nothing(
         self, url: str, books: tuple[Gateway, list[str]]
@@ -332,31 +240,27 @@ class TestFilled:
             assert await rows_of(database) == before
 
 
-async def test_a_copy_to_an_undivided_database_has_all(url: str, tmp_path: Path) -> None:
+async def test_verify_reads_each_bucket_on_its_server_and_finds_what_is_wrong_there(url: str) -> None:
     await divided(url)
     async with gateway_on(url) as shared:
         gateway = await shared.for_new_organization()
-        for name in one_of_each(gateway):
-            await fill(gateway, name)
-    copied = f"sqlite+aiosqlite:///{tmp_path}/copied.db"
-    async with opened(url) as source, opened(copied) as target:
-        await source.find_buckets()
-        await migrations.begin_copy(target)
-        result = await copy(source, target)
-        assert (result.rows["billing_meters"], result.verified.meters, result.disagreements) == (4, 4, [])
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [str(Path(sys.executable).parent / "tollgate"), "copy", "--to", url],
-        env={"PATH": os.environ["PATH"], "TOLLGATE_DATABASE_URL": copied},
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "Error: The database of --to is divided already: copy to one that is not, and divide that.\n"
-    )
+        meter_ids = [await fill(gateway, name) for name in one_of_each(gateway)]
+        database = gateway.database
+        for meter_id in meter_ids:
+            await execute(
+                database, "UPDATE usage_days SET total_usage = total_usage + 1 WHERE meter_id = :id", id=meter_id
+            )
+        asked: set[tuple[int, Any]] = set()
+
+        def note(connection: Any, _cursor: object, statement: str, values: Any, *_: object) -> None:
+            if "FROM ledger_entries" in statement and "ledger_entries.bucket = $" in statement:
+                asked.update((connection.engine.url.port, value) for value in values if value in places)
+
+        places = database.buckets.places
+        database.listen(begun=note, done=lambda *_: None)
+        assert {id_ for id_, _ in await disagreements(database, now=gateway.clock())} == {*meter_ids}
+        assert asked == {(port, bucket) for bucket, (_, port) in places.items()}
+        assert {port for port, _ in asked} == {port for _, port in (await machines())[1:]}
 
 
 async def test_another_number_of_buckets_is_refused(url: str) -> None:
@@ -365,10 +269,6 @@ async def test_another_number_of_buckets_is_refused(url: str) -> None:
     with pytest.raises(CannotDistribute) as refused:
         await divided(url, 8)
     assert str(refused.value) == "the database is divided into 4 buckets already."
-
-
-def _without(row: tuple[Any, ...], place: int | None) -> tuple[Any, ...]:
-    return row if place is None else (*row[:place], *row[place + 1 :])
 
 
 async def test_the_memory_of_a_servers_process_is_flat_over_100_000_statements(url: str) -> None:
