@@ -28,6 +28,7 @@ from tests import commands
 from tests.commands import Done
 from tests.conftest import Gateway, empty_database, gateway_on
 from tests.credit_walks import Walk
+from tests.divided import rows_but_buckets
 from tests.servers import PATIENCE_SECONDS, TOLLGATE, free_port
 from tests.steps import disagreements, execute, make_meter, opened, rows_of
 
@@ -135,6 +136,7 @@ async def test_there_and_back_again_is_the_same(
 TEXTS = ("!", "0", "Z", "a", "~", "\x7f", "\u00a0", "ß", "é", "ž", "\ud7ff", "\ue000", "\uffff", "😀", "\U0010ffff")
 
 
+@pytest.mark.one_server("it adds rows without their bucket")
 @pytest.mark.slow
 async def test_extreme_values_arrive_as_they_are(
     own: Gateway, target_url: str, monkeypatch: pytest.MonkeyPatch
@@ -239,7 +241,7 @@ async def test_grants_and_holds_of_all_states_are_copied_and_verified(own: Gatew
         assert copied.disagreements == []
         assert (copied.rows["credit_grants"], copied.rows["holds"]) == (7, 5)
         assert copied.verified.meters == 3
-        assert await rows_of(target) == await rows_of(own.database)
+        assert await rows_but_buckets(target) == await rows_but_buckets(own.database)
         assert await disagreements(target) == []
     # What is due on the copy is seen there and is booked there.
     async with gateway_on(target_url) as gateway:
@@ -445,7 +447,7 @@ async def test_a_copy_whose_process_dies_is_started_anew(request: pytest.Fixture
         process.send_signal(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
     assert await target.fetchval("SELECT count(*) FROM ledger_entries") == 0
-    assert await target.fetchval("SELECT version_num FROM alembic_version") == "unfinished_copy"
+    assert await target.fetchval("SELECT max(version_num) FROM alembic_version") == "unfinished_copy"
     await target.execute("COMMIT")
     code, _, messages = await run(source_url, tmp_path, "copy", "--to", target_url)
     assert code == 0, messages

@@ -157,7 +157,6 @@ def copy(
     async def fill(services: Services) -> Copied:
         target = Database(target_url, wait_seconds=settings.wait_seconds)
         try:
-            await _require_undivided(target, target_url)
             await _begin_copy(target, target_url)
             with Progress(console=err, transient=True) as progress:
                 task = progress.add_task("Copying", total=None)
@@ -199,18 +198,12 @@ def copy(
         err.print(f"Both have {len(copied.disagreements):,} disagreements, which `tollgate verify` names.")
 
 
-async def _require_undivided(target: Any, url: str) -> None:
-    with failing_in_one_line(url, named_by="--to"):
-        await target.find_buckets()
-    if not target.buckets.is_one:
-        fail("The database of --to is divided already: copy to one that is not, and divide that.")
-
-
 async def _begin_copy(target: Any, url: str) -> None:
     from storage.migrations import NewerSchema, NotEmpty, begin_copy
 
     with failing_in_one_line(url, named_by="--to"):
         try:
+            await target.find_buckets()
             if await begin_copy(target):
                 err.print("An unfinished copy was found there: it is dropped, and started anew.")
         except NotEmpty as error:

@@ -56,7 +56,7 @@ async def copy(
         for table in TABLES:
             digest = _Digest(show("Copying"), sum(copied.rows.values()))
             async for rows in copying.portions(reader, table):
-                await copying.insert(target, table, rows)
+                await copying.insert(reader, target, table, rows)
                 digest.add(rows)
             digests[table.name] = digest.value
             copied.rows[table.name] = digest.rows

@@ -1,19 +1,22 @@
 """Reading whole tables a portion at a time, in the order of their keys, and writing them into another database."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import date
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import Column, Date, Enum, Table, Text, bindparam, cast, func, select, tuple_, type_coerce
+from sqlalchemy import insert as sql_insert
 
 from storage.api_keys import api_keys
-from storage.billing_meters import billing_meters
+from storage.billing_meters import MeterName, billing_meters
 from storage.credit_grants import credit_grants
 from storage.customers import customers
+from storage.engine.buckets import Buckets
 from storage.engine.database import Database
 from storage.engine.failures import UNAVAILABLE
-from storage.engine.statements import given_columns
-from storage.engine.transactions import Reader
+from storage.engine.statements import Prepared, given_columns, is_in_buckets, keys, keys_table
+from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Day, JsonText
 from storage.holds import holds
 from storage.idempotency_keys import idempotency_keys
@@ -69,9 +72,47 @@ def _plain(column: Column[Any]) -> Any:
     return type_coerce(column, Text) if isinstance(column.type, JsonText | Enum) else column
 
 
-async def insert(database: Database, table: Table, rows: Sequence[Values]) -> None:
-    """Add the rows in one transaction. Raises `CannotHold` and `DatabaseUnavailable`."""
+async def insert(source: Reader, database: Database, table: Table, rows: Sequence[Values]) -> None:
+    """Add rows of the source in one transaction, each to the bucket of its meter.
+
+    Raises `CannotHold` and `DatabaseUnavailable`.
+    """
+    work: Callable[[Writer], Awaitable[object]]
+    if database.buckets.is_one or not is_in_buckets(table):
+        work = partial(Writer.insert_rows, table=table, rows=rows)
+    else:
+        buckets = await _buckets(source, database.buckets, table, rows)
+        placed = keys([(*row, bucket) for row, bucket in zip(rows, buckets, strict=True)])
+        work = partial(Writer.run, statement=_placing(table), parameters=placed)
     try:
-        await database.write(lambda writer: writer.insert_rows(table, rows))
+        await database.write(work)
     except UNAVAILABLE as error:
         raise CannotHold(f"{table.name}: {getattr(error, 'orig', None) or error}") from error
+
+
+async def _buckets(source: Reader, buckets: Buckets, table: Table, rows: Sequence[Values]) -> list[int]:
+    """Return in which bucket each row is to lie: the one that the names of its meter say.
+
+    Its id may be from before ids said it, so that it is not asked. A row without a meter gets the first bucket, where
+    `verify` reports it as it does in the source.
+    """
+    columns = given_columns(table)
+    if table is billing_meters:
+        places = [columns.index(billing_meters.c[name]) for name in MeterName._fields]
+        return [buckets.of_names([row[place] for place in places]) for row in rows]
+    place = columns.index(table.c.meter_id)
+    names = [_plain(billing_meters.c[name]) for name in MeterName._fields]
+    is_meter = billing_meters.c.id.in_({row[place] for row in rows})
+    found = {row[0]: row[1:] for row in await source.fetch(select(billing_meters.c.id, *names).where(is_meter))}
+    return [buckets.of_names(found[row[place]]) if row[place] in found else buckets.values[0] for row in rows]
+
+
+@cache
+def _placing(table: Table) -> Prepared:
+    """Return PostgreSQL's statement that adds rows, each with its bucket, which Citus brings there.
+
+    `Writer.insert_in_bucket` gives the driver days, of which it takes the first and the last for infinities.
+    """
+    columns = [*given_columns(table), table.c.bucket]
+    rows = keys_table("postgresql", **{column.name: column.type for column in columns})
+    return Prepared("postgresql", sql_insert(table).from_select(columns, select(*rows.c)))

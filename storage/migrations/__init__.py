@@ -10,7 +10,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy import Connection, delete, inspect, select, text
 
 from storage.engine.database import Database
 from storage.tables import metadata
@@ -21,8 +21,11 @@ _HERE = Path(__file__).parent
 _LOCK = 8_675_309_001
 
 
-#: What stands for the schema's revision while a copy fills the database: no release takes it for its own.
+#: What stands beside the schema's revision while a copy fills the database: no release takes that for its own.
 _UNFINISHED = "unfinished_copy"
+
+#: Citus changes a table of which each machine has all rows only where it has not gone to several shards at once before.
+_ONE_BY_ONE = text("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
 
 
 class NewerSchema(Exception):
@@ -84,19 +87,18 @@ async def may_serve(database: Database) -> bool:
 async def begin_copy(database: Database) -> bool:
     """Make the empty tables that a copy fills, in a database that nobody takes for a whole one until `end_copy`.
 
-    What an earlier copy left unfinished is dropped; return whether there was any. Raises `NewerSchema` and `NotEmpty`,
-    and has then changed nothing.
+    The rows that an earlier copy left unfinished are dropped; return whether there was one. The tables stay, divided as
+    they are. Raises `NewerSchema` and `NotEmpty`, and has then changed nothing.
     """
 
     def run(connection: Connection) -> bool:
         _wait_for_others(connection)
-        is_unfinished = _revisions(connection) == {_UNFINISHED}
+        is_unfinished = _UNFINISHED in _revisions(connection)
         if is_unfinished:
-            metadata.drop_all(connection)
-            connection.execute(text("DROP TABLE alembic_version"))
+            _empty(connection)
         _require_empty(connection)
         _upgrade(connection)
-        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": _UNFINISHED})
+        connection.execute(text("INSERT INTO alembic_version VALUES (:mark)"), {"mark": _UNFINISHED})
         return is_unfinished
 
     async with database.connect_to_migrate() as connection:
@@ -105,17 +107,33 @@ async def begin_copy(database: Database) -> bool:
 
 async def end_copy(database: Database) -> None:
     """Let the database be taken for a whole one."""
-    (newest,) = _newest()
 
     def run(connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
+            connection.execute(_ONE_BY_ONE)
             # It plans by statistics, which it would otherwise gather only later.
             for table in metadata.sorted_tables:
                 connection.execute(text(f"ANALYZE {table.name}"))
-        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": newest})
+        _unmark(connection)
 
     async with database.connect_to_migrate() as connection:
         await connection.run_sync(run)
+
+
+def _empty(connection: Connection) -> None:
+    """Drop all rows of an unfinished copy, which may be of an older release, and its mark."""
+    found = set(inspect(connection).get_table_names())
+    tables = [table for table in reversed(metadata.sorted_tables) if table.name in found]
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"TRUNCATE {', '.join(table.name for table in tables)}"))
+    else:
+        for table in tables:
+            connection.execute(delete(table))
+    _unmark(connection)
+
+
+def _unmark(connection: Connection) -> None:
+    connection.execute(text("DELETE FROM alembic_version WHERE version_num = :mark"), {"mark": _UNFINISHED})
 
 
 def _require_empty(connection: Connection) -> None:
