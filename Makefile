@@ -90,7 +90,9 @@ torture: $(DEV_READY) ## Kill, cut and restart under load, a million hostile req
 	@$(BIN)/pytest --torture tests/test_torture.py tests/test_model.py tests/test_credits.py tests/test_credit_torture.py tests/test_abuse.py $(PYTEST_ARGS)
 
 citus: $(DEV_READY) ## Run the tests of a database of several machines, at TOLLGATE_TEST_CITUS_URL.
-	@if [ -n "$$TOLLGATE_TEST_CITUS_URL" ]; then $(BIN)/pytest tests/citus/division.py $(PYTEST_ARGS); \
+	@if [ -n "$$TOLLGATE_TEST_CITUS_URL" ]; then \
+		$(BIN)/pytest -rs tests/citus/division.py tests/citus/copying.py tests/citus/operations.py $(PYTEST_ARGS) \
+		&& $(PYTEST) --citus $(PYTEST_ARGS); \
 	else echo 'NOTHING WAS RUN: set TOLLGATE_TEST_CITUS_URL to the URL of a coordinator of Citus.'; fi
 
 bench: $(DEV_READY) ## Measure beside the comparators. QUICK=1 takes two minutes.
