@@ -72,30 +72,13 @@ def run(main: Callable[..., None]) -> None:
 
 
 @dataclass(frozen=True)
-class Arena:
-    """A filled database of one kind."""
+class Loads:
+    """What is sent to servers whose databases have so many customers; `pids` are the processes of the databases."""
 
     kind: Choice
-    databases: Databases
-    folder: Path
+    pids: Sequence[int]
     key: str
     customers: int
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    @contextmanager
-    def serving(self, *names: str, workers: int = 1, pin: bool = True) -> Iterator[list[Server]]:
-        """Start the contestants, each on its own copy of the database, and end them."""
-        with ExitStack() as stack:
-            servers = []
-            for name in names:
-                database, key = f"of_{name}_{next(self._numbers)}", self.key
-                if name == BEFORE:  # Its tables may be other ones.
-                    url = self.databases.create(database)
-                    key = filled_before(url, self.customers)
-                else:
-                    url = self.databases.copy("template", database)
-                servers.append(stack.enter_context(serving(name, url, key, self.folder, workers=workers, pin=pin)))
-            yield servers
 
     def load(self, scenario: Scenario, server: Server, seconds: float) -> Load:
         """Return what is sent to the server."""
@@ -112,7 +95,7 @@ class Arena:
             warm_up_seconds=min(seconds, 1.0) / 2,
             seconds=seconds,
             server=server.pid,
-            database=self.databases.pid,
+            databases=[*self.pids],
         )
 
     def measure(self, scenario: Scenario, server: Server, seconds: float) -> Measured:
@@ -127,6 +110,30 @@ class Arena:
                 check=True,
             )
         return Measured(**orjson.loads(process.stdout))
+
+
+@dataclass(frozen=True)
+class Arena(Loads):
+    """A filled database of one kind."""
+
+    databases: Databases
+    folder: Path
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @contextmanager
+    def serving(self, *names: str, workers: int = 1, pin: bool = True) -> Iterator[list[Server]]:
+        """Start the contestants, each on its own copy of the database, and end them."""
+        with ExitStack() as stack:
+            servers = []
+            for name in names:
+                database, key = f"of_{name}_{next(self._numbers)}", self.key
+                if name == BEFORE:  # Its tables may be other ones.
+                    url = self.databases.create(database)
+                    key = filled_before(url, self.customers)
+                else:
+                    url = self.databases.copy("template", database)
+                servers.append(stack.enter_context(serving(name, url, key, self.folder, workers=workers, pin=pin)))
+            yield servers
 
 
 def in_turn(rounds: int, turns: Sequence[Callable[[], Measured]]) -> list[list[Measured]]:
@@ -149,4 +156,4 @@ def arena(kind: Choice, customers: int, folder: Path | None) -> Iterator[Arena]:
         with closing(databases):
             err.print(f"{kind}: {customers:,} customers are made")
             key = asyncio.run(fill(databases.create("template"), customers))
-            yield Arena(kind, databases, Path(name), key, customers)
+            yield Arena(kind, databases.pids, key, customers, databases, Path(name))

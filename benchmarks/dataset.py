@@ -25,6 +25,7 @@ from storage import credit_grants, ledger, migrations
 from storage.billing_meters import BillingMeterRow, MeterName, billing_meters
 from storage.credit_grants import CreditGrantCategory, CreditGrantRow
 from storage.customers import customers, folded
+from storage.engine.buckets import bits_of
 from storage.engine.database import Database
 from storage.engine.statements import given_columns
 from storage.engine.transactions import Writer
@@ -113,8 +114,8 @@ def data_set(count: int, key_id: str, now: datetime) -> Iterator[Rows]:
     for first in range(0, granted, METERS_AT_ONCE):
         rows = Rows()
         for number in range(first, min(first + METERS_AT_ONCE, granted)):
-            id_ = _id(BILLING_METER, made_at, meters + number, chance)
             name = MeterName(ORG, Environment.LIVE, WORKSPACE, f"granted-{number}")
+            id_ = _meter_id(name, made_at, meters + number, chance)
             usage_names = USAGE_NAMES[number % METERS_A_CUSTOMER]
             meter = _add_history(rows, id_, name, None, usage_names, made_at, chance)
             rows.billing_meters.append(_with_grants(rows, meter, key_id, now))
@@ -124,6 +125,10 @@ def data_set(count: int, key_id: str, now: datetime) -> Iterator[Rows]:
 def _id(prefix: str, made_at: datetime, number: int, chance: random.Random) -> str:
     """Return an id of the form that `storage.ids` gives, in the order of the numbers."""
     return f"{prefix}{int(made_at.timestamp() * 1000) + number:012x}{chance.getrandbits(48):012x}"
+
+
+def _meter_id(name: MeterName, made_at: datetime, number: int, chance: random.Random) -> str:
+    return f"{_id(BILLING_METER, made_at, number, chance)}{bits_of(name):03x}"
 
 
 def _add_customer(rows: Rows, number: int, made_at: datetime, chance: random.Random) -> None:
@@ -137,8 +142,8 @@ def _add_customer(rows: Rows, number: int, made_at: datetime, chance: random.Ran
     )
     for place, usage_names in enumerate(USAGE_NAMES):
         meter = number * METERS_A_CUSTOMER + place
-        meter_id = _id(BILLING_METER, made_at, meter, chance)
         meter_name = MeterName(ORG, Environment.LIVE, WORKSPACE, f"meter-{meter}")
+        meter_id = _meter_id(meter_name, made_at, meter, chance)
         rows.billing_meters.append(_add_history(rows, meter_id, meter_name, id_, usage_names, made_at, chance))
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +27,14 @@ class Imported:
     start_cpu: float
 
 
-def run(file: Path, database_url: str, folder: Path, database: int | None) -> Imported:
+def run(file: Path, database_url: str, folder: Path, databases: Sequence[int]) -> Imported:
     """Import the file into a fresh database and count what it took, from the command's start to its end."""
     nothing = folder / "nothing.jsonl.gz"
     nothing.write_bytes(gzip.compress(b""))
     _, start_seconds, start_cpu = _import(nothing, database_url, folder)
-    before = cpu_seconds(database)
+    before = sum(map(cpu_seconds, databases))
     accepted, seconds, cpu = _import(file, database_url, folder)
-    return Imported(accepted, seconds, cpu, cpu_seconds(database) - before, start_seconds, start_cpu)
+    return Imported(accepted, seconds, cpu, sum(map(cpu_seconds, databases)) - before, start_seconds, start_cpu)
 
 
 def _import(file: Path, database_url: str, folder: Path) -> tuple[int, float, float]:

@@ -58,7 +58,7 @@ class Load:
     seconds: float
     # The processes whose CPU time is measured, with their children.
     server: int
-    database: int | None
+    databases: list[int]
 
     @classmethod
     def read(cls, text: str) -> "Load":
@@ -88,8 +88,14 @@ class Measured:
     # What the server's processes hold in memory at the end.
     server_bytes: int
     server_cpu: float
-    database_cpu: float
+    # Of each of the database's servers.
+    database_cpus: list[float]
     client_cpu: float
+
+    @property
+    def database_cpu(self) -> float:
+        """The CPU time of the database."""
+        return sum(self.database_cpus)
 
 
 class WrongAnswer(Exception):
@@ -204,10 +210,8 @@ class Connection(asyncio.Protocol):
         self._transport.write(self._requests[0])
 
 
-def cpu_seconds(pid: int | None) -> float:
+def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process and its children have taken, user and system."""
-    if pid is None:
-        return 0.0
     # Of the children that have ended, then of itself.
     ended = sum(int(field) for field in _stat(pid)[13:15]) / TICKS_A_SECOND
     return ended + _own_cpu_seconds(pid) + sum(cpu_seconds(child) for child in _children(pid))
@@ -250,8 +254,9 @@ async def run(load: Load) -> Measured:
         for _ in range(load.clients)
     ]
 
-    def usage() -> tuple[float, float, float, float]:
-        return cpu_seconds(load.server), cpu_seconds(load.database), time.process_time(), time.perf_counter()
+    def usage() -> list[float]:
+        databases = map(cpu_seconds, load.databases)
+        return [cpu_seconds(load.server), time.process_time(), time.perf_counter(), *databases]
 
     await shared.answers_for(load.warm_up_seconds, at_least=1)
     shared.latencies = []
@@ -265,7 +270,7 @@ async def run(load: Load) -> Measured:
     await asyncio.wait([connection.done for connection in connections], timeout=30)
     if shared.error is not None:
         raise shared.error
-    server_cpu, database_cpu, client_cpu, seconds = (end - start for start, end in zip(before, after, strict=True))
+    server_cpu, client_cpu, seconds, *database_cpus = (end - start for start, end in zip(before, after, strict=True))
     return Measured(
         requests=len(latencies),
         seconds=seconds,
@@ -273,7 +278,7 @@ async def run(load: Load) -> Measured:
         p99_ms=latencies[len(latencies) * 99 // 100] * 1000,
         server_bytes=resident_bytes(load.server),
         server_cpu=server_cpu,
-        database_cpu=database_cpu,
+        database_cpus=database_cpus,
         client_cpu=client_cpu,
     )
 

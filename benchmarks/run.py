@@ -137,7 +137,7 @@ def import_(at: Arena, events: Path, rounds: int) -> list[Result]:
         err.print(f"{at.kind}: {IMPORT}, round {round_ + 1} of {rounds}")
         url = at.databases.create(f"import_{round_}")
         asyncio.run(fill(url, 0))
-        runs.append(i1_import.run(events, url, at.folder, at.databases.pid))
+        runs.append(i1_import.run(events, url, at.folder, at.databases.pids))
     whole = Result(
         database=at.kind,
         scenario=IMPORT,

@@ -105,7 +105,7 @@ def environment(database_url: str, name: str = TOLLGATE) -> dict[str, str]:
 class SQLiteFiles:
     """Databases in files of one folder."""
 
-    pid: int | None = None
+    pids: tuple[int, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -138,7 +138,8 @@ class PostgreSQLServer:
 
         with pinned(OTHER_CPUS):
             self._server: PostgresServer = get_server(folder / "postgresql", cleanup_mode="stop")
-        self.pid: int | None = int((folder / "postgresql" / "postmaster.pid").read_text(encoding="utf-8").split()[0])
+        pid = (folder / "postgresql" / "postmaster.pid").read_text(encoding="utf-8").split()[0]
+        self.pids: tuple[int, ...] = (int(pid),)
 
     def copy(self, source: str, name: str) -> str:
         """Make a database that begins as a copy of another, and return its URL."""
