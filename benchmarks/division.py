@@ -121,7 +121,7 @@ def main(
             rows += asyncio.run(groups(pids, one, divided, customers, quick=quick))
         at = Loads(Choice.POSTGRESQL, pids, key, customers)
         for scenario in scenarios:
-            # One after the other, so that nothing but what is measured runs beside it.
+            # Those of one scenario at a time: by itself, each asks its database something every two seconds.
             with (
                 serving(TOLLGATE, one, key, Path(name)) as of_one,
                 serving(TOLLGATE, divided, key, Path(name)) as of_divided,

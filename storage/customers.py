@@ -259,17 +259,15 @@ async def lock(
 
     A meter may be given to the customer meanwhile, which holds a weaker lock on it.
     """
-    statement = _tenant(select(*_COLUMNS).where(customers.c.id == customer_id), org_id, environment)
-    row = await writer.fetch_one(statement.with_for_update(of=customers, key_share=True))
-    if row is None:
-        return None
     if workspace_ids is not None:
         # By a statement of its own: Citus locks no row by a condition on meters, which lie elsewhere.
         await writer.go_one_by_one()
         tenant: dict[str, Any] = {"org_id": org_id, "environment": environment, "workspace_ids": workspace_ids}
         if not await by_ids(writer, [customer_id], **tenant):
             return None
-    return CustomerRow._make(row)
+    statement = _tenant(select(*_COLUMNS).where(customers.c.id == customer_id), org_id, environment)
+    row = await writer.fetch_one(statement.with_for_update(of=customers, key_share=True))
+    return CustomerRow._make(row) if row is not None else None
 
 
 async def by_external_ids(

@@ -447,7 +447,9 @@ async def test_a_copy_whose_process_dies_is_started_anew(request: pytest.Fixture
         process.send_signal(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
     assert await target.fetchval("SELECT count(*) FROM ledger_entries") == 0
-    assert await target.fetchval("SELECT max(version_num) FROM alembic_version") == "unfinished_copy"
+    marks = [row[0] for row in await target.fetch("SELECT version_num FROM alembic_version ORDER BY version_num")]
+    assert len(marks) == 2
+    assert marks[1] == "unfinished_copy"
     await target.execute("COMMIT")
     code, _, messages = await run(source_url, tmp_path, "copy", "--to", target_url)
     assert code == 0, messages

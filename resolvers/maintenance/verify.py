@@ -62,7 +62,7 @@ async def verify(
     """Return every disagreement of the database as it stands at the start, and count in `verified` what was read.
 
     A database of several servers is read on all of them at once: of each bucket as it stands when it is begun with, and
-    at last what there is of the whole.
+    at last what there is of the whole. What is found of buckets is returned when all have been read.
 
     `on_progress` is called, again and again, with how many meters there are. Where the time is given, nothing may be
     overdue. Raises `DatabaseUnavailable`.

@@ -262,25 +262,25 @@ class Fetches:
 
         async def load(
             usage_names: tuple[str, ...] | None, bucket: int, some: Sequence[UsageOfMeter]
-        ) -> Sequence[Columns[UsageDayRow] | LimitExceeded]:
+        ) -> Sequence[Columns[UsageDayRow]]:
             ranges = [UsageRange(key.meter_id, key.first, key.last) for key in some]
             async with self._database.read(bucket) as reader:
                 rows = await usage.columns_of(
                     reader, ranges, usage_names=usage_names, max_of_range=bounds.usage_days + 1, most=most
                 )
-            try:
-                found = await usage.arranged(rows, ranges, self._database.dialect, most=most)
-            except usage.TooManyDays:
-                # Which meters' days were cut off is not known, so none may be taken for whole.
-                return [_too_many_days(bounds)] * len(some)
-            return [days if len(days) <= bounds.usage_days else _too_many_days(bounds) for days in found]
+            return await usage.arranged(rows, ranges, self._database.dialect, most=most)
 
         async def of_names(
             usage_names: tuple[str, ...] | None, some: Sequence[UsageOfMeter]
         ) -> Sequence[Columns[UsageDayRow] | LimitExceeded]:
-            found = await self._in_buckets(some, partial(load, usage_names))
-            days = sum(len(each) for each in found if not isinstance(each, LimitExceeded))
-            return found if days <= bounds.request_usage_days else [_too_many_days(bounds)] * len(some)
+            try:
+                found = await self._in_buckets(some, partial(load, usage_names))
+            except usage.TooManyDays:
+                # Which meters' days were cut off is not known, so none may be taken for whole.
+                return [_too_many_days(bounds)] * len(some)
+            if sum(map(len, found)) > bounds.request_usage_days:  # Of several buckets.
+                return [_too_many_days(bounds)] * len(some)
+            return [days if len(days) <= bounds.usage_days else _too_many_days(bounds) for days in found]
 
         bounds = self._bounds
         # One day too many shows that there are too many.

@@ -200,8 +200,7 @@ class Database:
 
         Raises `DatabaseUnavailable` (`NOT_WRITTEN`).
         """
-        async with self._begun(self._of(bucket).snapshots, _SNAPSHOT[self.dialect]) as reader:
-            reader.bucket = bucket
+        async with self._begun(self._of(bucket).snapshots, _SNAPSHOT[self.dialect], bucket=bucket) as reader:
             yield reader
 
     @asynccontextmanager
@@ -223,14 +222,14 @@ class Database:
             yield reader
 
     @asynccontextmanager
-    async def _begun(self, engine: AsyncEngine, *commands: str) -> AsyncIterator[Reader]:
+    async def _begun(self, engine: AsyncEngine, *commands: str, bucket: int = 0) -> AsyncIterator[Reader]:
         """Open a connection, and a transaction that the commands begin and that is rolled back in the end."""
         try:
             async with engine.connect() as connection:
                 for command in commands:
                     await connection.exec_driver_sql(command)
                 try:
-                    yield Reader(self.dialect, connection)
+                    yield Reader(self.dialect, connection, bucket=bucket)
                 finally:
                     if not connection.invalidated:
                         await connection.exec_driver_sql("ROLLBACK")

@@ -158,13 +158,13 @@ class Load:
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110  # What it waits for is in other processes.
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # Until the next look, within the deadline.
 
 
 async def within(seconds: float, condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110  # What it waits for is in other processes.
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # Until the next look, within the deadline.
 
 
 @asynccontextmanager
@@ -275,5 +275,6 @@ async def test_buckets_move_to_a_server_that_is_added_and_from_one_that_is_remov
             await within(FOLLOW_SECONDS, has_left)
             await asked(coordinator, on_two, f"SELECT citus_remove_node('{second[0]}', {second[1]})")
             await load.more(50)
+        assert [client.outcomes for client in load.clients] == [Counter()] * BUCKETS
         assert max(client.slowest for client in load.clients) < MAX_SECONDS
         await load.check()
