@@ -160,7 +160,7 @@ def new_database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Pat
 async def template(dialect: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a database with the newest schema that no test uses: those of the tests are its copies."""
     url = await migrated(empty_database(dialect, request, tmp_path_factory.mktemp("template")))
-    if request.config.getoption("citus") and dialect == "postgresql":
+    if request.config.getoption("citus"):
         await cluster.divided(url)
     return url
 

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from tests import browsers, conftest, servers, steps
-from tests.quick import functions, programs, starts_process
+from tests.quick import functions, makes_postgresql_database, programs, starts_process
 
 
 class Starter:
@@ -71,3 +71,10 @@ def test_a_test_that_starts_a_process_is_one_of_the_programs_and_no_other_is(req
     )
     assert programs([starting, other]) == [starting]
     assert functions([starting, other]) == [other]
+
+
+def test_what_all_tests_of_both_databases_share_is_not_about_postgresql(request: pytest.FixtureRequest) -> None:
+    shared = ("template", "database_url", "shared_gateway", "gateway")
+    found = [request._fixturemanager.getfixturedefs(name, request.node) or () for name in shared]
+    assert list(map(len, found)) == [1] * 4
+    assert [each.argname for (each,) in found if makes_postgresql_database(each.func)] == []
