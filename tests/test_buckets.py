@@ -86,6 +86,7 @@ async def test_any_number_of_rows_is_added_to_a_bucket(divided: Gateway, count: 
     assert await disagreements(divided.database, now=divided.clock()) == []
 
 
+@pytest.mark.slow
 async def test_all_is_found_by_names_and_by_ids_as_in_one_bucket(own: Gateway) -> None:
     customer_id = await make_customer(own)
     own.database.divide(FOUR)

@@ -184,6 +184,7 @@ class TestAnswers:
             assert cors_headers(response) == {"access-control-allow-origin": APP} | EXPOSED
             assert vary(response) == {"origin"}
 
+    @pytest.mark.slow
     async def test_an_allowed_page_may_read_that_the_database_is_away(self) -> None:
         with socket.socket() as held:
             # Nothing listens there, and nothing else can begin to.

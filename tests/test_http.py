@@ -731,6 +731,7 @@ class TestOutages:
             held.bind(("127.0.0.1", 0))
             yield held.getsockname()[1]
 
+    @pytest.mark.slow
     async def test_an_unreachable_database_is_503_when_the_key_is_looked_up(self, closed_port: int) -> None:
         settings = Settings(database_url=f"postgresql+asyncpg://tollgate@127.0.0.1:{closed_port}/tollgate")
         async with gateway_of(settings) as gateway:

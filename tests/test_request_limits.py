@@ -540,6 +540,7 @@ class TestLists:
             answered = await gateway.data(everything % "ledger(first: 30) { nodes { id } }")
             assert [len(meter["ledger"]["nodes"]) for meter in answered["billingMeters"]["nodes"]] == [30] * 3
 
+    @pytest.mark.slow
     async def test_steps_of_the_order_of_use_of_all_meters_together_are_bounded_too(self, database_url: str) -> None:
         async with gateway_on(database_url, max_request_entries=101) as gateway:
             for number, grants in enumerate((51, 50)):
