@@ -101,7 +101,7 @@ async def _at_once(work: Iterable[Coroutine[Any, Any, Part]]) -> list[Part]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in work]
-    except ExceptionGroup as failed:
+    except ExceptionGroup as failed:  # What the group raises; callers know what is in it, `DatabaseUnavailable`.
         raise failed.exceptions[0] from failed
     return [task.result() for task in tasks]
 

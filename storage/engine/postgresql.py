@@ -27,6 +27,10 @@ STUCK_SESSIONS = text("""SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     AND state = 'active' AND wait_event = 'ClientRead' AND xact_start IS NOT NULL
     AND state_change < clock_timestamp() - make_interval(secs => :seconds)""")
 
+#: Has Citus go to several servers over one connection each: only then may a transaction that has asked all of them
+#: change what is on each. Elsewhere it means nothing.
+ONE_BY_ONE = "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'"
+
 #: What the gateway relies on for its own sessions, whatever is set for the role, the database or the server.
 #: `default_transaction_read_only` is left alone: who sets it wants nothing to be written, and is obeyed.
 _SESSION = """SELECT

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.engine.connections import Connections, notify
 from storage.engine.failures import UNAVAILABLE, CommitWarned, RolledBack
+from storage.engine.postgresql import ONE_BY_ONE
 from storage.engine.sqlite import require_same_file
 from storage.engine.statements import (
     Lookup,
@@ -265,7 +266,7 @@ class Writer(Reader):
     async def go_one_by_one(self) -> None:
         """Let what is on each of several servers be changed after a question to all of them."""
         if self.dialect == "postgresql":
-            await self._run("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
+            await self._run(ONE_BY_ONE)
 
     async def begin(self) -> None:
         """Open the transaction. Raises `FileReplaced`."""

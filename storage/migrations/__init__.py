@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, delete, inspect, select, text
 
 from storage.engine.database import Database
+from storage.engine.postgresql import ONE_BY_ONE
 from storage.tables import metadata
 
 _HERE = Path(__file__).parent
@@ -23,9 +24,6 @@ _LOCK = 8_675_309_001
 
 #: What stands beside the schema's revision while a copy fills the database: no release takes that for its own.
 _UNFINISHED = "unfinished_copy"
-
-#: Citus changes a table of which each machine has all rows only where it has not gone to several shards at once before.
-_ONE_BY_ONE = text("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
 
 
 class NewerSchema(Exception):
@@ -110,7 +108,7 @@ async def end_copy(database: Database) -> None:
 
     def run(connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
-            connection.execute(_ONE_BY_ONE)
+            connection.execute(text(ONE_BY_ONE))
             # It plans by statistics, which it would otherwise gather only later.
             for table in metadata.sorted_tables:
                 connection.execute(text(f"ANALYZE {table.name}"))

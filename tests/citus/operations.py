@@ -156,6 +156,7 @@ class Load:
 
 
 async def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, and leave the machine to those that are waited for."""
     async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110  # What it waits for is in other processes.
             await asyncio.sleep(0.02)  # Until the next look, within the deadline.
@@ -252,6 +253,7 @@ async def test_where_the_coordinator_is_lost_gateways_on_workers_serve_all_meter
 async def test_buckets_move_to_a_server_that_is_added_and_from_one_that_is_removed(on_two: str, tmp_path: Path) -> None:
     coordinator, first, second, *others = await machines()
     if not others:
+        # No code makes a machine: where one is missing, `make citus` prints this.
         pytest.skip("Buckets cannot be moved: the coordinator of TOLLGATE_TEST_CITUS_URL knows no third worker.")
     third = others[0]
     async with loaded(on_two, tmp_path, coordinator, first) as load:
