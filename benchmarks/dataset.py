@@ -21,18 +21,19 @@ from resolvers.meters.settings import opened_with
 from resolvers.rules.balances import available_bits
 from resolvers.rules.booking import next_due
 from resolvers.rules.commands import Known, newest_entry
-from storage import credit_grants, ledger, migrations
-from storage.billing_meters import BillingMeterRow, MeterName, billing_meters
-from storage.credit_grants import CreditGrantCategory, CreditGrantRow
+from storage import migrations
 from storage.customers import customers, folded
 from storage.engine.buckets import bits_of
 from storage.engine.database import Database
 from storage.engine.statements import given_columns
 from storage.engine.transactions import Writer
 from storage.ids import BILLING_METER, CUSTOMER
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.meters import credit_grants, ledger
+from storage.meters.billing_meters import BillingMeterRow, MeterName, billing_meters
+from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.meters.usage import usage_days
 from storage.tenants import Environment
-from storage.usage import usage_days
 
 DAYS = 60
 

@@ -30,10 +30,10 @@ from benchmarks.servers import serving
 from gateway.services import Services
 from gateway.settings import Settings
 from resolvers.meters.record_usage import RecordUsage
-from storage.billing_meters import MeterName
 from storage.engine.database import Database
-from storage.ledger import OverLimitPolicy
 from storage.maintenance.distribution import distribute
+from storage.meters.billing_meters import MeterName
+from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests.citus import cluster
 

@@ -27,10 +27,10 @@ from resolvers.rules.balances import available_bits
 from resolvers.rules.commands import Decision, Known, newest_entry
 from storage import ids
 from storage.api_keys import api_keys
-from storage.billing_meters import BillingMeterRow, MeterName, billing_meters
-from storage.credit_grants import CreditGrantCategory
 from storage.engine.database import Database
-from storage.ledger import LedgerEntryKind
+from storage.meters.billing_meters import BillingMeterRow, MeterName, billing_meters
+from storage.meters.credit_grants import CreditGrantCategory
+from storage.meters.ledger import LedgerEntryKind
 from storage.tenants import Environment
 
 LOAD = m2_record_usage.SCENARIOS[0]

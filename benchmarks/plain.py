@@ -63,7 +63,7 @@ class Customer(Base):
 
 
 class Meter(Base):
-    """See `storage.billing_meters.billing_meters`."""
+    """See `storage.meters.billing_meters.billing_meters`."""
 
     __tablename__ = "billing_meters"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -84,7 +84,7 @@ class Meter(Base):
 
 
 class Usage(Base):
-    """See `storage.usage.usage_days`."""
+    """See `storage.meters.usage.usage_days`."""
 
     __tablename__ = "usage_days"
     meter_id: Mapped[str] = mapped_column(primary_key=True)
@@ -94,7 +94,7 @@ class Usage(Base):
 
 
 class Entry(Base):
-    """See `storage.ledger.ledger_entries`."""
+    """See `storage.meters.ledger.ledger_entries`."""
 
     __tablename__ = "ledger_entries"
     meter_id: Mapped[str] = mapped_column(primary_key=True)

@@ -14,15 +14,15 @@ from gateway.settings import Settings
 from resolvers.actor import DEMO, Actor, Scope
 from resolvers.api_keys import create_api_key
 from resolvers.context import Context
-from resolvers.customers import NewCustomer, create_customer
+from resolvers.customers.customers import NewCustomer, create_customer
 from resolvers.errors import LimitRefusal, Refusal, Unauthenticated
 from resolvers.meters.create import create_billing_meter
 from resolvers.meters.grants import grant_credits
 from resolvers.meters.holds import MAX_SECONDS, hold_credits
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.meters.settings import NewBillingMeter
-from storage.credit_grants import CreditGrantCategory
-from storage.ledger import OverLimitPolicy
+from storage.meters.credit_grants import CreditGrantCategory
+from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 
 ORG = "demo"

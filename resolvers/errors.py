@@ -31,11 +31,11 @@ limit. How each is shown to a client is decided elsewhere: in `schema/errors.py`
 
 from typing import ClassVar
 
-from storage.billing_meters import BillingMeterRow
-from storage.credit_grants import CreditGrantRow
 from storage.engine.database import Outcome
-from storage.holds import HoldRow
-from storage.ledger import LedgerEntryRow
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.credit_grants import CreditGrantRow
+from storage.meters.holds import HoldRow
+from storage.meters.ledger import LedgerEntryRow
 
 
 class BillingError(Exception):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import strawberry
 
-from resolvers.customer_sessions import DEFAULT_SECONDS, create_customer_session
+from resolvers.customers.sessions import DEFAULT_SECONDS, create_customer_session
 from schema.customers import Customer
 from schema.engine.execution.resolving import DIRECT
 from schema.engine.limits.sizes import of_bytes
@@ -25,7 +25,7 @@ class CreateCustomerSessionInput:
 
 @strawberry.type(description="A session was made.")
 class CreateCustomerSessionSuccess:
-    """See `resolvers.customer_sessions.CustomerSession`."""
+    """See `resolvers.customers.sessions.CustomerSession`."""
 
     customer: Customer = strawberry.field(description="The customer that the session is for.")
     token: str = strawberry.field(

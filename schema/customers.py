@@ -7,8 +7,8 @@ from typing import Annotated
 import strawberry
 from strawberry.scalars import JSON
 
-from resolvers import customers
 from resolvers.context import Context
+from resolvers.customers import customers
 from resolvers.reading.keys import MetersOfCustomer
 from resolvers.values import NAME_LENGTH, ORG_LENGTH, check_text
 from schema.engine.execution.resolving import DIRECT, batched

@@ -6,7 +6,8 @@ import strawberry
 from strawberry import enum_value
 
 from resolvers import actor
-from storage import credit_grants, holds, ledger, tenants
+from storage import tenants
+from storage.meters import credit_grants, holds, ledger
 
 
 @strawberry.enum(description="Which of an organization's two separate worlds something belongs to. Nothing crosses it.")

@@ -11,7 +11,7 @@ from strawberry.types.scalar import ScalarDefinition
 
 from resolvers.values import METADATA_BYTES, parse_amount, parse_day, parse_instant, parse_sent_amount
 from schema.engine.malformed import Malformed
-from storage.usage import MAX_CACHED_DAYS
+from storage.meters.usage import MAX_CACHED_DAYS
 
 BigInt = NewType("BigInt", int)
 """An amount of credits, 0 to 2**63 - 1."""

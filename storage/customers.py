@@ -22,12 +22,12 @@ from sqlalchemy import (
     update,
 )
 
-from storage.billing_meters import billing_meters
 from storage.engine.long_values import page_columns
 from storage.engine.pages import Page, page_statement, unindexed
 from storage.engine.statements import Prepared, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Instant, JsonText, Name, enum_type, metadata
+from storage.meters.billing_meters import billing_meters
 from storage.tenants import Environment
 
 customers = Table(

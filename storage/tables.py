@@ -1,14 +1,14 @@
 """All tables. A feature's file defines its own; whatever is about every table takes them from here."""
 
 from storage.api_keys import api_keys
-from storage.billing_meters import billing_meters
-from storage.credit_grants import credit_grants
 from storage.customers import customers
 from storage.engine.types import metadata
-from storage.holds import holds
 from storage.idempotency_keys import idempotency_keys
-from storage.ledger import ledger_entries
-from storage.usage import usage_days
+from storage.meters.billing_meters import billing_meters
+from storage.meters.credit_grants import credit_grants
+from storage.meters.holds import holds
+from storage.meters.ledger import ledger_entries
+from storage.meters.usage import usage_days
 
 __all__ = ["TABLES", "metadata"]
 

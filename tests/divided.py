@@ -3,8 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
-from storage.billing_meters import MeterName, billing_meters
 from storage.engine.database import Database
+from storage.meters.billing_meters import MeterName, billing_meters
 from storage.tables import TABLES
 from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on

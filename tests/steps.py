@@ -17,17 +17,18 @@ from resolvers.api_keys import create_api_key
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify, verify_meters, verify_relations, verify_snapshot
 from resolvers.meters.record_usage import RecordUsage
-from storage import billing_meters, ids, ledger, usage
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.credit_grants import CreditGrantRow
+from storage import ids
 from storage.engine.database import Database, Reading
 from storage.engine.transactions import Reader, Writer
-from storage.holds import HoldRow, holds
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 from storage.maintenance import audit
+from storage.meters import billing_meters, ledger, usage
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.credit_grants import CreditGrantRow
+from storage.meters.holds import HoldRow, holds
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.meters.usage import UsageRange
 from storage.tables import metadata
 from storage.tenants import Environment
-from storage.usage import UsageRange
 from tests.conftest import NOW, Caller, Gateway
 
 #: Selects the scalars of a meter that change, and its id.

@@ -11,11 +11,12 @@ from sqlalchemy import select
 
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.reading.places import locate
-from storage import ids, ledger
-from storage.billing_meters import MeterName, billing_meters
+from storage import ids
 from storage.engine.buckets import Buckets, bits_of
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
-from storage.ledger import OverLimitPolicy
+from storage.meters import ledger
+from storage.meters.billing_meters import MeterName, billing_meters
+from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests.conftest import Gateway
 from tests.divided import ALL_OF_A_METER, OF_METERS, bucket_of, fill, one_of_each

@@ -26,11 +26,11 @@ from resolvers.meters.refill import Refill
 from resolvers.meters.writing.lanes import Result
 from resolvers.meters.writing.writer import MeterWriter
 from resolvers.rules.commands import Decision, gateway_key
-from storage import billing_meters
-from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
 from storage.engine.transactions import Writer
-from storage.ledger import OverLimitPolicy
+from storage.meters import billing_meters
+from storage.meters.billing_meters import MeterName
+from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests.conftest import Gateway, gateway_on, migrated
 from tests.proxy import Cut, Proxy, proxied, socket_of

@@ -33,9 +33,9 @@ from schema.engine.limits.document import DEFAULT, Limits
 from schema.engine.limits.room import MAX_WEIGHT, Room, _making
 from schema.engine.operations import LARGE_VALUES, LimitedOperation
 from schema.root import engine
-from storage import usage as usage_days
 from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryRow
+from storage.meters import usage as usage_days
+from storage.meters.ledger import LedgerEntryRow
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.steps import ENTRY, METER, make_customer, make_meter, session_of
 

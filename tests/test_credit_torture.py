@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from storage import ledger
 from storage.engine.database import Database
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.meters import ledger
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 from tests.conftest import Gateway, gateway_on
 from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected
 from tests.steps import disagreements, make_meter, must, reading_of

@@ -21,11 +21,11 @@ from resolvers.meters.settings import ChangeSettings
 from resolvers.meters.void_usage import VoidUsage
 from resolvers.rules.booking import Settle
 from resolvers.rules.commands import Command, Decision, gateway_key
-from storage import ledger
-from storage.billing_meters import MeterName
-from storage.credit_grants import CreditGrantCategory, state_of
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 from storage.maintenance import audit
+from storage.meters import ledger
+from storage.meters.billing_meters import MeterName
+from storage.meters.credit_grants import CreditGrantCategory, state_of
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 from storage.tenants import Environment
 from tests.conftest import NOW, Gateway, gateway_on
 from tests.credit_ledger import BASE, MAX, Entry, Facts

@@ -13,7 +13,7 @@ from sqlalchemy import make_url, select, text
 
 from resolvers.actor import Scope
 from resolvers.api_keys import revoke_api_key
-from resolvers.customer_sessions import MAX_DELETED
+from resolvers.customers.sessions import MAX_DELETED
 from schema.root import schema
 from storage import api_keys as api_key_rows
 from storage.api_keys import api_keys

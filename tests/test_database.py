@@ -21,10 +21,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 import storage
 from resolvers.maintenance.verify import Verified, verify
 from resolvers.rules.credits import base_of
-from storage import billing_meters, credit_grants, customers, holds, ids, ledger, migrations, usage
-from storage.billing_meters import BillingMeterRow, MeterFilter, MeterName
-from storage.billing_meters import billing_meters as meters_table
-from storage.credit_grants import CreditGrantCategory, CreditGrantRow, CreditGrantState, GrantFilter
+from storage import customers, ids, migrations
 from storage.customers import CustomerFilter, CustomerRow
 from storage.customers import customers as customers_table
 from storage.engine.columns import Columns
@@ -32,12 +29,16 @@ from storage.engine.connections import SQLITE_READERS
 from storage.engine.database import ATTEMPTS, Database, DatabaseUnavailable, Outcome
 from storage.engine.pages import Page
 from storage.engine.transactions import Reader, Writer
-from storage.holds import HoldRow, HoldState
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey, OverLimitPolicy
 from storage.maintenance import audit
+from storage.meters import billing_meters, credit_grants, holds, ledger, usage
+from storage.meters.billing_meters import BillingMeterRow, MeterFilter, MeterName
+from storage.meters.billing_meters import billing_meters as meters_table
+from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow, CreditGrantState, GrantFilter
+from storage.meters.holds import HoldRow, HoldState
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey, OverLimitPolicy
+from storage.meters.usage import UsageRange
 from storage.tables import TABLES, metadata
 from storage.tenants import Environment
-from storage.usage import UsageRange
 from tests.conftest import Gateway, empty_database, on_postgresql
 from tests.ledgers import keep_books
 from tests.steps import disagreements, execute, held, must, rows_of

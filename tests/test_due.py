@@ -12,8 +12,8 @@ from resolvers.reading.loaders import Loaders
 from resolvers.reading.moment import Moment
 from resolvers.rules.credits import BASE, Credits
 from schema.scalars import write_instant
-from storage.credit_grants import GrantFilter
 from storage.engine.pages import Page
+from storage.meters.credit_grants import GrantFilter
 from storage.tenants import Environment
 from tests.conftest import NOW, Gateway
 from tests.credit_walks import Walk

@@ -21,10 +21,10 @@ from resolvers.actor import Scope
 from resolvers.rules.balances import available_bits
 from schema.root import schema
 from storage import migrations
-from storage.billing_meters import billing_meters
 from storage.customers import folded, past_prefix
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
+from storage.meters.billing_meters import billing_meters
 from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway
 from tests.steps import delete_row, disagreements, make_customer, make_meter, must

@@ -13,7 +13,7 @@ from gateway.app import create_app
 from gateway.http.gate import Gate, SafeAnswers
 from gateway.settings import Settings
 from gateway.telemetry.requests import Observed
-from storage.billing_meters import MeterName
+from storage.meters.billing_meters import MeterName
 from storage.tenants import Environment
 from tests.conftest import Gateway, gateway_on
 from tests.steps import locked, make_meter, until

@@ -20,8 +20,8 @@ from gateway.settings import Settings
 from resolvers.actor import Scope
 from schema.root import schema
 from storage import migrations
-from storage.billing_meters import MeterName
 from storage.engine.database import Database
+from storage.meters.billing_meters import MeterName
 from storage.tenants import Environment
 from tests.conftest import Caller, Clock, Gateway, empty_database
 from tests.steps import execute, locked, make_customer, make_meter, opened

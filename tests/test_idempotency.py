@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from resolvers import idempotency
-from resolvers.customers import NewCustomer
+from resolvers.customers.customers import NewCustomer
 from resolvers.meters.settings import NewBillingMeter
 from schema.customers import CreateCustomerInput
 from schema.meters.billing_meter_mutations import CreateBillingMeterInput

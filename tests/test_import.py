@@ -31,8 +31,9 @@ from resolvers.actor import Scope
 from resolvers.api_keys import create_api_key, revoke_api_key
 from resolvers.errors import InvalidInput
 from resolvers.values import check_org
-from storage import billing_meters, migrations
-from storage.ledger import OverLimitPolicy
+from storage import migrations
+from storage.meters import billing_meters
+from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests import commands
 from tests.conftest import NOW, Gateway

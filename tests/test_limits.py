@@ -10,8 +10,8 @@ from resolvers.errors import AmountOutOfRange, InsufficientCredits, LimitRefusal
 from resolvers.meters.record_usage import accepted_amount
 from resolvers.rules.balances import available_bits, available_credits, limit_credits, overage_credits
 from resolvers.values import MAX_AMOUNT
-from storage.billing_meters import BillingMeterRow
-from storage.ledger import OverLimitPolicy
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 
 MAX = 2**63 - 1

@@ -32,10 +32,10 @@ from resolvers.meters.writing.writer import MAX_NAMES, MeterWriter
 from resolvers.observation import Observation
 from resolvers.rules.commands import Command, Decision
 from storage import customers
-from storage.billing_meters import MeterName
 from storage.engine.database import Database, Outcome
 from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryKind, OverLimitPolicy
+from storage.meters.billing_meters import MeterName
+from storage.meters.ledger import LedgerEntryKind, OverLimitPolicy
 from storage.tenants import Environment
 from tests import steps
 from tests.conftest import NOW, Gateway, on_postgresql

@@ -30,7 +30,7 @@ class Forgotten(NamedTuple):
 #: `added` comes before the line that is named.
 FORGOTTEN = {
     "a column without a migration": Forgotten(
-        "storage/billing_meters.py",
+        "storage/meters/billing_meters.py",
         '    Column("timezone", Text, nullable=False),\n',
         '    Column("label", Text),\n',
         ["pytest", "tests/test_database.py", "-k", "exactly_the_tables and sqlite"],

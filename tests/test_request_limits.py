@@ -19,8 +19,8 @@ from resolvers.errors import Unavailable
 from schema.engine.engine import MAX_FIELD_ERRORS
 from schema.engine.faults import MAX_MESSAGE_LENGTH
 from schema.engine.limits.document import NOT_INTROSPECTED, Limits
-from storage import usage
 from storage.engine.database import Outcome
+from storage.meters import usage
 from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway, gateway_on
 from tests.steps import bucket_with, make_customer, make_grant, make_meter, session_of, usage_event

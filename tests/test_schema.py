@@ -45,9 +45,9 @@ from schema.enums import ErrorCode
 from schema.meters.billing_meters import BillingMeter
 from schema.meters.ledger import LedgerEntry
 from schema.root import schema
-from storage.billing_meters import BillingMeterRow
 from storage.customers import CustomerRow
-from storage.ledger import LedgerEntryRow
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.ledger import LedgerEntryRow
 
 ROOT = Path(__file__).parent.parent
 EXPORT = (ROOT / "schema" / "schema.graphql").read_text(encoding="utf-8")

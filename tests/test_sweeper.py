@@ -17,11 +17,11 @@ from sqlalchemy import text
 from gateway.workers.sweeper import sweep
 from resolvers.meters.grants import GrantCredits
 from resolvers.rules.commands import Decision
-from storage import billing_meters
-from storage.billing_meters import MeterName
-from storage.credit_grants import CreditGrantCategory
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
+from storage.meters import billing_meters
+from storage.meters.billing_meters import MeterName
+from storage.meters.credit_grants import CreditGrantCategory
 from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway, gateway_on, migrated
 from tests.proxy import proxied, socket_of

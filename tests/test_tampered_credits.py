@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from storage.billing_meters import billing_meters
-from storage.credit_grants import credit_grants
 from storage.engine.transactions import Reader
-from storage.holds import HoldRow, holds
-from storage.ledger import ledger_entries
 from storage.maintenance import audit
+from storage.meters.billing_meters import billing_meters
+from storage.meters.credit_grants import credit_grants
+from storage.meters.holds import HoldRow, holds
+from storage.meters.ledger import ledger_entries
 from tests.conftest import empty_database, gateway_on, migrated
 from tests.credit_tamperings import BROKEN, COLUMNS, RECORDED_ONCE
 from tests.ledgers import Books, found_in, keep_credits, named

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from resolvers.maintenance.entry_rules import OPTIONAL_FIELDS, RULES
-from storage.ledger import LedgerEntryKind, ledger_entries
+from storage.meters.ledger import LedgerEntryKind, ledger_entries
 from tests.conftest import Gateway, empty_database, gateway_on, migrated
 from tests.ledgers import Books, found_in, keep_books, named
 from tests.tamperings import TAMPERINGS, day, entry, meter

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from resolvers.actor import Scope
-from resolvers.customers import NewCustomer
+from resolvers.customers.customers import NewCustomer
 from resolvers.idempotency import digest, same_json
-from storage import usage
-from storage.ledger import LedgerEntryRow
+from storage.meters import usage
+from storage.meters.ledger import LedgerEntryRow
+from storage.meters.usage import UsageRange
 from storage.tenants import Environment
-from storage.usage import UsageRange
 from tests.conftest import NOW, Caller, Gateway
 from tests.steps import books_of, bucket_with, make_meter, must, unchanged
 

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from gateway.http.auth import authenticate
 from gateway.http.messages import JSON, HTTPProblem, read_json
 from resolvers.context import Context
-from resolvers.customers import NewCustomer, create_customer
+from resolvers.customers.customers import NewCustomer, create_customer
 from resolvers.errors import AlreadyExists, BillingError, Forbidden, InvalidInput, Unauthenticated, Unavailable
 from resolvers.meters.create import create_billing_meter
 from resolvers.meters.names import meter_name
@@ -29,9 +29,9 @@ from resolvers.reading.keys import UsageOfMeter
 from resolvers.reading.usage import usage_days
 from resolvers.values import MAX_AMOUNT, MAX_EXACT, day_of, parse_amount, parse_day
 from schema.scalars import write_instant
-from storage.billing_meters import BillingMeterRow
 from storage.customers import CustomerRow
 from storage.engine.database import Outcome
+from storage.meters.billing_meters import BillingMeterRow
 
 if TYPE_CHECKING:
     from gateway.services import Services

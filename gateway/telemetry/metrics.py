@@ -58,7 +58,7 @@ from resolvers.meters.holds import CommitHold
 from resolvers.meters.record_usage import RecordUsage
 from resolvers.rules.commands import Command, Decision
 from storage.engine.failures import description
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 
 if TYPE_CHECKING:
     from gateway.services import Services

@@ -13,9 +13,9 @@ from gateway.services import Services
 from gateway.workers.background import in_background
 from resolvers.errors import Unavailable
 from resolvers.rules.booking import OVERDUE, Settle
-from storage import billing_meters
-from storage.billing_meters import MeterName
 from storage.engine.database import DatabaseUnavailable, LockTimeout
+from storage.meters import billing_meters
+from storage.meters.billing_meters import MeterName
 
 _log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from resolvers.maintenance.entry_rules import RULES
 from resolvers.meters.holds import MAX_SECONDS
 from resolvers.rules.booking import BY_TIME, OVERDUE, released
 from resolvers.rules.credits import BASE, Credits, Draws, joined, parts_of, uncovered
-from storage.billing_meters import BillingMeterRow
-from storage.credit_grants import CreditGrantCategory, CreditGrantRow
-from storage.holds import HoldRow, HoldState
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow
+from storage.meters.holds import HoldRow, HoldState
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 
 _Kind = LedgerEntryKind
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from resolvers.actor import DEMO, IMPORT, Scope
 from resolvers.rules.booking import BY_TIME
 from resolvers.values import MAX_AMOUNT
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 
 
 class KindRule(NamedTuple):

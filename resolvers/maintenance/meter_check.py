@@ -19,14 +19,14 @@ from resolvers.meters.settings import FIXED_SETTINGS, LATER_SETTINGS, SETTINGS, 
 from resolvers.rules.balances import available_bits, available_credits, limit_credits
 from resolvers.values import day_of, parse_amount
 from storage import ids
-from storage.billing_meters import BillingMeterRow
-from storage.credit_grants import CreditGrantRow
-from storage.holds import HoldRow
 from storage.idempotency_keys import IdempotencyKeyRow
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 from storage.maintenance.audit import KeyHolder
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.credit_grants import CreditGrantRow
+from storage.meters.holds import HoldRow
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.meters.usage import UsageDayRow
 from storage.tenants import Environment
-from storage.usage import UsageDayRow
 
 #: What reading raises for a value that the column's type does not have, and checking for one of another type.
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)

@@ -8,12 +8,12 @@ from sqlalchemy import Table
 
 from resolvers.maintenance.credit_check import CLOSING
 from resolvers.maintenance.meter_check import UNREADABLE, Disagreement, MeterCheck, unreadable
-from storage import ledger, usage
 from storage.engine.transactions import Reader
-from storage.holds import HoldRow
-from storage.ledger import LedgerEntryRow
 from storage.maintenance import audit
-from storage.usage import UsageDayRow, UsageRange
+from storage.meters import ledger, usage
+from storage.meters.holds import HoldRow
+from storage.meters.ledger import LedgerEntryRow
+from storage.meters.usage import UsageDayRow, UsageRange
 
 
 class _HasId(Protocol):

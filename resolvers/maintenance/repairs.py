@@ -8,11 +8,12 @@ from functools import partial
 from typing import NamedTuple
 
 from resolvers.rules.balances import available_bits
-from storage import billing_meters, customers
-from storage.billing_meters import BillingMeterRow
+from storage import customers
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
 from storage.maintenance import audit
+from storage.meters import billing_meters
+from storage.meters.billing_meters import BillingMeterRow
 
 #: How many rows are read, and at most written, at once.
 PORTION = 1_000

@@ -15,20 +15,20 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from resolvers.actor import OPERATORS, Scope
-from resolvers.customer_sessions import LONGEST_SECONDS
+from resolvers.customers.sessions import LONGEST_SECONDS
 from resolvers.maintenance.meter_check import Disagreement, MeterCheck
 from resolvers.maintenance.readable import closed_holds, in_order, open_holds, read_days, read_each, read_entries
 from resolvers.meters.create import CREATE
 from resolvers.values import MAX_AMOUNT
 from storage import ids
 from storage.api_keys import api_keys
-from storage.billing_meters import BillingMeterRow, billing_meters
 from storage.customers import customers, found_by
 from storage.engine.buckets import Buckets
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
 from storage.maintenance import audit
 from storage.maintenance.audit import CustomerNames, KeyHolder, KeyWithOrigin
+from storage.meters.billing_meters import BillingMeterRow, billing_meters
 
 #: How many entries are held at once; a meter with more of them is read in as many pieces.
 ENTRIES_AT_ONCE = 20_000

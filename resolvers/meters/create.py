@@ -2,9 +2,10 @@
 
 from datetime import datetime
 
-from resolvers import customers, idempotency
+from resolvers import idempotency
 from resolvers.actor import Scope
 from resolvers.context import Context
+from resolvers.customers import customers
 from resolvers.errors import AlreadyExists, CustomerNotFound, IdempotencyConflict
 from resolvers.meters.names import meter_name
 from resolvers.meters.settings import NewBillingMeter, check_settings, opened_with
@@ -14,12 +15,13 @@ from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.commands import Decision, newest_entry
 from resolvers.rules.due import due_of
 from resolvers.values import KEY_LENGTH, check_text
-from storage import billing_meters, ids, ledger
-from storage.billing_meters import BillingMeterRow
+from storage import ids
 from storage.engine.buckets import bits_of
 from storage.engine.transactions import Reader, Writer
 from storage.idempotency_keys import IdempotencyKeyRow
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.meters import billing_meters, ledger
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 
 CREATE = "createBillingMeter"
 

@@ -19,10 +19,11 @@ from resolvers.meters.names import meter_name
 from resolvers.reading.places import locate
 from resolvers.rules.commands import GATEWAY_KEY, Decision, Known, after, gateway_key, is_gateway_key, newest_entry
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, REASON_LENGTH, check_metadata, check_text
-from storage import billing_meters, credit_grants, ids
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.credit_grants import CreditGrantCategory, CreditGrantRow
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage import ids
+from storage.meters import billing_meters, credit_grants
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 
 _GRANT, _CHANGED, _REVOCATION = LedgerEntryKind.GRANT, LedgerEntryKind.GRANT_CHANGED, LedgerEntryKind.REVOCATION
 

@@ -21,9 +21,9 @@ from resolvers.rules.booking import close_hold, released
 from resolvers.rules.commands import Decision, Known, after, newest_entry
 from resolvers.rules.credits import joined
 from resolvers.values import KEY_LENGTH, check_metadata, check_text, day_of
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.holds import HoldRow, HoldState
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.holds import HoldRow, HoldState
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 
 _USAGE, _HOLD, _RELEASE = LedgerEntryKind.USAGE, LedgerEntryKind.HOLD, LedgerEntryKind.RELEASE
 

@@ -7,9 +7,10 @@ from resolvers.context import Context
 from resolvers.meters.settings import check_settings
 from resolvers.rules.due import due_of_all
 from resolvers.values import NAME_LENGTH, check_text
-from storage import billing_meters, ids
-from storage.billing_meters import BillingMeterRow, MeterFilter
+from storage import ids
 from storage.engine.pages import Page
+from storage.meters import billing_meters
+from storage.meters.billing_meters import BillingMeterRow, MeterFilter
 
 
 async def list_billing_meters(

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from resolvers.actor import Actor
 from resolvers.values import NAME_LENGTH, check_text
-from storage.billing_meters import MeterName
+from storage.meters.billing_meters import MeterName
 from storage.tenants import Environment
 
 

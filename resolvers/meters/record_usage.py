@@ -21,8 +21,8 @@ from resolvers.meters.names import meter_name
 from resolvers.rules.balances import available_bits, available_credits
 from resolvers.rules.commands import Decision, Known
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, USAGE_NAME_LENGTH, check_metadata, check_text, day_of
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPolicy
 
 #: How far back an event may have occurred without the scope `usage:correct`, and how far ahead any event may.
 OLDEST = timedelta(days=35)

@@ -10,8 +10,8 @@ from resolvers.errors import AmountOutOfRange, IdempotencyConflict, InvalidInput
 from resolvers.meters.names import meter_name
 from resolvers.rules.commands import GATEWAY_KEY, Decision, Known, after, gateway_key, is_gateway_key, newest_entry
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, check_text
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.ledger import LedgerEntryKind
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.ledger import LedgerEntryKind
 
 _REFILL = LedgerEntryKind.REFILL
 

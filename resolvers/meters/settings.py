@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from resolvers.actor import Scope
 from resolvers.context import Context
-from resolvers.customers import may_attach
+from resolvers.customers.customers import may_attach
 from resolvers.errors import CustomerNotFound, InvalidInput
 from resolvers.meters.names import meter_name
 from resolvers.rules.commands import Decision, Known, after, gateway_key, newest_entry
 from resolvers.values import check_timezone
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.ledger import LedgerEntryKind
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.ledger import LedgerEntryKind
 
 _SETTINGS = LedgerEntryKind.SETTINGS
 

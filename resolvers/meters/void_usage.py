@@ -10,8 +10,8 @@ from resolvers.errors import ExceedsVoidable, IdempotencyConflict, InvalidInput,
 from resolvers.meters.names import meter_name
 from resolvers.rules.commands import Decision, Known, after, newest_entry
 from resolvers.values import KEY_LENGTH, REASON_LENGTH, check_text
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.ledger import LedgerEntryKind
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.ledger import LedgerEntryKind
 
 _USAGE, _VOID = LedgerEntryKind.USAGE, LedgerEntryKind.VOID
 

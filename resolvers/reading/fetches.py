@@ -15,17 +15,18 @@ from resolvers.reading.moment import Moment
 from resolvers.reading.places import locate
 from resolvers.rules.credits import Credits, by_meter
 from resolvers.rules.due import Due, as_due, due_of, due_of_all
-from storage import billing_meters, credit_grants, customers, holds, ids, ledger, usage
-from storage.billing_meters import BillingMeterRow
-from storage.credit_grants import CreditGrantRow, GrantFilter
+from storage import customers, ids
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
 from storage.engine.database import Database
 from storage.engine.pages import Page, on_page
 from storage.engine.transactions import Reader
-from storage.holds import HoldRow, HoldState
-from storage.ledger import LedgerEntryRow
-from storage.usage import UsageDayRow, UsageRange
+from storage.meters import billing_meters, credit_grants, holds, ledger, usage
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.credit_grants import CreditGrantRow, GrantFilter
+from storage.meters.holds import HoldRow, HoldState
+from storage.meters.ledger import LedgerEntryRow
+from storage.meters.usage import UsageDayRow, UsageRange
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

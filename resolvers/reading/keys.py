@@ -3,9 +3,9 @@
 from datetime import date
 from typing import NamedTuple
 
-from storage.credit_grants import GrantFilter
 from storage.engine.pages import Page
-from storage.holds import HoldState
+from storage.meters.credit_grants import GrantFilter
+from storage.meters.holds import HoldState
 
 
 class MetersOfCustomer(NamedTuple):

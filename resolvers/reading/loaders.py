@@ -14,14 +14,14 @@ from resolvers.reading.keys import EntriesOfMeter, GrantsOfMeter, HoldsOfMeter, 
 from resolvers.reading.loading import Loader
 from resolvers.reading.long_values import LongValue
 from resolvers.reading.moment import Moment
-from storage.billing_meters import BillingMeterRow
-from storage.credit_grants import CreditGrantRow
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
 from storage.engine.database import Database
-from storage.holds import HoldRow
-from storage.ledger import LedgerEntryRow
-from storage.usage import UsageDayRow
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.credit_grants import CreditGrantRow
+from storage.meters.holds import HoldRow
+from storage.meters.ledger import LedgerEntryRow
+from storage.meters.usage import UsageDayRow
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 
-from storage.credit_grants import CreditGrantRow, credit_grants
 from storage.customers import CustomerRow, customers
 from storage.engine.long_values import json_values
 from storage.engine.transactions import Reader
-from storage.holds import HoldRow, holds
-from storage.ledger import LedgerEntryRow, ledger_entries
+from storage.meters.credit_grants import CreditGrantRow, credit_grants
+from storage.meters.holds import HoldRow, holds
+from storage.meters.ledger import LedgerEntryRow, ledger_entries
 
 
 class LongValue(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from storage.billing_meters import BillingMeterRow
+from storage.meters.billing_meters import BillingMeterRow
 
 
 class Moment:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from storage import billing_meters, ids
+from storage import ids
 from storage.engine.database import Database
+from storage.meters import billing_meters
 
 
 async def locate(database: Database, meter_ids: Sequence[str]) -> Sequence[int]:

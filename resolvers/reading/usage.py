@@ -7,7 +7,7 @@ from resolvers.bounds import Bounds
 from resolvers.errors import BadUserInput, LimitExceeded
 from resolvers.reading.keys import UsageOfMeter
 from storage.engine.turns import turn_for
-from storage.usage import UsageDayRow
+from storage.meters.usage import UsageDayRow
 
 #: The days of a query that names none.
 DEFAULT_DAYS = 30

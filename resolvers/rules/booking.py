@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from resolvers.rules.commands import Decision, Known, after, newest_entry
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.holds import HoldRow, HoldState
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.holds import HoldRow, HoldState
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 
 #: What is recorded as who has recorded the entries that nobody asked for.
 BY_TIME = "tollgate"

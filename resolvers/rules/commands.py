@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.credits import Credits
 from storage import ids
-from storage.billing_meters import BillingMeterRow, MeterName
-from storage.credit_grants import CreditGrantRow
-from storage.holds import HoldRow
-from storage.ledger import LedgerEntryKind, LedgerEntryRow
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.credit_grants import CreditGrantRow
+from storage.meters.holds import HoldRow
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 
 #: How the keys begin that the gateway gives to commands whose callers sent none. No caller's key may begin so.
 GATEWAY_KEY = "tollgate/"

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from storage.billing_meters import BillingMeterRow
-from storage.credit_grants import CreditGrantCategory, CreditGrantRow
-from storage.holds import HoldRow
-from storage.ledger import LedgerEntryRow
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow
+from storage.meters.holds import HoldRow
+from storage.meters.ledger import LedgerEntryRow
 
 R = TypeVar("R", CreditGrantRow, HoldRow)
 

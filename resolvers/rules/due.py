@@ -7,11 +7,11 @@ from typing import TypeVar
 from resolvers.rules.booking import book_due
 from resolvers.rules.commands import Known
 from resolvers.rules.credits import BASE, Credits, by_meter
-from storage import credit_grants, holds
-from storage.billing_meters import BillingMeterRow
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
 from storage.engine.turns import turn_for
+from storage.meters import credit_grants, holds
+from storage.meters.billing_meters import BillingMeterRow
 
 Key = TypeVar("Key")
 

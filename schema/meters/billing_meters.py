@@ -34,7 +34,7 @@ from schema.relay import (
 )
 from schema.scalars import BigInt
 from storage import ids
-from storage.billing_meters import BillingMeterRow, MeterFilter
+from storage.meters.billing_meters import BillingMeterRow, MeterFilter
 
 if TYPE_CHECKING:
     from schema.customers import Customer
@@ -152,7 +152,7 @@ def _available_credits(root: BillingMeterRow) -> BigInt | None:
 
 @strawberry.type(description="One pool of prepaid credits, named by its workspace and the caller's own name of it.")
 class BillingMeter(Node, record=BillingMeterRow):
-    """See `storage.billing_meters.BillingMeterRow`."""
+    """See `storage.meters.billing_meters.BillingMeterRow`."""
 
     customer_id: strawberry.Private[str | None]
     workspace_id: str = strawberry.field(

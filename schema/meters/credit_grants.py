@@ -30,10 +30,11 @@ from schema.info import Filter, Info, changes_of, given, metadata_of, not_null, 
 from schema.meters.ledger import ANSWERED_ENTRY, LedgerEntry
 from schema.relay import Connection, Node, PageArguments, connection_of, seq_of
 from schema.scalars import BigInt
-from storage import credit_grants, ids
-from storage.billing_meters import BillingMeterRow
-from storage.credit_grants import CreditGrantRow, GrantFilter, state_of
+from storage import ids
 from storage.engine.pages import Page
+from storage.meters import credit_grants
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.credit_grants import CreditGrantRow, GrantFilter, state_of
 
 if TYPE_CHECKING:
     from schema.meters.billing_meters import BillingMeter
@@ -72,7 +73,7 @@ def _id_of(root: CreditGrantRow) -> strawberry.ID:
     )
 )
 class CreditGrant(Node, record=CreditGrantRow):
-    """See `storage.credit_grants.CreditGrantRow`."""
+    """See `storage.meters.credit_grants.CreditGrantRow`."""
 
     meter_id: strawberry.Private[str]
     id: strawberry.ID = strawberry.field(

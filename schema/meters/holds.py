@@ -32,9 +32,10 @@ from schema.meters.credit_grants import numbered_page
 from schema.meters.ledger import ANSWERED_ENTRY, LedgerEntry
 from schema.relay import Connection, Node, PageArguments, connection_of
 from schema.scalars import BigInt
-from storage import holds, ids, ledger
-from storage.billing_meters import BillingMeterRow
-from storage.holds import HoldRow
+from storage import ids
+from storage.meters import holds, ledger
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.holds import HoldRow
 
 if TYPE_CHECKING:
     from schema.meters.billing_meters import BillingMeter
@@ -63,7 +64,7 @@ def _id_of(root: HoldRow) -> strawberry.ID:
 
 @strawberry.type(description="Credits of a meter that are reserved for work whose cost is known afterwards.")
 class Hold(Node, record=HoldRow):
-    """See `storage.holds.HoldRow`."""
+    """See `storage.meters.holds.HoldRow`."""
 
     meter_id: strawberry.Private[str]
     id: strawberry.ID = strawberry.field(

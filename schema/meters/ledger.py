@@ -20,10 +20,11 @@ from schema.enums import LedgerEntryKind, OverLimitPolicy
 from schema.info import metadata_of
 from schema.relay import Connection, Node, PageArguments, connection_of, seq_of
 from schema.scalars import BigInt
-from storage import ids, ledger
-from storage.billing_meters import BillingMeterRow
+from storage import ids
 from storage.engine.long_values import length_left_out
-from storage.ledger import LedgerEntryRow
+from storage.meters import ledger
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.ledger import LedgerEntryRow
 
 if TYPE_CHECKING:
     from schema.meters.billing_meters import BillingMeter
@@ -132,7 +133,7 @@ class CreditDraw:
 
 @strawberry.type(description="One decision about a meter. Entries are only ever added, and never changed.")
 class LedgerEntry(Node, record=LedgerEntryRow):
-    """See `storage.ledger.LedgerEntryRow`."""
+    """See `storage.meters.ledger.LedgerEntryRow`."""
 
     meter_id: strawberry.Private[str]
     voids_seq: strawberry.Private[int | None]

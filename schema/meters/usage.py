@@ -37,9 +37,9 @@ from schema.errors import (
 from schema.info import Info, given, not_null, values_of
 from schema.meters.ledger import ANSWERED_ENTRY, LedgerEntry
 from schema.scalars import BigInt
-from storage.billing_meters import BillingMeterRow
-from storage.ledger import OverLimitPolicy as Policy
-from storage.usage import UsageDayRow
+from storage.meters.billing_meters import BillingMeterRow
+from storage.meters.ledger import OverLimitPolicy as Policy
+from storage.meters.usage import UsageDayRow
 
 if TYPE_CHECKING:
     from schema.meters.billing_meters import BillingMeter
@@ -93,7 +93,9 @@ USAGE_DAYS = records(_rows_of_usage, names="names", is_dated=True, grows=True)
 
 @strawberry.type(description="The credits that one usage name used of a meter on one day of the meter's time zone.")
 class UsageDay:
-    """The rows of `storage.usage.UsageDayRow` have these attributes and are answered as they are: there are thousands.
+    """The rows of `storage.meters.usage.UsageDayRow` have these attributes and are answered as they are.
+
+    There are thousands of them.
 
     The names that clients see are those of the domain's REST API.
     """

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import BigInteger, Select, Table, Text, and_, exists, func, literal_column, select, tuple_, type_coerce
 
-from storage import ledger
 from storage.api_keys import ApiKeyRow, api_keys
-from storage.billing_meters import BillingMeterRow, billing_meters
-from storage.credit_grants import CreditGrantRow, credit_grants
 from storage.customers import customers
 from storage.engine.statements import Prepared, in_bucket, is_in_buckets, keys, keys_table
 from storage.engine.transactions import Reader
-from storage.holds import HoldRow, holds
 from storage.idempotency_keys import IdempotencyKeyRow, idempotency_keys
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, ledger_entries
+from storage.meters import ledger
+from storage.meters.billing_meters import BillingMeterRow, billing_meters
+from storage.meters.credit_grants import CreditGrantRow, credit_grants
+from storage.meters.holds import HoldRow, holds
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, ledger_entries
+from storage.meters.usage import usage_days
 from storage.tenants import Environment
-from storage.usage import usage_days
 
 _METERS = select(*[billing_meters.c[name] for name in BillingMeterRow._fields]).order_by(billing_meters.c.id)
 

@@ -9,8 +9,6 @@ from sqlalchemy import Column, Date, Enum, Table, Text, bindparam, cast, func, s
 from sqlalchemy import insert as sql_insert
 
 from storage.api_keys import api_keys
-from storage.billing_meters import MeterName, billing_meters
-from storage.credit_grants import credit_grants
 from storage.customers import customers
 from storage.engine.buckets import Buckets
 from storage.engine.database import Database
@@ -18,10 +16,12 @@ from storage.engine.failures import UNAVAILABLE
 from storage.engine.statements import Prepared, given_columns, is_in_buckets, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Day, JsonText
-from storage.holds import holds
 from storage.idempotency_keys import idempotency_keys
-from storage.ledger import ledger_entries
-from storage.usage import usage_days
+from storage.meters.billing_meters import MeterName, billing_meters
+from storage.meters.credit_grants import credit_grants
+from storage.meters.holds import holds
+from storage.meters.ledger import ledger_entries
+from storage.meters.usage import usage_days
 
 #: How many rows are held at once.
 PORTION = 1_000

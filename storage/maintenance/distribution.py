@@ -15,10 +15,10 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex
 
-from storage.billing_meters import MeterName, billing_meters
 from storage.engine.buckets import BITS
 from storage.engine.database import Database
 from storage.engine.statements import given_columns, is_in_buckets
+from storage.meters.billing_meters import MeterName, billing_meters
 from storage.tables import TABLES
 
 #: Where the tables are that are being filled.

@@ -11,9 +11,9 @@ from sqlalchemy import select, text
 from resolvers.maintenance.copying import Copied, copy
 from resolvers.maintenance.meter_check import Disagreement
 from storage import migrations
-from storage.billing_meters import MeterName, billing_meters
 from storage.engine.database import Database
 from storage.maintenance import copying
+from storage.meters.billing_meters import MeterName, billing_meters
 from tests import commands
 from tests.citus.cluster import divided, drop_database, new_database
 from tests.conftest import Gateway, gateway_on

@@ -9,12 +9,13 @@ import asyncpg
 import pytest
 from sqlalchemy import select, text
 
-from storage import ledger, migrations
-from storage.billing_meters import billing_meters, lock
+from storage import migrations
 from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryKind, LedgerKey
 from storage.maintenance import distribution
 from storage.maintenance.distribution import CannotDistribute, distribute
+from storage.meters import ledger
+from storage.meters.billing_meters import billing_meters, lock
+from storage.meters.ledger import LedgerEntryKind, LedgerKey
 from tests.citus.cluster import divided, machines
 from tests.conftest import Gateway, gateway_on
 from tests.divided import (

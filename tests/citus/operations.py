@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url, select
 
-from storage.billing_meters import billing_meters
 from storage.engine.buckets import DIVISION
-from storage.ledger import LedgerEntryKind, ledger_entries
+from storage.meters.billing_meters import billing_meters
+from storage.meters.ledger import LedgerEntryKind, ledger_entries
 from tests.citus.cluster import add_node, asked, divided, drop_database, lost, machines, new_database
 from tests.conftest import gateway_on
 from tests.divided import one_of_each

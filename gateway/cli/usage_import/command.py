@@ -13,7 +13,7 @@ from gateway.cli.console import err, fail, out, print_error, print_json
 from gateway.cli.options import AsJson, EnvironmentOption, Org
 from gateway.cli.running import run
 from gateway.services import Services
-from storage.ledger import OverLimitPolicy
+from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 
 if TYPE_CHECKING:

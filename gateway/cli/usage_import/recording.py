@@ -38,7 +38,7 @@ from resolvers.meters.settings import NewBillingMeter
 from resolvers.rules.commands import Decision
 from resolvers.values import parse_instant, parse_json, parse_sent_amount
 from storage.engine.database import DatabaseUnavailable
-from storage.ledger import OverLimitPolicy
+from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 
 T = TypeVar("T")

@@ -9,11 +9,11 @@ from resolvers.meters.writing.lanes import Result, Submission
 from resolvers.rules.booking import Booked, book_due, next_due, settle
 from resolvers.rules.commands import Command, Decision, Known
 from resolvers.rules.credits import BASE, Credits, by_meter, parts_of
-from storage import billing_meters, credit_grants, holds, ledger, usage
-from storage.billing_meters import BillingMeterRow, MeterName
 from storage.engine.long_values import length_left_out
 from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey
+from storage.meters import billing_meters, credit_grants, holds, ledger, usage
+from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey
 
 _USAGE, _VOID, _GRANT, _HOLD = (
     *(LedgerEntryKind.USAGE, LedgerEntryKind.VOID),

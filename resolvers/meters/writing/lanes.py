@@ -13,7 +13,7 @@ from resolvers.errors import Refusal
 from resolvers.observation import Observation
 from resolvers.rules.commands import Command, Decision
 from storage.engine.database import Outcome
-from storage.ledger import LedgerEntryRow
+from storage.meters.ledger import LedgerEntryRow
 
 #: How many commands one transaction decides; one submission may be larger, and then has it alone.
 MAX_IN_GROUP = 1_000

@@ -27,12 +27,12 @@ from resolvers.meters.writing.group import Group, LockedMeter, look_up, write
 from resolvers.meters.writing.lanes import Lane, Pending, Result, Submission
 from resolvers.observation import current
 from resolvers.rules.commands import Command, Decision
-from storage import billing_meters
-from storage.billing_meters import MeterName
 from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome
 from storage.engine.failures import outages
 from storage.engine.transactions import Writer
-from storage.ledger import LedgerEntryRow
+from storage.meters import billing_meters
+from storage.meters.billing_meters import MeterName
+from storage.meters.ledger import LedgerEntryRow
 
 _log = logging.getLogger(__name__)
 

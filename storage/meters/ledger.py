@@ -20,11 +20,11 @@ from sqlalchemy import (
     text,
 )
 
-from storage.billing_meters import billing_meters
 from storage.engine.long_values import page_columns
 from storage.engine.statements import Lookup, Prepared, in_bucket, keys, keys_table
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Day, Instant, JsonText, Name, Word, enum_type, json_text, metadata
+from storage.meters.billing_meters import billing_meters
 from storage.tenants import Environment
 
 

@@ -1,0 +1,1 @@
+"""Customers, whom meters are billed to, and their sessions."""
