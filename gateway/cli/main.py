@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gateway.cli import database, demo, keys, schema, serve
+from gateway.cli import database, demo, events, keys, schema, serve
 from gateway.cli.console import out
 from gateway.cli.usage_import.command import import_usage
 
@@ -53,7 +53,9 @@ def main(
 
 schema_app = typer.Typer(help="Export the GraphQL schema, or check it against an older one.", no_args_is_help=True)
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+events_app = typer.Typer(help="Export the JSON Schema of events.", no_args_is_help=True)
 app.add_typer(schema_app, name="schema")
+app.add_typer(events_app, name="events")
 app.add_typer(keys_app, name="keys")
 
 app.command(epilog="Example: tollgate serve --port 8080 --workers 2")(serve.serve)
@@ -68,6 +70,7 @@ app.command(epilog="Example: tollgate verify --json")(database.verify)
 app.command(epilog="Example: tollgate copy --to postgresql+asyncpg://tollgate@db.example.com/tollgate")(database.copy)
 schema_app.command("export", epilog="Example: tollgate schema export -o schema.graphql")(schema.export)
 schema_app.command("check", epilog="Example: tollgate schema check released.graphql")(schema.check)
+events_app.command("schema", epilog="Example: tollgate events schema > events.schema.json")(events.schema)
 keys_app.command(
     "create", epilog="Example: tollgate keys create --org acme --environment live --scope usage:write --expires 90d"
 )(keys.create)

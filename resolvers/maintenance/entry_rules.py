@@ -106,3 +106,14 @@ def fields_of(entry: LedgerEntryRow, rule: KindRule) -> Iterator[str]:
         yield "its metadata is no object"
     if entry.kind is LedgerEntryKind.VOID and entry.requested_amount not in {None, entry.amount}:
         yield f"it gave back {entry.amount} of {entry.requested_amount}"
+
+
+#: What reading raises for a value that the column's type does not have, and checking for one of another type.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
+
+
+def unreadable(error: BaseException) -> str:
+    """Return the message about a row that holds what its columns should not."""
+    if isinstance(error, TypeError | AttributeError):
+        return "it cannot be read: it holds a value of another type than its column's"
+    return f"it cannot be read: {error}"

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from resolvers import idempotency
 from resolvers.actor import Scope
 from resolvers.maintenance.credit_check import CreditCheck
-from resolvers.maintenance.entry_rules import RECORDED_WITHOUT_KEY, RULES, fields_of
+from resolvers.maintenance.entry_rules import RECORDED_WITHOUT_KEY, RULES, UNREADABLE, fields_of, unreadable
+from resolvers.maintenance.event_check import EventCheck
 from resolvers.meters.record_usage import EPOCH, NEWEST, OLDEST
 from resolvers.meters.settings import FIXED_SETTINGS, LATER_SETTINGS, SETTINGS, NewBillingMeter, settings_of
 from resolvers.rules.balances import available_bits, available_credits, limit_credits
@@ -28,9 +29,6 @@ from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, OverLimitPoli
 from storage.meters.usage import UsageDayRow
 from storage.tenants import Environment
 
-#: What reading raises for a value that the column's type does not have, and checking for one of another type.
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
-
 #: How far the clocks of gateways may lie apart: an entry may be recorded by so much before the one that it follows.
 CLOCKS_APART = NEWEST
 
@@ -40,13 +38,6 @@ class Disagreement(NamedTuple):
 
     id: str
     message: str
-
-
-def unreadable(error: BaseException) -> str:
-    """Return the message about a row that holds what its columns should not."""
-    if isinstance(error, TypeError | AttributeError):
-        return "it cannot be read: it holds a value of another type than its column's"
-    return f"it cannot be read: {error}"
 
 
 @dataclass(slots=True)
@@ -64,11 +55,15 @@ class MeterCheck:
     days: dict[tuple[date | None, str | None], int] = field(default_factory=dict)
     voided: dict[int, int] = field(default_factory=dict)
     """Of a meter that has had grants or holds, what is given back of each usage entry, by its `seq`."""
+    is_right: bool = True
+    """Whether nothing has been reported of its entries."""
     credits_: CreditCheck = field(init=False)
+    events: EventCheck = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin without grants and holds."""
+        """Begin without grants, holds and events."""
         self.credits_ = CreditCheck(self.meter)
+        self.events = EventCheck(self.meter)
 
     @property
     def has_credits(self) -> bool:
@@ -95,6 +90,7 @@ class MeterCheck:
                 messages += self.credits_.follow(entry, before, self._voided(entry, events), hold)
             except UNREADABLE as error:
                 messages = [unreadable(error)]
+            self.is_right = self.is_right and not messages
             for message in messages:
                 yield Disagreement(self.meter.id, f"entry {entry.seq}: {message}")
 
@@ -244,6 +240,7 @@ class MeterCheck:
         try:
             messages = [*self._row(), *self._creation(key), *self._days(days)]
             messages += self.credits_.finish(self.meter, grants, holds, now)
+            messages += self.events.finish() if self.is_right and not messages else ()
         except UNREADABLE as error:
             messages = [unreadable(error)]
         for message in messages:

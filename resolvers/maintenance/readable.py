@@ -7,7 +7,8 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Table
 
 from resolvers.maintenance.credit_check import CLOSING
-from resolvers.maintenance.meter_check import UNREADABLE, Disagreement, MeterCheck, unreadable
+from resolvers.maintenance.entry_rules import UNREADABLE, unreadable
+from resolvers.maintenance.meter_check import Disagreement, MeterCheck
 from storage.engine.transactions import Reader
 from storage.maintenance import audit
 from storage.meters import ledger, usage

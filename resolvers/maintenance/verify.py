@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 from resolvers.actor import OPERATORS, Scope
@@ -26,9 +27,10 @@ from storage.customers import customers, found_by
 from storage.engine.buckets import Buckets
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
-from storage.maintenance import audit
+from storage.maintenance import audit, owned_rows
 from storage.maintenance.audit import CustomerNames, KeyHolder, KeyWithOrigin
 from storage.meters.billing_meters import BillingMeterRow, billing_meters
+from storage.meters.ledger import LedgerEntryRow
 
 #: How many entries are held at once; a meter with more of them is read in as many pieces.
 ENTRIES_AT_ONCE = 20_000
@@ -156,7 +158,7 @@ async def verify_relations(reader: Reader) -> AsyncIterator[Disagreement]:
         yield Disagreement(meter_id, f"the key {key!r} names more than one {kind} entry")
     for meter_id, seq in await audit.overvoided(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"entry {seq}: more is voided than it took, or it is missing")
-    for table, meter_id in await audit.orphans(reader, limit=MAX_OF_A_KIND):
+    for table, meter_id in await owned_rows.orphans(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"{table} has rows of it, and there is no such meter")
     for meter_id, seq in await audit.holds_that_nothing_makes(reader, limit=MAX_OF_A_KIND):
         yield Disagreement(meter_id, f"hold {seq}: no entry makes it")
@@ -279,7 +281,7 @@ async def verify_meters(
             for entry in entries
             if entry.voids_seq is not None and entry.meter_id in with_credits
         }
-        events = await audit.entries(reader, sorted(voided))
+        usages = await audit.entries(reader, sorted(voided))
         closed, unread = await closed_holds(reader, found)
         failures += unread
         for disagreement in failures:
@@ -287,8 +289,12 @@ async def verify_meters(
             yield disagreement
         for meter_id, entries in zip(meter_ids, found, strict=True):
             verified.entries += len(entries)
-            for disagreement in checks[meter_id].follow(reversed(entries), holders, events, closed):
+            for disagreement in checks[meter_id].follow(reversed(entries), holders, usages, closed):
                 yield disagreement
+        readable = {id_: entries[::-1] for id_, entries in zip(meter_ids, found, strict=True) if id_ not in incomplete}
+        for disagreement in await _follow_events(reader, checks, readable, first, last):
+            incomplete.add(disagreement.id)
+            yield disagreement
         # What the ledger holds leads on: a meter's own word for its newest entry may be wrong, and so may a number.
         first = await audit.next_seq(reader, meter_ids, after=last)
     made_by = {id_: check.made_by for id_, check in checks.items() if check.made_by is not None}
@@ -307,3 +313,18 @@ async def verify_meters(
             created = creations.get(made_by[meter_id]) if meter_id in made_by else None
             for disagreement in checks[meter_id].finish(rows, created, grants[meter_id], holds[meter_id], now):
                 yield disagreement
+
+
+async def _follow_events(
+    reader: Reader,
+    checks: Mapping[str, MeterCheck],
+    entries: Mapping[str, Sequence[LedgerEntryRow]],
+    first_seq: int,
+    last_seq: int,
+) -> list[Disagreement]:
+    """Have the events followed that are of a stretch of the ledgers, by meter; return those that cannot be read."""
+    read_window = partial(owned_rows.events_of, first_seq=first_seq, last_seq=last_seq)
+    found, failures = await read_each(reader, read_window, list(entries), "of its events")
+    for meter_id, events in found.items():
+        checks[meter_id].events.follow(entries[meter_id], events)
+    return failures

@@ -14,12 +14,13 @@ from resolvers.reading.places import locate
 from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.commands import Decision, newest_entry
 from resolvers.rules.due import due_of
+from resolvers.rules.events import event_of, numbered
 from resolvers.values import KEY_LENGTH, check_text
 from storage import ids
 from storage.engine.buckets import bits_of
 from storage.engine.transactions import Reader, Writer
 from storage.idempotency_keys import IdempotencyKeyRow
-from storage.meters import billing_meters, ledger
+from storage.meters import billing_meters, events, ledger
 from storage.meters.billing_meters import BillingMeterRow
 from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 
@@ -86,8 +87,11 @@ async def create_billing_meter(
             key=idempotency_key,
             metadata=opened_with(meter),
         )
+        created = numbered(meter, [event_of(meter, entry, {}, {})])
+        meter = meter._replace(last_event=created[-1].number)
         await billing_meters.insert_meter(writer, meter)
         await write_entries(writer, [entry])
+        await events.insert_events(writer, created)
         await idempotency.remember(
             writer, actor, operation=CREATE, key=idempotency_key, request=request, result_id=meter.id, now=now
         )

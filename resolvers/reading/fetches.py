@@ -21,9 +21,10 @@ from storage.engine.columns import Columns
 from storage.engine.database import Database
 from storage.engine.pages import Page, on_page
 from storage.engine.transactions import Reader
-from storage.meters import billing_meters, credit_grants, holds, ledger, usage
+from storage.meters import billing_meters, credit_grants, events, holds, ledger, usage
 from storage.meters.billing_meters import BillingMeterRow
 from storage.meters.credit_grants import CreditGrantRow, GrantFilter
+from storage.meters.events import EventRow
 from storage.meters.holds import HoldRow, HoldState
 from storage.meters.ledger import LedgerEntryRow
 from storage.meters.usage import UsageDayRow, UsageRange
@@ -119,6 +120,23 @@ class Fetches:
             due = await self._visible(reader, [meter_id for meter_id, _ in some])
             found = await credit_grants.by_seqs(reader, [key for key in some if key[0] in due.visible], is_page=True)
             return [due.grant(row) if (row := found.get(key)) is not None else None for key in some]
+
+        return await self._by_bucket(keys, load)
+
+    async def events_by_ids(self, keys: list[tuple[str, int]]) -> Sequence[EventRow | None]:
+        """Return the event of each owner's id and number."""
+        self._actor.require_organization()
+        workspaces = self._actor.workspace_ids
+
+        async def load(reader: Reader, some: Sequence[tuple[str, int]]) -> list[EventRow | None]:
+            found = await events.by_ids(reader, some)
+            seen = {
+                key: row
+                for key, row in found.items()
+                if (row.org_id, row.environment) == (self._actor.org_id, self._actor.environment)
+                and (workspaces is None or row.workspace_id in workspaces)
+            }
+            return [seen.get(key) for key in some]
 
         return await self._by_bucket(keys, load)
 

@@ -19,6 +19,7 @@ from storage.engine.columns import Columns
 from storage.engine.database import Database
 from storage.meters.billing_meters import BillingMeterRow
 from storage.meters.credit_grants import CreditGrantRow
+from storage.meters.events import EventRow
 from storage.meters.holds import HoldRow
 from storage.meters.ledger import LedgerEntryRow
 from storage.meters.usage import UsageDayRow
@@ -96,6 +97,11 @@ class Loaders:
     def usable_grants_of_meter(self) -> Loader[str, list[CreditGrantRow]]:
         """What is open of a meter's base and grants, in the order of use."""
         return self._loader(self._fetches.usable_grants_of_meters)
+
+    @cached_property
+    def event_by_id(self) -> Loader[tuple[str, int], EventRow | None]:
+        """The event of an owner's id and a number. Raises `Forbidden` for a customer's session."""
+        return self._loader(self._fetches.events_by_ids)
 
     @cached_property
     def hold_by_id(self) -> Loader[tuple[str, int], HoldRow | None]:

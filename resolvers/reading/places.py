@@ -10,12 +10,16 @@ from storage.meters import billing_meters
 async def locate(database: Database, meter_ids: Sequence[str]) -> Sequence[int]:
     """Return the bucket of each meter. Where an id does not say it, it is looked up, on all machines.
 
-    A meter that does not exist may be anywhere.
+    A meter that does not exist may be anywhere. In a meter's place there may be a webhook endpoint, whose events are
+    asked for.
     """
     buckets = database.buckets
     if buckets.is_one:
         return buckets.values * len(meter_ids)
-    places = [buckets.of_bits(ids.bits_of_meter(meter_id)) for meter_id in meter_ids]
+    places = [
+        buckets.of_names([id_]) if id_.startswith(ids.WEBHOOK_ENDPOINT) else buckets.of_bits(ids.bits_of_meter(id_))
+        for id_ in meter_ids
+    ]
     unsaid = [meter_id for meter_id, place in zip(meter_ids, places, strict=True) if place is None]
     found: dict[str, int] = {}
     if unsaid:

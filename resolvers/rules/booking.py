@@ -102,7 +102,7 @@ def next_due(meter: BillingMeterRow, known: Known) -> datetime | None:
     holds = [hold.expires_at for hold in known.holds.values() if hold.state is HoldState.OPEN]
     ends = holds if len(holds) == meter.open_holds or meter.next_due_at is None else [*holds, meter.next_due_at]
     end = known.credits.next_end() if known.credits is not None else None
-    return min(ends if end is None else [*ends, end], default=None)
+    return min([*ends, *known.moments.values(), *([] if end is None else [end])], default=None)
 
 
 def _expiring(known: Known, now: datetime) -> list[HoldRow]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.credits import Credits
+from resolvers.rules.events import EVENT_OF_KIND, NewEvent, event_of
 from storage import ids
 from storage.meters.billing_meters import BillingMeterRow, MeterName
 from storage.meters.credit_grants import CreditGrantRow
@@ -46,6 +47,10 @@ class Known:
     credits: Credits | None = None
     holds: dict[str, HoldRow] = field(default_factory=dict)
     changed_holds: set[str] = field(default_factory=set)
+    events: list[NewEvent] = field(default_factory=list)
+    """What has happened in the transaction that is an event."""
+    moments: dict[str, datetime] = field(default_factory=dict)
+    """When time alone may make something happen that is no end of a grant or hold, at the earliest, by what it is."""
 
     def credits_of(self, meter: BillingMeterRow) -> Credits:
         """Return the credits of the meter, from now on also of one that has had neither a grant nor a hold."""
@@ -58,12 +63,14 @@ class Known:
         self.holds[hold.hold_id] = hold
         self.changed_holds.add(hold.hold_id)
 
-    def add(self, entry: LedgerEntryRow) -> None:
-        """Know an entry that has just been decided."""
+    def add(self, meter: BillingMeterRow, entry: LedgerEntryRow) -> None:
+        """Know an entry that has just been decided, and leaves the meter so."""
         if entry.key is not None:
             self.entries[entry.kind, entry.key] = entry
         if entry.voids_seq is not None:
             self.voided_credits[entry.voids_seq] = self.voided_credits.get(entry.voids_seq, 0) + entry.amount
+        if entry.kind in EVENT_OF_KIND:
+            self.events.append(event_of(meter, entry, {} if self.credits is None else self.credits.grants, self.holds))
 
 
 class Decision(NamedTuple):

@@ -48,7 +48,7 @@ async def due_of_all(database: Database, meters: Sequence[BillingMeterRow], now:
     found = Due(meters)
     late: dict[int, list[BillingMeterRow]] = {}
     for meter in meters:
-        if meter.next_due_at is not None and meter.next_due_at <= now:
+        if meter.may_owe(now):
             late.setdefault(database.buckets.of_names(meter.full_name), []).append(meter)
     for bucket, some in late.items():
         async with database.read(bucket) as reader:
@@ -60,7 +60,7 @@ async def due_of_all(database: Database, meters: Sequence[BillingMeterRow], now:
 
 async def as_due(reader: Reader, meters: dict[Key, BillingMeterRow], now: datetime) -> dict[Key, BillingMeterRow]:
     """Return the meters, all of the reader's bucket, as they are if all that is due of them is booked."""
-    if not [1 for meter in meters.values() if meter.next_due_at is not None and meter.next_due_at <= now]:
+    if not any(meter.may_owe(now) for meter in meters.values()):
         return meters
     due = await due_of(reader, [*meters.values()], now)
     return {key: due.meter(meter) for key, meter in meters.items()}
@@ -69,7 +69,7 @@ async def as_due(reader: Reader, meters: dict[Key, BillingMeterRow], now: dateti
 async def due_of(reader: Reader, meters: Sequence[BillingMeterRow], now: datetime) -> Due:
     """Return the meters, all of the reader's bucket, with what they are as if all that is due of them were booked."""
     found = Due(meters)
-    late = [meter for meter in meters if meter.next_due_at is not None and meter.next_due_at <= now]
+    late = [meter for meter in meters if meter.may_owe(now)]
     if not late:
         return found
     ids = [meter.id for meter in late]

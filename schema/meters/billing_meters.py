@@ -184,6 +184,9 @@ class BillingMeter(Node, record=BillingMeterRow):
     spend_cap: BigInt | None = strawberry.field(
         description="The most overage allowed, in credits; null: no cap. It has no effect while overages are off."
     )
+    last_seq: BigInt = strawberry.field(
+        description="The number of its newest ledger entry: of two states of the meter the greater is the newer."
+    )
     created_at: datetime = strawberry.field(description="When the meter was made.")
     updated_at: datetime = strawberry.field(description="When the meter last changed, also by usage.")
 

@@ -67,6 +67,10 @@ def _id_of(root: LedgerEntryRow) -> strawberry.ID:
     return strawberry.ID(ids.numbered_id(ids.LEDGER_ENTRY, root.meter_id, root.seq))
 
 
+def _limit_after(root: LedgerEntryRow) -> BigInt | None:
+    return None if root.limit_credits is None else BigInt(root.limit_credits)
+
+
 def _shown_key(root: LedgerEntryRow) -> str | None:
     """Return the caller's key. An opening's is that of the request for its meter, and not shown."""
     return None if root.kind is _OPENING or is_gateway_key(root.kind, root.key) else root.key
@@ -140,6 +144,7 @@ class LedgerEntry(Node, record=LedgerEntryRow):
     id: strawberry.ID = strawberry.field(
         resolver=_id_of, description="The object's opaque id, unique among all objects.", metadata=AN_ID
     )
+    seq: BigInt = strawberry.field(description="1, 2, 3 and so on of its meter, without a gap.")
     kind: LedgerEntryKind = strawberry.field(description="What the entry did.")
     amount: BigInt = strawberry.field(
         description=(
@@ -152,6 +157,10 @@ class LedgerEntry(Node, record=LedgerEntryRow):
     used_credits_after: BigInt = strawberry.field(description="The meter's used credits right after the entry.")
     held_credits_after: BigInt = strawberry.field(
         description="The credits that the meter's open holds reserve right after the entry."
+    )
+    limit_credits_after: BigInt | None = strawberry.field(
+        resolver=_limit_after,
+        description="The most that might be used, right after the entry; null: there was no limit.",
     )
     key: str | None = strawberry.field(
         resolver=_shown_key,

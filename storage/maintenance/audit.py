@@ -17,7 +17,6 @@ from storage.meters.billing_meters import BillingMeterRow, billing_meters
 from storage.meters.credit_grants import CreditGrantRow, credit_grants
 from storage.meters.holds import HoldRow, holds
 from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, ledger_entries
-from storage.meters.usage import usage_days
 from storage.tenants import Environment
 
 _METERS = select(*[billing_meters.c[name] for name in BillingMeterRow._fields]).order_by(billing_meters.c.id)
@@ -369,22 +368,9 @@ async def repeated_keys(reader: Reader, *, limit: int) -> list[tuple[str, str, s
     return [(row.meter_id, row.kind, row.key) for row in await reader.fetch(_REPEATED.limit(limit))]
 
 
-async def orphans(reader: Reader, *, limit: int) -> list[tuple[str, str]]:
-    """Return the (table, meter id) of rows whose meter does not exist."""
-    found = []
-    for table in (usage_days, ledger_entries, credit_grants, holds):
-        found += [(table.name, row.meter_id) for row in await reader.fetch(_orphans(table).limit(limit))]
-    return found
-
-
 async def holds_that_nothing_makes(reader: Reader, *, limit: int) -> list[tuple[str, int]]:
     """Return the (meter id, seq) of holds without the entry that makes them."""
     return [(row.meter_id, row.seq) for row in await reader.fetch(_UNMADE.limit(limit))]
-
-
-def _orphans(table: Table) -> Select[Any]:
-    has_meter = exists().where(billing_meters.c.bucket == table.c.bucket, billing_meters.c.id == table.c.meter_id)
-    return select(table.c.meter_id).where(~has_meter).distinct()
 
 
 _UNMADE = select(holds.c.meter_id, holds.c.seq).where(

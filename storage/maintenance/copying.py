@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Column, Date, Enum, Table, Text, bindparam, cast, func, select, tuple_, type_coerce
 from sqlalchemy import insert as sql_insert
 
+from storage import ids
 from storage.api_keys import api_keys
 from storage.customers import customers
 from storage.engine.buckets import Buckets
@@ -19,15 +20,27 @@ from storage.engine.types import Day, JsonText
 from storage.idempotency_keys import idempotency_keys
 from storage.meters.billing_meters import MeterName, billing_meters
 from storage.meters.credit_grants import credit_grants
+from storage.meters.events import events
 from storage.meters.holds import holds
 from storage.meters.ledger import ledger_entries
 from storage.meters.usage import usage_days
+from storage.tables import owner_column
 
 #: How many rows are held at once.
 PORTION = 1_000
 
 #: All tables in the order in which gateways lock them.
-LOCKED = (billing_meters, customers, api_keys, idempotency_keys, usage_days, credit_grants, holds, ledger_entries)
+LOCKED = (
+    billing_meters,
+    customers,
+    api_keys,
+    idempotency_keys,
+    usage_days,
+    credit_grants,
+    holds,
+    ledger_entries,
+    events,
+)
 
 #: A row's values in the order of the table's columns, but for the bucket; JSON as its text.
 Values = tuple[Any, ...]
@@ -91,20 +104,27 @@ async def insert(source: Reader, database: Database, table: Table, rows: Sequenc
 
 
 async def _buckets(source: Reader, buckets: Buckets, table: Table, rows: Sequence[Values]) -> list[int]:
-    """Return in which bucket each row is to lie: the one that the names of its meter say.
+    """Return in which bucket each row is to lie, as the names of its meter say, or its webhook endpoint's id.
 
-    Its id may be from before ids said it, so that it is not asked. A row without a meter gets the first bucket, where
-    `verify` reports it as it does in the source.
+    A meter's id may be from before ids said it, so that it is not asked. A row without a meter gets the first bucket,
+    where `verify` reports it as it does in the source.
     """
     columns = given_columns(table)
     if table is billing_meters:
         places = [columns.index(billing_meters.c[name]) for name in MeterName._fields]
         return [buckets.of_names([row[place] for place in places]) for row in rows]
-    place = columns.index(table.c.meter_id)
+    place = columns.index(owner_column(table))
     names = [_plain(billing_meters.c[name]) for name in MeterName._fields]
     is_meter = billing_meters.c.id.in_({row[place] for row in rows})
     found = {row[0]: row[1:] for row in await source.fetch(select(billing_meters.c.id, *names).where(is_meter))}
-    return [buckets.of_names(found[row[place]]) if row[place] in found else buckets.values[0] for row in rows]
+    return [
+        buckets.of_names(found[row[place]])
+        if row[place] in found
+        else buckets.of_names([row[place]])
+        if row[place].startswith(ids.WEBHOOK_ENDPOINT)
+        else buckets.values[0]
+        for row in rows
+    ]
 
 
 @cache

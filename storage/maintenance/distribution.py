@@ -15,11 +15,12 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex
 
+from storage import ids
 from storage.engine.buckets import BITS
 from storage.engine.database import Database
 from storage.engine.statements import given_columns, is_in_buckets
-from storage.meters.billing_meters import MeterName, billing_meters
-from storage.tables import TABLES
+from storage.meters.billing_meters import MeterName
+from storage.tables import TABLES, owner_column
 
 #: Where the tables are that are being filled.
 SCHEMA = "tollgate_distributing"
@@ -36,6 +37,8 @@ _FOREIGN_KEY = "billing_meters_customer_id_fkey"
 _EVERYWHERE = (*[table.name for table in TABLES if not is_in_buckets(table)], "alembic_version")
 
 _DISTRIBUTED = [table for table in TABLES if is_in_buckets(table)]
+
+_NAMES = [f"meter.{name}" for name in MeterName._fields]
 
 #: Is called with the table that is being copied, how many meters are done, and of how many.
 OnProgress = Callable[[str, int, int], None]
@@ -137,7 +140,7 @@ async def _values(connection: AsyncConnection, count: int) -> list[int]:
 
 async def _fill(database: Database, table: Table, values: Sequence[int], on_progress: OnProgress) -> None:
     """Copy the rows of the table that an earlier run has not."""
-    id_ = "id" if table is billing_meters else "meter_id"
+    id_ = owner_column(table).name
     names = ", ".join(column.name for column in given_columns(table))
     selected = ", ".join(f"source.{column.name}" for column in given_columns(table))
     async with database.connect_to_migrate() as connection:
@@ -162,12 +165,20 @@ async def _fill(database: Database, table: Table, values: Sequence[int], on_prog
             )
         last, done = end, min(done + METERS_AT_ONCE, total)
         on_progress(table.name, done, total)
+    if id_ == "owner_id":
+        # Few, and after all that are meters' in the order of the ids.
+        async with database.connect_to_migrate() as connection:
+            await connection.exec_driver_sql(
+                f"""INSERT INTO {SCHEMA}.{table.name} ({names}, bucket)
+                SELECT {selected}, {_bucket(values, ["source.owner_id"])} FROM public.{table.name} AS source
+                WHERE left(source.owner_id, 4) = '{ids.WEBHOOK_ENDPOINT}' ON CONFLICT DO NOTHING"""  # noqa: S608  # Our own.
+            )
 
 
-def _bucket(values: Sequence[int]) -> str:
-    """Return the expression of the bucket of `meter`: see `storage.engine.buckets`."""
-    names = r" || '\x00'::bytea || ".join(f"convert_to(meter.{name}, 'UTF8')" for name in MeterName._fields)
-    digest = f"sha256({names})"
+def _bucket(values: Sequence[int], names: Sequence[str] = _NAMES) -> str:
+    """Return the expression of the bucket of `meter`, or of other names: see `storage.engine.buckets`."""
+    joined = r" || '\x00'::bytea || ".join(f"convert_to({name}, 'UTF8')" for name in names)
+    digest = f"sha256({joined})"
     bits = f"((get_byte({digest}, 0) << 4) | (get_byte({digest}, 1) >> 4))"
     return f"(ARRAY[{', '.join(map(str, values))}])[(({bits} * {len(values)}) >> {BITS}) + 1]"
 

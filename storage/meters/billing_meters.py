@@ -72,8 +72,13 @@ billing_meters = Table(
     # Whether it has ever had a grant or a hold: else neither is looked for.
     Column("has_grants", Boolean, nullable=False, server_default=false()),
     Column("has_holds", Boolean, nullable=False, server_default=false()),
-    # When a grant or a hold ends at the earliest, or before that; null: none does.
+    # When a grant or a hold ends at the earliest, or time makes something else happen, or before; null: none ever does.
     Column("next_due_at", Instant),
+    # The number of its newest event.
+    Column("last_event", BigInteger, nullable=False, server_default="0"),
+    # Whether it has ever had an alert, or an automatic refill: else neither is looked for.
+    Column("has_alerts", Boolean, nullable=False, server_default=false()),
+    Column("has_auto_refill", Boolean, nullable=False, server_default=false()),
     # Where it lies on a database of several machines, with all that is of it; 0 on any other.
     Column("bucket", Integer, nullable=False, server_default="0"),
     # Serves the lookup by the caller's names.
@@ -126,11 +131,18 @@ class BillingMeterRow(NamedTuple):
     has_grants: bool = False
     has_holds: bool = False
     next_due_at: datetime | None = None
+    last_event: int = 0
+    has_alerts: bool = False
+    has_auto_refill: bool = False
 
     @property
     def full_name(self) -> MeterName:
         """What names it."""
         return MeterName(self.org_id, self.environment, self.workspace_id, self.external_meter_id)
+
+    def may_owe(self, now: datetime) -> bool:
+        """Whether the end of a grant or a hold may have to be booked."""
+        return self.next_due_at is not None and self.next_due_at <= now and (self.has_grants or self.has_holds)
 
 
 _COLUMNS = [billing_meters.c[name] for name in BillingMeterRow._fields]

@@ -9,10 +9,12 @@ from resolvers.meters.writing.lanes import Result, Submission
 from resolvers.rules.booking import Booked, book_due, next_due, settle
 from resolvers.rules.commands import Command, Decision, Known
 from resolvers.rules.credits import BASE, Credits, by_meter, parts_of
+from resolvers.rules.events import numbered
 from storage.engine.long_values import length_left_out
 from storage.engine.transactions import Writer
-from storage.meters import billing_meters, credit_grants, holds, ledger, usage
+from storage.meters import billing_meters, credit_grants, events, holds, ledger, usage
 from storage.meters.billing_meters import BillingMeterRow, MeterName
+from storage.meters.events import EventRow
 from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey
 
 _USAGE, _VOID, _GRANT, _HOLD = (
@@ -36,6 +38,12 @@ class LockedMeter:
     now: datetime
     known: Known = field(default_factory=Known)
 
+    def number_events(self) -> list[EventRow]:
+        """Return what has happened to it that is an event, and note the number of the newest."""
+        rows = numbered(self.meter, self.known.events)
+        self.meter = self.meter._replace(last_event=rows[-1].number)
+        return rows
+
 
 class Group:
     """The submissions of one transaction: the results of those that it decides, and those whose meters are `locked`."""
@@ -56,7 +64,7 @@ class Group:
         if meter_id is None:
             return BillingMeterNotFound(command.meter.workspace_id, command.meter.external_meter_id)
         of = self.meters[meter_id]
-        if of.meter.next_due_at is not None and of.meter.next_due_at <= of.now:
+        if of.meter.may_owe(of.now):
             self._book(of, book_due(of.meter, of.known, of.now))
         try:
             decision = command.decide(of.meter, of.known, of.now)
@@ -81,7 +89,7 @@ class Group:
         of.meter = of.meter._replace(next_due_at=next_due(of.meter, of.known))
 
     def _write(self, of: LockedMeter, entry: LedgerEntryRow) -> None:
-        of.known.add(entry)
+        of.known.add(of.meter, entry)
         self.written.append(entry)
 
     def as_committed(self, result: Result) -> Result:
@@ -116,8 +124,8 @@ async def look_up(
 async def _read_entries(writer: Writer, meters: Mapping[str, LockedMeter], wanted: list[LedgerKey]) -> None:
     """Read the entries of these keys, and what is voided already of those whose voids are among the keys."""
     # Where a meter has had holds, an event and a hold may not have the same id.
-    events = [(id_, key) for id_, kind, key in wanted if kind is _USAGE]
-    wanted += [LedgerKey(id_, _HOLD, key) for id_, key in events if meters[id_].meter.has_holds]
+    usage_keys = [(id_, key) for id_, kind, key in wanted if kind is _USAGE]
+    wanted += [LedgerKey(id_, _HOLD, key) for id_, key in usage_keys if meters[id_].meter.has_holds]
     entries = await ledger.by_keys(writer, wanted)
     for (meter_id, kind, key), entry in entries.items():
         meters[meter_id].known.entries[kind, key] = entry
@@ -146,7 +154,7 @@ async def _read_credits(writer: Writer, meters: Mapping[str, LockedMeter], voidi
     for id_ in {*with_grants, *with_holds}:
         of = meters[id_]
         of.known.credits = Credits.of(of.meter, of_meters[id_])
-    due = [id_ for id_ in with_holds if (at := meters[id_].meter.next_due_at) is not None and at <= meters[id_].now]
+    due = [id_ for id_ in with_holds if meters[id_].meter.may_owe(meters[id_].now)]
     rows = await holds.open_of(writer, due) if due else []
     names = [(id_, key) for id_ in with_holds for kind, key in meters[id_].known.entries if kind is _HOLD]
     rows += await holds.by_names(writer, names) if names else []
@@ -156,28 +164,31 @@ async def _read_credits(writer: Writer, meters: Mapping[str, LockedMeter], voidi
 
 def _gives_back_uncovered(known: Known) -> bool:
     """Whether an event that is named, perhaps by a void, has something left that no credit had paid."""
-    events = [entry for (kind, _), entry in known.entries.items() if kind is _USAGE]
-    return any(parts_of(event)[1] > known.voided_credits.get(event.seq, 0) for event in events)
+    usages = [entry for (kind, _), entry in known.entries.items() if kind is _USAGE]
+    return any(parts_of(each)[1] > known.voided_credits.get(each.seq, 0) for each in usages)
 
 
 def _named_grants(known: Known, *, is_voiding: bool) -> set[int]:
     """Return which grants the commands name, or have drawn by the events that they void."""
     named = {entry.seq for (kind, _), entry in known.entries.items() if kind is _GRANT}
     if is_voiding:
-        events = [entry for (kind, _), entry in known.entries.items() if kind is _USAGE]
-        named |= {seq for event in events for seq, _ in parts_of(event)[0]} - {BASE}
+        usages = [entry for (kind, _), entry in known.entries.items() if kind is _USAGE]
+        named |= {seq for each in usages for seq, _ in parts_of(each)[0]} - {BASE}
     return named
 
 
 async def write(writer: Writer, group: Group) -> None:
     """Write all that was decided."""
     # A hold that is extended has no entry, and need not change what its meter says.
+    new_events = [event for of in group.meters.values() if of.known.events for event in of.number_events()]
     changed = [of for _, of in sorted(group.meters.items()) if of.meter != of.before or of.known.changed_holds]
     if changed:
         await billing_meters.update_meters(writer, [(of.before, of.meter) for of in changed])
         await _write_credits(writer, changed)
     if group.written:
         await write_entries(writer, group.written)
+    if new_events:
+        await events.insert_events(writer, new_events)
 
 
 async def _write_credits(writer: Writer, meters: Collection[LockedMeter]) -> None:

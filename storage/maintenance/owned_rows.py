@@ -1,0 +1,44 @@
+"""What `tollgate verify` reads of what hangs on meters: their events, and rows whose meter is missing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, Table, exists, select
+
+from storage import ids
+from storage.engine.transactions import Reader
+from storage.meters.billing_meters import billing_meters
+from storage.meters.credit_grants import credit_grants
+from storage.meters.events import EventRow, events
+from storage.meters.holds import holds
+from storage.meters.ledger import ledger_entries
+from storage.meters.usage import usage_days
+from storage.tables import owner_column
+
+_COLUMNS = [events.c[name] for name in EventRow._fields]
+
+
+async def events_of(
+    reader: Reader, meter_ids: Sequence[str], *, first_seq: int, last_seq: int
+) -> dict[str, list[EventRow]]:
+    """Return the events of each of the meters that are of these ledger entries, both inclusive, by their numbers."""
+    is_of_one = [events.c.bucket == reader.bucket, events.c.owner_id.in_(meter_ids)]
+    statement = select(*_COLUMNS).where(*is_of_one, events.c.seq.between(first_seq, last_seq))
+    found: dict[str, list[EventRow]] = {meter_id: [] for meter_id in meter_ids}
+    for row in await reader.fetch(statement.order_by(events.c.owner_id, events.c.number)):
+        found[row.owner_id].append(EventRow._make(row))
+    return found
+
+
+async def orphans(reader: Reader, *, limit: int) -> list[tuple[str, str]]:
+    """Return the (table, meter id) of rows whose meter does not exist."""
+    found = []
+    for table in (usage_days, ledger_entries, credit_grants, holds, events):
+        found += [(table.name, id_) for (id_,) in await reader.fetch(_orphans(table).limit(limit))]
+    return found
+
+
+def _orphans(table: Table) -> Select[Any]:
+    owner = owner_column(table)
+    has_meter = exists().where(billing_meters.c.bucket == table.c.bucket, billing_meters.c.id == owner)
+    return select(owner).where(~has_meter, ~owner.startswith(ids.WEBHOOK_ENDPOINT)).distinct()
