@@ -30,6 +30,7 @@ from gateway.telemetry import logs
 from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, is_answered, redacted_path, words_of
 from gateway.workers.places import following_buckets
 from gateway.workers.sweeper import sweeping
+from gateway.workers.webhooks.deliverer import delivering
 from resolvers.context import Clock, utc_now
 from resolvers.errors import BillingError, Forbidden, Unavailable
 from resolvers.observation import current
@@ -63,11 +64,13 @@ def create_app(
     request_log: Callable[[Request], None] | None = None,
     tracing: "Tracing | None" = None,
     sweeps: bool = True,
+    delivers: bool = True,
 ) -> Starlette:
     """Return the application. Its database is opened when it starts and closed when it stops. Raises `BadManifest`.
 
     `request_log` takes every request that was answered. `tracing` is what the settings make, unless it is given.
-    `sweeps` says whether what is due of meters is written although no command touches them.
+    `sweeps` says whether what is due of meters is written although no command touches them,
+    `delivers` whether webhooks are sent.
     """
     documents = TrustedDocuments(settings)
     graphql = GraphQL(documents)
@@ -92,6 +95,8 @@ def create_app(
             await stack.enter_async_context(following_buckets(services.database))
             if sweeps:
                 await stack.enter_async_context(sweeping(services))
+            if delivers:
+                await stack.enter_async_context(delivering(services))
             # The server has it for each of its connections.
             yield {REFUSED: observed.refused}
 

@@ -16,6 +16,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from resolvers.bounds import Bounds
+from resolvers.webhooks.signing import read_key
 
 PREFIX = "TOLLGATE_"
 
@@ -229,6 +230,10 @@ def _token_or_none(text: str) -> str | None:
     return text
 
 
+def _key_or_none(text: str) -> bytes | None:
+    return None if text == "none" else read_key(text)
+
+
 def _setting(default: Any, read: Callable[[str], Any], *, is_secret: bool = False) -> Any:
     return field(default=default, metadata={"read": read}, repr=not is_secret)
 
@@ -289,6 +294,8 @@ class Settings:
     metrics_token: str | None = _setting(None, _token_or_none, is_secret=True)
     metrics_folder: str | None = _setting(None, _file_or_none)
     tracing: str = _setting("off", _one_of("on", "off"))
+    secrets_key: bytes | None = _setting(None, _key_or_none, is_secret=True)
+    webhook_private_addresses: str = _setting("off", _one_of("on", "off"))
 
     @property
     def bounds(self) -> Bounds:
@@ -299,6 +306,11 @@ class Settings:
     def is_traced(self) -> bool:
         """Whether requests are reported to a collector of OpenTelemetry."""
         return self.tracing == "on"
+
+    @property
+    def has_private_webhooks(self) -> bool:
+        """Whether webhooks may be sent to addresses of this machine and of private networks, and without TLS."""
+        return self.webhook_private_addresses == "on"
 
     @property
     def is_trusted_only(self) -> bool:

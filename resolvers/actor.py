@@ -14,6 +14,7 @@ class Scope(Word):
     BILLING_WRITE = "billing:write"
     USAGE_WRITE = "usage:write"
     USAGE_CORRECT = "usage:correct"
+    WEBHOOKS_WRITE = "webhooks:write"
 
 
 #: Whom the ledger names as the author where an operator wrote at the command line, without a key.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     # The commands import this file, for which they are types alone.
     from resolvers.meters.writing.writer import MeterWriter
     from resolvers.rules.commands import Command, Decision
+    from resolvers.webhooks.signing import Webhooks
 
 Clock = Callable[[], datetime]
 
@@ -66,6 +67,8 @@ class Context:
     meter_writer: "MeterWriter"
     clock: Clock = utc_now
     bounds: Bounds = DEFAULT_BOUNDS
+    webhooks: "Webhooks | None" = None
+    """What webhooks go by; None: nothing can be asked that is about them."""
     has_one_reader: bool = field(init=False, default=False)
     """Whether one batched field at a time is resolved, so that nothing need be gathered from several."""
     admit: "Admit | None" = field(init=False, default=None)

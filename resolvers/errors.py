@@ -17,7 +17,10 @@ BillingError
 │   ├── TooManyCreditGrants
 │   ├── HoldNotFound
 │   ├── HoldNotOpen
-│   └── TooManyHolds
+│   ├── TooManyHolds
+│   ├── WebhookEndpointNotFound
+│   ├── TooManyWebhookEndpoints
+│   └── EventNotFound
 └── Fault: the request itself is at fault, or cannot be served now; a top-level error
     ├── Unauthenticated
     ├── Forbidden
@@ -212,6 +215,34 @@ class TooManyHolds(Refusal):
     def __init__(self, max_: int) -> None:
         super().__init__(f"The billing meter may have at most {max_} open holds.")
         self.max = max_
+
+
+class WebhookEndpointNotFound(Refusal):
+    """No webhook endpoint of this id that the caller may see."""
+
+    code = "WEBHOOK_ENDPOINT_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("There is no webhook endpoint of this id.")
+
+
+class TooManyWebhookEndpoints(Refusal):
+    """The organization has as many webhook endpoints as it may have in the environment."""
+
+    code = "TOO_MANY_WEBHOOK_ENDPOINTS"
+
+    def __init__(self, max_: int) -> None:
+        super().__init__(f"The organization may have at most {max_} webhook endpoints in an environment.")
+        self.max = max_
+
+
+class EventNotFound(Refusal):
+    """No event of this id that the endpoint may get."""
+
+    code = "EVENT_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("There is no event of this id that the endpoint may get.")
 
 
 class Fault(BillingError):

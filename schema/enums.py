@@ -7,7 +7,7 @@ from strawberry import enum_value
 
 from resolvers import actor
 from storage import tenants
-from storage.meters import credit_grants, events, holds, ledger
+from storage.meters import credit_grants, events, holds, ledger, webhook_deliveries
 
 
 @strawberry.enum(description="Which of an organization's two separate worlds something belongs to. Nothing crosses it.")
@@ -37,6 +37,9 @@ class Scope(Enum):
     USAGE_CORRECT = enum_value(
         actor.Scope.USAGE_CORRECT,
         description="The policy `FORCE`, events older than 35 days, and voiding usage (`usage:correct`).",
+    )
+    WEBHOOKS_WRITE = enum_value(
+        actor.Scope.WEBHOOKS_WRITE, description="With `billing:read`, webhook endpoints (`webhooks:write`)."
     )
 
 
@@ -174,6 +177,21 @@ class EventType(Enum):
     WEBHOOK_TEST = enum_value(events.EventType.WEBHOOK_TEST, description="A test was asked for.")
 
 
+@strawberry.enum(description="What has become of a webhook delivery.")
+class WebhookDeliveryState(Enum):
+    """See `webhook_deliveries.DeliveryState`."""
+
+    PENDING = enum_value(
+        webhook_deliveries.DeliveryState.PENDING, description="It is attempted until it is delivered or has failed."
+    )
+    DELIVERED = enum_value(
+        webhook_deliveries.DeliveryState.DELIVERED, description="The endpoint has answered with a status of 200 to 299."
+    )
+    FAILED = enum_value(
+        webhook_deliveries.DeliveryState.FAILED, description="It is given up, unless it is redelivered."
+    )
+
+
 @strawberry.enum(description="Which rule refused a mutation.")
 class ErrorCode(Enum):
     """See `resolvers.errors`."""
@@ -206,3 +224,12 @@ class ErrorCode(Enum):
     HOLD_NOT_FOUND = enum_value("HOLD_NOT_FOUND", description="The meter has no hold of this id.")
     HOLD_NOT_OPEN = enum_value("HOLD_NOT_OPEN", description="The hold is already committed, released or expired.")
     TOO_MANY_HOLDS = enum_value("TOO_MANY_HOLDS", description="The meter has as many open holds as it may have.")
+    WEBHOOK_ENDPOINT_NOT_FOUND = enum_value(
+        "WEBHOOK_ENDPOINT_NOT_FOUND", description="There is no webhook endpoint of this id."
+    )
+    TOO_MANY_WEBHOOK_ENDPOINTS = enum_value(
+        "TOO_MANY_WEBHOOK_ENDPOINTS", description="There are as many webhook endpoints as there may be."
+    )
+    EVENT_NOT_FOUND = enum_value(
+        "EVENT_NOT_FOUND", description="There is no event of this id that the endpoint may get."
+    )

@@ -159,6 +159,23 @@ class TooManyHolds(UserError):
     max: int = strawberry.field(description="How many it may have.")
 
 
+@strawberry.type(description="There is no webhook endpoint of this id.")
+class WebhookEndpointNotFound(UserError):
+    """See `resolvers.errors.WebhookEndpointNotFound`."""
+
+
+@strawberry.type(description="There are as many webhook endpoints as there may be.")
+class TooManyWebhookEndpoints(UserError):
+    """See `resolvers.errors.TooManyWebhookEndpoints`."""
+
+    max: int = strawberry.field(description="How many there may be.")
+
+
+@strawberry.type(description="There is no event of this id that the endpoint may get.")
+class EventNotFound(UserError):
+    """See `resolvers.errors.EventNotFound`."""
+
+
 def _facts(refusal: domain.Refusal, _actor: Actor) -> dict[str, Any]:
     return {"code": ErrorCode(refusal.code), "message": refusal.message}
 
@@ -211,6 +228,12 @@ _TABLE: dict[type[domain.Refusal], tuple[type[UserError], Callable[[Any, Actor],
     domain.HoldNotFound: (HoldNotFound, _facts),
     domain.HoldNotOpen: (HoldNotOpen, lambda refusal, actor: _facts(refusal, actor) | {"hold": refusal.hold}),
     domain.TooManyHolds: (TooManyHolds, lambda refusal, actor: _facts(refusal, actor) | {"max": refusal.max}),
+    domain.WebhookEndpointNotFound: (WebhookEndpointNotFound, _facts),
+    domain.TooManyWebhookEndpoints: (
+        TooManyWebhookEndpoints,
+        lambda refusal, actor: _facts(refusal, actor) | {"max": refusal.max},
+    ),
+    domain.EventNotFound: (EventNotFound, _facts),
 }
 
 

@@ -26,9 +26,13 @@ from schema.meters.events import Event, EventQuery
 from schema.meters.holds import Hold, HoldMutation
 from schema.meters.ledger import LedgerEntry
 from schema.meters.usage import UsageMutation, UsageQuery
+from schema.meters.webhook_deliveries import WebhookDelivery
 from schema.relay import Node
 from schema.scalars import SCALAR_BYTES, SCALARS
 from schema.viewer import ViewerQuery
+from schema.webhooks.endpoints import WebhookEndpoint, WebhookQuery
+from schema.webhooks.mutations import WebhookMutation
+from schema.webhooks.sending import SendingMutation
 from storage import ids
 
 
@@ -73,6 +77,8 @@ async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
     of_ids: tuple[tuple[str, Callable[[], Loader[str, Any]], type[Node]], ...] = (
         (ids.CUSTOMER, lambda: loaders.customer_by_id, Customer),
         (ids.BILLING_METER, lambda: loaders.billing_meter_by_id, BillingMeter),
+        (ids.WEBHOOK_ENDPOINT, lambda: loaders.webhook_endpoint_by_id, WebhookEndpoint),
+        (ids.WEBHOOK_DELIVERY, lambda: loaders.webhook_delivery_by_id, WebhookDelivery),
     )
     for prefix, loader, type_ in of_ids:
         if some := [id_ for id_ in wanted if id_.startswith(prefix)]:
@@ -93,7 +99,7 @@ async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
 
 
 @strawberry.type(description="What can be read. Everything needs the scope `billing:read`.")
-class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery, EventQuery):
+class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery, EventQuery, WebhookQuery):
     """The root of queries."""
 
 
@@ -105,7 +111,14 @@ class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery
     )
 )
 class Mutation(
-    CustomerMutation, CustomerSessionMutation, BillingMeterMutation, CreditGrantMutation, UsageMutation, HoldMutation
+    CustomerMutation,
+    CustomerSessionMutation,
+    BillingMeterMutation,
+    CreditGrantMutation,
+    UsageMutation,
+    HoldMutation,
+    WebhookMutation,
+    SendingMutation,
 ):
     """The root of mutations."""
 

@@ -18,6 +18,7 @@ EVENT = "evt_"
 ALERT = "alr_"
 AUTO_REFILL_REQUEST = "arr_"
 WEBHOOK_ENDPOINT = "whe_"
+WEBHOOK_DELIVERY = "whd_"
 
 #: What an event's place among all of its tenant begins with, which is no id, but a cursor.
 EVENT_POSITION = "evp_"
@@ -26,7 +27,7 @@ EVENT_POSITION = "evp_"
 NUMBERED = (LEDGER_ENTRY, CREDIT_GRANT, HOLD, AUTO_REFILL_REQUEST)
 
 _ID = re.compile(
-    r"(cus_|key_|alr_|whe_)[0-9a-f]{24}|mtr_[0-9a-f]{24}([0-9a-f]{3})?|evp_[0-9a-f]{48}([0-9a-f]{3})?", re.ASCII
+    r"(cus_|key_|alr_|whe_)[0-9a-f]{24}|(mtr_|whd_)[0-9a-f]{24}([0-9a-f]{3})?|evp_[0-9a-f]{48}([0-9a-f]{3})?", re.ASCII
 )
 _NUMBERED_ID = re.compile(r"([0-9a-f]{24}(?:[0-9a-f]{3})?)_([1-9][0-9]{0,17})", re.ASCII)
 
@@ -51,8 +52,13 @@ def new_meter_id(bits: int) -> str:
     return f"{new_id(BILLING_METER)}{bits:03x}"
 
 
+def new_delivery_id(bits: int | None) -> str:
+    """Return a new id of a webhook delivery, which lies where what has these bits lies; None: they are not known."""
+    return new_id(WEBHOOK_DELIVERY) + ("" if bits is None else f"{bits:03x}")
+
+
 def bits_of_meter(meter_id: str) -> int | None:
-    """Return the bits that a meter's id says, or None where it is from before ids did."""
+    """Return the bits that the id of a meter or a delivery says, or None where it is from before meters' ids did."""
     digits = meter_id[len(BILLING_METER) + 24 :]
     return int(digits, 16) if digits else None
 

@@ -14,6 +14,8 @@ from storage.meters.events import events
 from storage.meters.holds import holds
 from storage.meters.ledger import ledger_entries
 from storage.meters.usage import usage_days
+from storage.meters.webhook_deliveries import webhook_deliveries
+from storage.webhook_endpoints import webhook_endpoints
 
 __all__ = ["TABLES", "metadata", "owner_column"]
 
@@ -28,6 +30,8 @@ TABLES = (
     holds,
     ledger_entries,
     events,
+    webhook_endpoints,
+    webhook_deliveries,
 )
 
 

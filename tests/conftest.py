@@ -45,6 +45,9 @@ T = TypeVar("T")
 #: When tests happen, unless they say otherwise: a Monday.
 NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 
+#: What the secrets of webhooks are derived from.
+SECRETS_KEY = b"0123456789abcdef" * 2
+
 #: The bytes that must be free in memory for PostgreSQL's files to be kept there: hundreds of databases, of a thousand
 #: files each, which take longer to come to a disk and to be deleted there than the tests take that use them.
 ROOM = 8 << 30
@@ -264,8 +267,9 @@ class Caller:
 
         Of a refusal the code, the message and what the selection asks for are returned.
         """
+        refusals = OF_DELETIONS if field in DELETIONS else REFUSALS
         name = field[0].upper() + field[1:]
-        query = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename {selection} {REFUSALS} }} }}"
+        query = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename {selection} {refusals} }} }}"
         data = await self.data(query, {"input": values})
         answer: dict[str, Any] = data[field]
         return answer
@@ -273,6 +277,10 @@ class Caller:
 
 #: Selects what every refusal says.
 REFUSALS = "... on UserError { code message } ... on InvalidInput { field }"
+
+#: The mutations that take an id alone, of which none is invalid, and what selects their refusals.
+DELETIONS = ("deleteWebhookEndpoint", "sendTestEvent")
+OF_DELETIONS = "... on UserError { code message }"
 
 
 class Gateway(Caller):
@@ -344,12 +352,19 @@ async def gateway_on(
     request_log: Callable[[Request], None] | None = None,
     tracing: "Tracing | None" = None,
     sweeps: bool = False,
+    delivers: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Open the gateway on a database that has the newest schema."""
     clock = Clock()
+    settings = {"secrets_key": SECRETS_KEY} | settings
     app = create_app(
-        Settings(database_url=url, **settings), clock=clock, request_log=request_log, tracing=tracing, sweeps=sweeps
+        Settings(database_url=url, **settings),
+        clock=clock,
+        request_log=request_log,
+        tracing=tracing,
+        sweeps=sweeps,
+        delivers=delivers,
     )
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -78,6 +78,13 @@ async def hold(caller: Caller, hold_id: str, amount: int, **values: Any) -> str:
     return str(made["hold"]["id"])
 
 
+async def make_endpoint(caller: Caller, url: str = "https://example.com/hooks", **values: Any) -> tuple[str, str]:
+    """Make a webhook endpoint, and return its id and its secret."""
+    selection = "... on CreateWebhookEndpointSuccess { endpoint { id } secret }"
+    made = await caller.mutate("createWebhookEndpoint", selection, url=url, **values)
+    return made["endpoint"]["id"], made["secret"]
+
+
 async def make_customer(caller: Caller, email: str = "ada@example.com", **values: Any) -> str:
     """Make a customer and return its id."""
     selection = "... on CreateCustomerSuccess { customer { id } }"

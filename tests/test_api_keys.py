@@ -22,7 +22,7 @@ from storage.tables import metadata
 from storage.tenants import Environment
 from tests.comparisons import recorded_comparisons
 from tests.conftest import NOW, Caller, Gateway, on_postgresql
-from tests.steps import held, make_customer, make_meter, must, new_key, session_of
+from tests.steps import held, make_customer, make_endpoint, make_meter, must, new_key, session_of
 
 VIEWER = "{ viewer { orgId environment scopes workspaceIds } }"
 CREATE_CUSTOMER = 'mutation { createCustomer(input: {email: "ada@example.com"}) { __typename } }'
@@ -300,7 +300,7 @@ class TestSecrecy:
             assert data["viewer"] == {
                 "orgId": gateway.org_id,
                 "environment": environment.name,
-                "scopes": ["BILLING_READ", "BILLING_WRITE", "USAGE_WRITE", "USAGE_CORRECT"],
+                "scopes": ["BILLING_READ", "BILLING_WRITE", "USAGE_WRITE", "USAGE_CORRECT", "WEBHOOKS_WRITE"],
                 "workspaceIds": None,
             }
         assert len(keys) == 2
@@ -331,6 +331,8 @@ QUERIES = {
     "billingMeters": "billingMeters { nodes { id } }",
     "billingMeters of a filter": 'billingMeters(filter: {workspaceId: "w"}) { nodes { id } }',
     "usage": 'usage(billingId: "METER") { day }',
+    "events": "events { nodes { id } }",
+    "webhookEndpoints": "webhookEndpoints { nodes { id } }",
 }
 
 #: Each mutation, the scope that it needs, and its success. A session reads, so making one needs `billing:read` as well.
@@ -371,6 +373,33 @@ MUTATIONS = {
     ),
     "commitHold": (f'input: {{{HELD}, holdId: "held", amount: 1}}', Scope.USAGE_WRITE, "CommitHoldSuccess"),
     "releaseHold": (f'input: {{{HELD}, holdId: "other"}}', Scope.USAGE_WRITE, "ReleaseHoldSuccess"),
+    "createWebhookEndpoint": (
+        'input: {url: "https://example.com/"}',
+        Scope.WEBHOOKS_WRITE,
+        "CreateWebhookEndpointSuccess",
+    ),
+    "updateWebhookEndpoint": (
+        'input: {id: "ENDPOINT", description: "d"}',
+        Scope.WEBHOOKS_WRITE,
+        "UpdateWebhookEndpointSuccess",
+    ),
+    "rotateWebhookSecret": (
+        'input: {id: "ENDPOINT", generation: 2}',
+        Scope.WEBHOOKS_WRITE,
+        "RotateWebhookSecretSuccess",
+    ),
+    "sendTestEvent": ('input: {endpointId: "ENDPOINT"}', Scope.WEBHOOKS_WRITE, "SendTestEventSuccess"),
+    "redeliverEvents": (
+        'input: {endpointId: "ENDPOINT", from: "2026-01-01T00:00:00Z", before: "2026-01-02T00:00:00Z"}',
+        Scope.WEBHOOKS_WRITE,
+        "RedeliverEventsSuccess",
+    ),
+    "deleteWebhookEndpoint": ('input: {id: "ENDPOINT"}', Scope.WEBHOOKS_WRITE, "DeleteWebhookEndpointSuccess"),
+}
+
+#: The mutations that also need `billing:read`, and change nothing of `STATE`.
+WITH_READING = {"createCustomerSession"} | {
+    name for name, (_, scope, _) in MUTATIONS.items() if scope is Scope.WEBHOOKS_WRITE
 }
 
 #: The edges of what a mutation answers: none but `billing:read` may follow them.
@@ -443,8 +472,9 @@ async def tenant(gateway: Gateway) -> Callable[[str], str]:
         "ENTRY": used["entry"]["id"],
         "GRANT": granted["creditGrant"]["id"],
         "HOLD": held["hold"]["id"],
+        "ENDPOINT": (await make_endpoint(gateway))[0],
     }
-    return lambda document: re.sub("CUSTOMER|METER|ENTRY|GRANT|HOLD", lambda match: ids[match[0]], document)
+    return lambda document: re.sub("|".join(ids), lambda match: ids[match[0]], document)
 
 
 class TestScopes:
@@ -474,7 +504,7 @@ class TestScopes:
             with subtests.test(mutation=name):
                 before = await gateway.data(STATE)
                 mutation = f"mutation {{ {name}({tenant(arguments)}) {{ __typename }} }}"
-                if scope is needed and name == "createCustomerSession":
+                if scope is needed and name in WITH_READING:
                     error = await caller.error(mutation)
                     assert error["message"] == "The key lacks the scope billing:read."
                     both = await gateway.caller(scope, Scope.BILLING_READ)

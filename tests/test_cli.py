@@ -45,7 +45,7 @@ from tests.steps import execute, opened, rows_of
 ROOT = Path(__file__).parent.parent
 TOLLGATE = Path(sys.executable).parent / "tollgate"
 EXPORT = (ROOT / "schema" / "schema.graphql").read_text(encoding="utf-8")
-ALL_SCOPES = ["billing:read", "billing:write", "usage:correct", "usage:write"]
+ALL_SCOPES = ["billing:read", "billing:write", "usage:correct", "usage:write", "webhooks:write"]
 
 BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_DATABASE_URL": (
@@ -107,6 +107,8 @@ BAD_SETTINGS: dict[str, tuple[str, ...]] = {
     "TOLLGATE_LOG_FORMAT": ("JSON", "pretty"),
     "TOLLGATE_METRICS_TOKEN": ("x" * 15, "x" * 16 + " ", "ü" * 16, "x" * 16 + "\n"),
     "TOLLGATE_TRACING": ("true", "ON", "1"),
+    "TOLLGATE_SECRETS_KEY": ("x" * 42, "not base64!", "ü" * 43),
+    "TOLLGATE_WEBHOOK_PRIVATE_ADDRESSES": ("true", "ON", "1"),
 }
 
 
@@ -776,7 +778,7 @@ class TestSettings:
             ("TOLLGATE_", ""),
             ("TOLLGATE_X", ""),
             ("TOLLGATE_FOO", ""),
-            ("TOLLGATE_SECRET", ""),
+            ("TOLLGATE_SECRET", "; did you mean TOLLGATE_SECRETS_KEY?"),
         ):
             with subtests.test(name=name):
                 done = tollgate("keys", "list", **{name: "8000"})
@@ -1128,6 +1130,8 @@ class TestDemo:
             "credit_grants": 2,
             "holds": 2,
             "events": 26,
+            "webhook_endpoints": 0,
+            "webhook_deliveries": 0,
             "idempotency_keys": 36,
         }
         again = tollgate("demo")
@@ -1180,6 +1184,9 @@ class TestDemo:
             "credit_grants": 0,
             "holds": 2,
             "idempotency_keys": 0,
+            "events": 0,
+            "webhook_endpoints": 0,
+            "webhook_deliveries": 0,
         }
         assert {row[1] for row in after["usage_days"]} - {row[1] for row in before["usage_days"]} == {NOW.date()}
 
@@ -1210,7 +1217,7 @@ class TestHelp:
 
     def test_a_bad_option_is_reported_in_plain_words(self, tollgate: Command, subtests: pytest.Subtests) -> None:
         create = ("keys", "create", "--org", "acme", "--environment")
-        scopes = "'billing:read', 'billing:write', 'usage:write', 'usage:correct'"
+        scopes = "'billing:read', 'billing:write', 'usage:write', 'usage:correct', 'webhooks:write'"
         for arguments, message in (
             ((*create, "LIVE"), "'--environment': 'LIVE' is not one of 'live', 'sandbox'."),
             ((*create, "live", "--scope", "x"), f"'--scope': 'x' is not one of {scopes}."),

@@ -42,6 +42,8 @@ DEMO = {
     "holds": 2,
     # Each meter was made, and two were granted credits.
     "events": 26,
+    "webhook_endpoints": 0,
+    "webhook_deliveries": 0,
 }
 
 GREATEST = 2**63 - 1
@@ -211,6 +213,8 @@ async def test_extreme_values_arrive_as_they_are(
         "credit_grants": len(TEXTS),
         "holds": len(TEXTS),
         "events": 0,
+        "webhook_endpoints": 0,
+        "webhook_deliveries": 0,
     }
 
 

@@ -383,6 +383,8 @@ FORBIDDEN_QUERIES = [
     '{ customerByExternalId(externalId: "ada") { id } }',
     '{ customerByExternalId(externalId: "bob") { id } }',
     '{ customerByExternalId(externalId: "missing") { id } }',
+    "{ events { nodes { id } } }",
+    "{ webhookEndpoints { nodes { id } } }",
 ]
 NAMES = 'workspaceId: "w", externalMeterId: "ada"'
 MUTATIONS = {
@@ -402,6 +404,12 @@ MUTATIONS = {
     "commitHold": f'input: {{{NAMES}, holdId: "held", amount: 1}}',
     "releaseHold": f'input: {{{NAMES}, holdId: "held"}}',
     "extendHold": f'input: {{{NAMES}, holdId: "held", expiresInSeconds: 9000}}',
+    "createWebhookEndpoint": 'input: {url: "https://example.com/"}',
+    "updateWebhookEndpoint": 'input: {id: "whe_1"}',
+    "rotateWebhookSecret": 'input: {id: "whe_1", generation: 2}',
+    "deleteWebhookEndpoint": 'input: {id: "whe_1"}',
+    "sendTestEvent": 'input: {endpointId: "whe_1"}',
+    "redeliverEvents": 'input: {endpointId: "whe_1", eventId: "evt_1"}',
 }
 STATE = """{
   customers { nodes { id email name } }

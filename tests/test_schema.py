@@ -142,6 +142,11 @@ BOUNDED_LISTS = {
     "Query.usage": "366 days and 10,000 rows",
     "Viewer.scopes": "the values of the enum",
     "Viewer.workspaceIds": "what the key was made with",
+    "WebhookDelivery.attempts": "the newest 50",
+    "WebhookDeliveryConnection.nodes": "the page",
+    "WebhookEndpoint.types": "the values of the enum",
+    "WebhookEndpoint.workspaceIds": "100",
+    "WebhookEndpointConnection.nodes": "the page",
 }
 
 
@@ -161,7 +166,7 @@ CHANGES: dict[str, tuple[str, str]] = {
         "breaking",
     ),
     "a field became nullable": (
-        with_other_text("  workspaceIds: [String!]\n", "  workspaceIds: [String!]!\n"),
+        with_other_text("  disabledReason: String\n", "  disabledReason: String!\n"),
         "breaking",
     ),
     "a field has another type": (with_other_text("  viewer: Viewer!", "  viewer: Customer!"), "breaking"),
@@ -366,7 +371,7 @@ class TestChanges:
     def test_what_is_deprecated_is_safe_and_reported_with_its_reason(self) -> None:
         deprecated = (
             with_other_text(
-                "  workspaceIds: [String!]\n", '  workspaceIds: [String!] @deprecated(reason: "All of it.")\n'
+                "  disabledReason: String\n", '  disabledReason: String @deprecated(reason: "All of it.")\n'
             )
             .replace("  FORCE\n", '  FORCE @deprecated(reason: "Use PARTIAL.")\n')
             .replace("    after: String\n", '    after: String @deprecated(reason: "Use before.")\n', 1)
@@ -375,8 +380,8 @@ class TestChanges:
         assert changes_between(EXPORT.replace("  reason: String!\n", "  reason: String\n"), deprecated) == [
             Change("safe", "BillingMeter.ledger(after:) was deprecated: Use before."),
             Change("safe", "OverLimitPolicy.FORCE was deprecated: Use PARTIAL."),
-            Change("safe", "Viewer.workspaceIds was deprecated: All of it."),
             Change("safe", "VoidUsageInput.reason was deprecated: Nobody reads it."),
+            Change("safe", "WebhookEndpoint.disabledReason was deprecated: All of it."),
         ]
         assert changes_between(deprecated, deprecated) == []
         reworded = deprecated.replace("Use PARTIAL.", "Use REJECT.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gateway.cli import database, demo, events, keys, schema, serve
+from gateway.cli import database, demo, events, keys, schema, serve, webhooks
 from gateway.cli.console import out
 from gateway.cli.usage_import.command import import_usage
 
@@ -57,6 +57,8 @@ events_app = typer.Typer(help="Export the JSON Schema of events.", no_args_is_he
 app.add_typer(schema_app, name="schema")
 app.add_typer(events_app, name="events")
 app.add_typer(keys_app, name="keys")
+webhooks_app = typer.Typer(help="See what is sent to webhook endpoints.", no_args_is_help=True)
+app.add_typer(webhooks_app, name="webhooks")
 
 app.command(epilog="Example: tollgate serve --port 8080 --workers 2")(serve.serve)
 app.command(epilog="Example: TOLLGATE_DATABASE_URL=postgresql+asyncpg://tollgate@db/tollgate tollgate migrate")(
@@ -76,3 +78,4 @@ keys_app.command(
 )(keys.create)
 keys_app.command("list", epilog="Example: tollgate keys list --json")(keys.list_keys)
 keys_app.command("revoke", epilog="Example: tollgate keys revoke key_019a…")(keys.revoke)
+webhooks_app.command("listen", epilog="Example: tollgate webhooks listen --type ALERT_TRIGGERED")(webhooks.listen)

@@ -70,6 +70,13 @@ CREDIT_ENTRIES = Figure(
 )
 CREDIT_AMOUNTS = Figure("counter", "tollgate_credit_entry_credits", "The credits of these entries.", ("kind",))
 OVERDUE = Figure("gauge", "tollgate_overdue_meters", "Meters with a grant or hold whose end is long due to be written.")
+WEBHOOKS = Figure(
+    "counter", "tollgate_webhook_attempts", "Attempts to deliver webhooks, by what became of deliveries.", ("result",)
+)
+PENDING_WEBHOOKS = Figure("gauge", "tollgate_webhook_pending_deliveries", "Webhook deliveries that are pending.")
+OLDEST_WEBHOOK = Figure(
+    "gauge", "tollgate_webhook_oldest_pending_seconds", "How long the oldest of them has been pending."
+)
 
 FIGURES = (
     REQUESTS,
@@ -90,4 +97,7 @@ FIGURES = (
     CREDIT_ENTRIES,
     CREDIT_AMOUNTS,
     OVERDUE,
+    WEBHOOKS,
+    PENDING_WEBHOOKS,
+    OLDEST_WEBHOOK,
 )

@@ -32,12 +32,15 @@ from gateway.telemetry.figures import (
     IN_FLIGHT,
     LATENCY,
     MAX_CONNECTIONS,
+    OLDEST_WEBHOOK,
     OVERDUE,
+    PENDING_WEBHOOKS,
     REFUSALS,
     REQUESTS,
     STATEMENTS,
     WAITING,
     WAITS,
+    WEBHOOKS,
     Figure,
     Values,
 )
@@ -180,6 +183,11 @@ class Metrics:
             self._set(IN_FLIGHT, (), in_flight() - self._asking)
             self._set(WAITING, (), services.meter_writer.pending)
             self._set(OVERDUE, (), services.overdue_meters)
+            webhooks = services.webhook_figures
+            for result, count in webhooks.outcomes.items():
+                self._set(WEBHOOKS, (result,), count)
+            self._set(PENDING_WEBHOOKS, (), webhooks.pending)
+            self._set(OLDEST_WEBHOOK, (), webhooks.oldest_seconds)
             for use, state in services.database.connections.items():
                 self._set(CONNECTIONS, (use,), state.in_use)
                 self._set(AWAITED, (use,), state.awaited)

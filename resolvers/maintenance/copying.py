@@ -7,18 +7,22 @@ of them in the order of their keys, and both databases keep or break the invaria
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import orjson
 
 from resolvers.maintenance.meter_check import Disagreement
 from resolvers.maintenance.verify import Verified, verify_snapshot
-from storage import migrations
+from storage import migrations, webhook_endpoints
 from storage.engine.buckets import Buckets
 from storage.engine.database import Database
 from storage.engine.transactions import Reader
 from storage.maintenance import copying
 from storage.maintenance.copying import Values
 from storage.tables import TABLES
+
+#: Why the webhook endpoints of a copy are disabled: for people.
+COPIED = "It was copied from another database, which may still send to it."
 
 
 class CopyDiffers(Exception):
@@ -70,6 +74,8 @@ async def copy(
                 copied.disagreements,
             ):
                 raise CopyDiffers("The invariants do not hold alike on both sides.")
+        # What the source goes on sending, the copy would send again.
+        await target.write(partial(webhook_endpoints.disable_all, reason=COPIED), is_repeatable=True)
         # Before anybody may write to the source again.
         await migrations.end_copy(target)
     return copied

@@ -100,6 +100,8 @@ async def create_billing_meter(
     bucket = context.database.buckets.of_names(name)
     outcome = await context.database.write(create, bucket=bucket, is_repeatable=True)
     context.forget()
+    if context.webhooks is not None:
+        context.webhooks.wake()
     return outcome
 
 

@@ -13,6 +13,7 @@ from resolvers.reading.keys import EntriesOfMeter, GrantsOfMeter, HoldsOfMeter, 
 from resolvers.reading.long_values import LongValue, values_of
 from resolvers.reading.moment import Moment
 from resolvers.reading.places import locate
+from resolvers.reading.seeing import own_endpoints
 from resolvers.rules.credits import Credits, by_meter
 from resolvers.rules.due import Due, as_due, due_of, due_of_all
 from storage import customers, ids
@@ -130,11 +131,12 @@ class Fetches:
 
         async def load(reader: Reader, some: Sequence[tuple[str, int]]) -> list[EventRow | None]:
             found = await events.by_ids(reader, some)
+            endpoints = await own_endpoints(reader, self._actor, found.values())
             seen = {
                 key: row
                 for key, row in found.items()
                 if (row.org_id, row.environment) == (self._actor.org_id, self._actor.environment)
-                and (workspaces is None or row.workspace_id in workspaces)
+                and (workspaces is None or row.workspace_id in workspaces or row.owner_id in endpoints)
             }
             return [seen.get(key) for key in some]
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from storage.engine.pages import Page
 from storage.meters.credit_grants import GrantFilter
 from storage.meters.holds import HoldState
+from storage.meters.webhook_deliveries import DeliveryState
 
 
 class MetersOfCustomer(NamedTuple):
@@ -46,3 +47,11 @@ class HoldsOfMeter(NamedTuple):
     meter_id: str
     page: Page
     state: HoldState | None
+
+
+class DeliveriesOfEndpoint(NamedTuple):
+    """The key of a page of a webhook endpoint's deliveries; of all states where none is given."""
+
+    endpoint_id: str
+    page: Page
+    state: DeliveryState | None

@@ -10,10 +10,18 @@ from typing import Any, TypeVar
 from resolvers.actor import Actor
 from resolvers.bounds import Bounds
 from resolvers.reading.fetches import Fetches
-from resolvers.reading.keys import EntriesOfMeter, GrantsOfMeter, HoldsOfMeter, MetersOfCustomer, UsageOfMeter
+from resolvers.reading.keys import (
+    DeliveriesOfEndpoint,
+    EntriesOfMeter,
+    GrantsOfMeter,
+    HoldsOfMeter,
+    MetersOfCustomer,
+    UsageOfMeter,
+)
 from resolvers.reading.loading import Loader
 from resolvers.reading.long_values import LongValue
 from resolvers.reading.moment import Moment
+from resolvers.reading.webhook_fetches import WebhookFetches
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
 from storage.engine.database import Database
@@ -23,6 +31,8 @@ from storage.meters.events import EventRow
 from storage.meters.holds import HoldRow
 from storage.meters.ledger import LedgerEntryRow
 from storage.meters.usage import UsageDayRow
+from storage.meters.webhook_deliveries import DeliveryRow
+from storage.webhook_endpoints import WebhookEndpointRow
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -41,6 +51,7 @@ class Loaders:
         gathers: bool = True,
     ) -> None:
         self._fetches = Fetches(database, actor, bounds, moment)
+        self._webhooks = WebhookFetches(database, actor)
         self._gathers = gathers
 
     @cached_property
@@ -112,6 +123,26 @@ class Loaders:
     def holds_of_meter(self) -> Loader[HoldsOfMeter, list[HoldRow]]:
         """A page of a meter's holds."""
         return self._loader(self._fetches.holds_of_meters)
+
+    @cached_property
+    def webhook_endpoint_by_id(self) -> Loader[str, WebhookEndpointRow | None]:
+        """The webhook endpoint of an id."""
+        return self._loader(self._webhooks.endpoints_by_ids)
+
+    @cached_property
+    def webhook_delivery_by_id(self) -> Loader[str, DeliveryRow | None]:
+        """The webhook delivery of an id."""
+        return self._loader(self._webhooks.deliveries_by_ids)
+
+    @cached_property
+    def deliveries_of_endpoint(self) -> Loader[DeliveriesOfEndpoint, list[DeliveryRow]]:
+        """A page of a webhook endpoint's deliveries."""
+        return self._loader(self._webhooks.deliveries_of_endpoints)
+
+    @cached_property
+    def deliveries_of_event(self) -> Loader[tuple[str, int], list[DeliveryRow]]:
+        """All deliveries of an event that the actor may see."""
+        return self._loader(self._webhooks.deliveries_of_events)
 
     @cached_property
     def long_value(self) -> Loader[LongValue, Any]:

@@ -14,6 +14,7 @@ from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import AN_ID, of_bytes
 from schema.enums import EventType
 from schema.info import Info, given
+from schema.meters.webhook_deliveries import WebhookDelivery, deliveries_of_events
 from schema.relay import PAGE, After, Before, Connection, First, Last, Node, connection_of, page_arguments
 from schema.scalars import BigInt
 from storage import ids
@@ -35,6 +36,19 @@ async def _meters_of(context: Context, rows: Sequence["Event"]) -> list[_MeterTy
     meter_ids = [id_ for id_ in owners if id_.startswith(ids.BILLING_METER)]
     found = dict(zip(meter_ids, await context.reading.billing_meter_by_id.load_many(meter_ids), strict=True))
     return [cast("BillingMeter | None", found.get(id_)) for id_ in owners]
+
+
+async def _deliveries_of(
+    context: Context,
+    rows: Sequence["Event"],
+    first: First = strawberry.UNSET,
+    after: After = strawberry.UNSET,
+    last: Last = strawberry.UNSET,
+    before: Before = strawberry.UNSET,
+) -> list[Connection[WebhookDelivery]]:
+    """Return a page of each event's deliveries."""
+    arguments = page_arguments(context, ids.WEBHOOK_DELIVERY, first, after, last, before)
+    return await deliveries_of_events(context, cast("Sequence[EventRow]", rows), arguments)
 
 
 def _id_of(root: EventRow) -> strawberry.ID:
@@ -74,6 +88,9 @@ class Event(Node, record=EventRow):
 
     billing_meter: _MeterType | None = batched(
         _meters_of, description="The meter that it happened to; null: it is of no meter."
+    )
+    deliveries: Connection[WebhookDelivery] = batched(
+        _deliveries_of, description="What was or is to be sent of it to webhook endpoints, newest first.", metadata=PAGE
     )
 
 

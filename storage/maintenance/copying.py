@@ -24,7 +24,9 @@ from storage.meters.events import events
 from storage.meters.holds import holds
 from storage.meters.ledger import ledger_entries
 from storage.meters.usage import usage_days
+from storage.meters.webhook_deliveries import webhook_deliveries
 from storage.tables import owner_column
+from storage.webhook_endpoints import webhook_endpoints
 
 #: How many rows are held at once.
 PORTION = 1_000
@@ -40,6 +42,8 @@ LOCKED = (
     holds,
     ledger_entries,
     events,
+    webhook_endpoints,
+    webhook_deliveries,
 )
 
 #: A row's values in the order of the table's columns, but for the bucket; JSON as its text.

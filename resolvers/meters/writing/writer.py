@@ -87,11 +87,14 @@ class MeterWriter:
         observer: MeterObserver | None = None,
         *,
         max_pending: int = DEFAULT_BOUNDS.waiting_events,
+        on_events: Callable[[], None] | None = None,
     ) -> None:
+        """`on_events` is called when a group has committed that has written events."""
         self._database = database
         self._clock = clock
         self._observer = observer
         self._max_pending = max_pending
+        self._on_events = on_events
         self._pending = Pending()
         self._lanes: defaultdict[int, _Lanes] = defaultdict(self._new_lanes)
         self._closed = self._given_up = False
@@ -237,6 +240,8 @@ class MeterWriter:
                 submission.observation.steps += [("queue", submission.queued_at, began), ("group", began, ended)]
             if not submission.answer.done():
                 submission.answer.set_result(results)
+        if self._on_events is not None and any(of.known.events for of in group.meters.values()):
+            self._on_events()
         # Whatever the observer does, all are answered.
         if self._observer is not None and answered:
             self._observer.decided(

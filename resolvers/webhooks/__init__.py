@@ -1,0 +1,1 @@
+"""Webhooks: endpoints, what is sent to them, and how."""
