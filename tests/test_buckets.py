@@ -14,13 +14,14 @@ from resolvers.reading.places import locate
 from storage import ids
 from storage.engine.buckets import Buckets, bits_of
 from storage.engine.database import Database, DatabaseUnavailable, Outcome
+from storage.engine.transactions import Writer
 from storage.meters import ledger
 from storage.meters.billing_meters import MeterName, billing_meters
-from storage.meters.ledger import OverLimitPolicy
+from storage.meters.ledger import LedgerEntryKind, LedgerKey, OverLimitPolicy
 from storage.tenants import Environment
-from tests.conftest import Gateway
+from tests.conftest import Gateway, on_postgresql
 from tests.divided import ALL_OF_A_METER, OF_METERS, bucket_of, fill, one_of_each
-from tests.steps import disagreements, execute, make_customer, make_meter
+from tests.steps import disagreements, execute, make_customer, make_meter, usage_event
 
 pytestmark = pytest.mark.one_server("it divides a database of one server by itself")
 
@@ -253,3 +254,51 @@ async def test_verify_finds_what_lies_in_another_bucket(divided: Gateway) -> Non
     assert {(meter_ids[third], elsewhere), (meter_ids[fourth], elsewhere)} <= found
     assert (meter_ids[first], "usage_days has rows of it, and there is no such meter") in found
     assert {id_ for id_, _ in found} == {meter_ids[first], meter_ids[third], meter_ids[fourth]}
+
+
+@on_postgresql
+async def test_a_group_is_added_by_few_statements_of_few_texts(divided: Gateway) -> None:
+    name = next(name for name in one_of_each(divided) if bucket_of(divided, name))
+    await make_meter(divided, name, totalCredits="1000")
+    added: list[int] = []
+    divided.database.listen(
+        begun=lambda *given: added.append(given[2].count("), (") + 1) if "INTO ledger" in given[2] else None,
+        done=lambda *_: None,
+    )
+    for size in (1, 3, 7, 31, 130):
+        await divided.services.meter_writer.submit(
+            [usage_event(divided, f"{size}-{number}", 1, external_meter_id=name) for number in range(size)]
+        )
+    assert added == [1, 3, 6, 1, 24, 6, 1, 128, 2]
+
+
+@on_postgresql
+async def test_the_keys_of_one_meter_are_looked_up_one_by_one_however_many_entries_it_has(divided: Gateway) -> None:
+    name = next(name for name in one_of_each(divided) if bucket_of(divided, name))
+    meter_id = await make_meter(divided, name)
+    wanted = [LedgerKey(meter_id, LedgerEntryKind.USAGE, f"e{number}") for number in range(32)]
+
+    async def conditions(writer: Writer) -> list[str]:
+        run = writer._connection.exec_driver_sql
+        # The other meters have two entries each, and PostgreSQL knows nothing of this one's.
+        await run(
+            "INSERT INTO ledger_entries (bucket, meter_id, seq, kind, key, amount, total_credits_after,"
+            " used_credits_after, recorded_at, recorded_by, metadata)"
+            " SELECT 1, 'm' || number / 2, number, 'usage', 'e' || number, 1, 1, 1, now(), 'r', '{}'"
+            " FROM generate_series(1, 20000) AS number"
+        )
+        await run("ANALYZE ledger_entries")
+        # The plan that is kept after some runs.
+        await run("SET LOCAL plan_cache_mode = force_generic_plan")
+        await ledger.by_keys(writer, wanted)
+        found = await run(
+            "SELECT name, cardinality(parameter_types) FROM pg_prepared_statements"
+            " WHERE statement LIKE 'SELECT ledger_entries.%%' AND cardinality(parameter_types) > 32"
+        )
+        prepared, count = tuple[Any, ...](found.one())
+        rows = await run(f"EXPLAIN EXECUTE {prepared} ({', '.join(['1'] * count)})")
+        return [row[0].strip() for row in rows if "Index Cond: " in row[0]]
+
+    found = await divided.database.write(conditions, bucket=bucket_of(divided, name))
+    assert found
+    assert all("meter_id" in condition and "key" in condition for condition in found), found

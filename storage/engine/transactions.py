@@ -87,7 +87,9 @@ class Reader:
             return await self.run(lookup.by_records, keys(records))
         rows = []
         for part in _parts(records):
-            is_shared, shared, own = _shared(list(zip(*part, strict=True)))
+            # One condition on the first column would lead PostgreSQL to read, by whichever index begins with it, all
+            # rows that have the value: it expects few, until it has statistics of a meter whose rows grow many.
+            is_shared, shared, own = _shared(list(zip(*part, strict=True)), keeps_first=len(part) > 1)
             values = values_of("shared", [shared]) | values_of("own", zip(*own, strict=True))
             rows += await self.run(lookup.by_values(len(part), is_shared), values)
         return rows
@@ -222,12 +224,14 @@ class Writer(Reader):
         """Add rows to the writer's bucket of a database of several machines.
 
         Citus passes a row on to the shard that one of its parameters says; rows that a statement selects it collects
-        first. A statement adds a power of two of them, so that there are few texts to prepare.
+        first. A statement adds as many of them as the first two bits of their number say, so that there are few texts
+        to prepare, and few statements.
         """
         is_shared, shared, own = _shared(list(zip(*rows, strict=True)))
         begin = 0
         while begin < len(rows):
-            count = min(MAX_ROWS_IN_BUCKET, 1 << (len(rows) - begin).bit_length() - 1)
+            left = min(MAX_ROWS_IN_BUCKET, len(rows) - begin)
+            count = left & 3 << max(0, left.bit_length() - 2)
             text = insertion_of_values(table, is_shared, count, mark="$") + on_conflict
             values = itertools.chain.from_iterable(zip(*[column[begin : begin + count] for column in own], strict=True))
             await self._run(text, (self.bucket, *shared, *values))
@@ -338,10 +342,17 @@ class Writer(Reader):
             raise CommitWarned(str(warnings[0]))
 
 
-def _shared(columns: Sequence[Sequence[Any]]) -> tuple[tuple[bool, ...], list[Any], list[Sequence[Any]]]:
-    """Return which columns have one value in all rows, these values, and the other columns."""
+def _shared(
+    columns: Sequence[Sequence[Any]], *, keeps_first: bool = False
+) -> tuple[tuple[bool, ...], list[Any], list[Sequence[Any]]]:
+    """Return which columns have one value in all rows, these values, and the other columns.
+
+    With `keeps_first`, the first is one of the others, whatever it has.
+    """
     firsts: tuple[Any, ...] = next(zip(*columns, strict=True))
     is_shared = tuple(map(len(columns[0]).__eq__, map(countOf, columns, firsts)))
+    if keeps_first:
+        is_shared = (False, *is_shared[1:])
     return (
         is_shared,
         list(itertools.compress(firsts, is_shared)),
