@@ -4,12 +4,15 @@ Here all of them lie on one server, or in one file: what is tested is that nothi
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from resolvers.meters.record_usage import RecordUsage
+from resolvers.meters.writing.lanes import Submission
+from resolvers.meters.writing.writer import MeterWriter
 from resolvers.reading.places import locate
 from storage import ids
 from storage.engine.buckets import Buckets, bits_of
@@ -254,6 +257,45 @@ async def test_verify_finds_what_lies_in_another_bucket(divided: Gateway) -> Non
     assert {(meter_ids[third], elsewhere), (meter_ids[fourth], elsewhere)} <= found
     assert (meter_ids[first], "usage_days has rows of it, and there is no such meter") in found
     assert {id_ for id_, _ in found} == {meter_ids[first], meter_ids[third], meter_ids[fourth]}
+
+
+@pytest.mark.parametrize(("servers", "at_once"), [(("a", "a", "a", "a"), 1), (("a", "b", "a", "b"), 2)])
+async def test_a_server_has_one_group_under_way_and_the_others_gather_more(
+    own: Gateway, monkeypatch: pytest.MonkeyPatch, servers: tuple[str, ...], at_once: int
+) -> None:
+    own.database.divide(FOUR)
+    names = one_of_each(own)
+    for name in names:
+        await make_meter(own, name, totalCredits="100")
+    # It says only which groups are of one server: all are asked of the one that there is.
+    places = {bucket: (server, 1) for bucket, server in zip(FOUR.values, servers, strict=True)}
+    monkeypatch.setattr(own.database.buckets, "places", places)
+    decide, running, sizes = MeterWriter._decide, [0, 0], []
+
+    async def counted(self: MeterWriter, submissions: Sequence[Submission], **options: Any) -> list[Submission]:
+        running[0] += 1
+        running[1] = max(running)
+        sizes.append(len(submissions))
+        try:
+            return await decide(self, submissions, **options)
+        finally:
+            running[0] -= 1
+
+    monkeypatch.setattr(MeterWriter, "_decide", counted)
+    events = [usage_event(own, f"e{number}", 1, external_meter_id=name) for number in range(5) for name in names]
+    await asyncio.gather(*[own.services.meter_writer.submit([event]) for event in events])
+    assert running[1] == at_once
+    assert sizes == [5] * 4
+
+
+async def test_a_group_that_does_not_end_keeps_the_other_buckets_of_its_server_back_for_a_moment_only(
+    divided: Gateway,
+) -> None:
+    writer = divided.services.meter_writer
+    name, *_ = one_of_each(divided)
+    await make_meter(divided, name, totalCredits="100")
+    async with asyncio.timeout(5), writer._crossings[None].passed():
+        await writer.submit([usage_event(divided, "e", 1, external_meter_id=name)])
 
 
 @on_postgresql

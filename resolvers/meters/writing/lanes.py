@@ -5,7 +5,8 @@ Organizations take turns, so that no one of them makes the others wait for all t
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 
@@ -17,6 +18,9 @@ from storage.meters.ledger import LedgerEntryRow
 
 #: How many commands one transaction decides; one submission may be larger, and then has it alone.
 MAX_IN_GROUP = 1_000
+
+#: How long a lane waits, at most, for a group of another one, in seconds: a server may have stopped without a word.
+CROSSING_SECONDS = 0.5
 
 Result = Decision | Refusal
 
@@ -31,6 +35,8 @@ class Submission:
     queued_at: int
     #: Where the meters of all its commands lie.
     bucket: int = 0
+    #: The server where that bucket lies, if there are several.
+    server: object = None
     #: What was written of them by attempts whose COMMIT was not answered: found again, it is no replay.
     tried: list[LedgerEntryRow] = field(default_factory=list)
 
@@ -62,11 +68,40 @@ class Pending:
             del self.of_org[org_id]
 
 
-class Lane:
-    """A queue of submissions, and the task that takes one group after the other from it."""
+class Crossing:
+    """What the lanes of one server share: one of them at a time has a group under way, and the others' gather more."""
 
-    def __init__(self, answer: Callable[[list[Submission]], Awaitable[None]], pending: Pending) -> None:
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def passed(self) -> AsyncIterator[None]:
+        """Wait until no other lane has a group under way, but not for long; keep the others back meanwhile."""
+        has_it = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CROSSING_SECONDS):
+                has_it = await self._lock.acquire()
+        try:
+            yield
+        finally:
+            if has_it:
+                self._lock.release()
+
+
+class Lane:
+    """A queue of submissions, and the task that takes one group after the other from it.
+
+    `crossing` returns what is held while a group of this submission's server is under way.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[list[Submission]], Awaitable[None]],
+        pending: Pending,
+        crossing: Callable[[Submission], AbstractAsyncContextManager[None]],
+    ) -> None:
         self._answer = answer
+        self._crossing = crossing
         # By organization, each in the order of arrival; those with nothing to do are left out.
         self._queue: dict[str, deque[Submission]] = {}
         self._pending = pending
@@ -83,7 +118,10 @@ class Lane:
     async def _run(self) -> None:
         try:
             while self._queue:
-                await self._answer(self.take())
+                async with self._crossing(next(iter(self._queue.values()))[0]):
+                    # More has come meanwhile, or all was given up.
+                    if group := self.take():
+                        await self._answer(group)
         finally:
             self.running = None
 

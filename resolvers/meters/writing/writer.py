@@ -9,14 +9,15 @@ answer after the commit.
 
 On PostgreSQL a meter may be locked by another gateway, which may have been stopped, or by a human. The first lane skips
 such meters, and their commands wait in the second lane, so that they hold up nobody else's. Each bucket of a database
-has two lanes of its own.
+has two lanes of its own. The first ones of a server have one group at a time under way there, so that groups are as
+large as they would be in fewer buckets; the second ones, which may wait for a lock, keep nobody back.
 """
 
 import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from time import perf_counter_ns
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 from resolvers.bounds import DEFAULT_BOUNDS
 from resolvers.errors import Unavailable
 from resolvers.meters.writing.group import Group, LockedMeter, look_up, write
-from resolvers.meters.writing.lanes import Lane, Pending, Result, Submission
+from resolvers.meters.writing.lanes import Crossing, Lane, Pending, Result, Submission
 from resolvers.observation import current
 from resolvers.rules.commands import Command, Decision
 from storage.engine.database import Database, DatabaseUnavailable, LockTimeout, Outcome
@@ -97,6 +98,7 @@ class MeterWriter:
         self._on_events = on_events
         self._pending = Pending()
         self._lanes: defaultdict[int, _Lanes] = defaultdict(self._new_lanes)
+        self._crossings: defaultdict[object, Crossing] = defaultdict(Crossing)
         self._closed = self._given_up = False
         self._ids: dict[MeterName, str] = {}
 
@@ -140,7 +142,10 @@ class MeterWriter:
         by_bucket: dict[int, list[Command]] = {}
         for command in commands:
             by_bucket.setdefault(buckets.of_names(command.meter), []).append(command)
-        return [Submission(some, observation, loop.create_future(), now, bucket) for bucket, some in by_bucket.items()]
+        return [
+            Submission(some, observation, loop.create_future(), now, bucket, buckets.places.get(bucket))
+            for bucket, some in by_bucket.items()
+        ]
 
     async def _together(self, commands: Sequence[Command], submissions: Sequence[Submission]) -> list[Result]:
         """Return the results of all submissions, in the order of the commands. Raises `Unavailable`."""
@@ -161,7 +166,10 @@ class MeterWriter:
         return [next(results[self._database.buckets.of_names(command.meter)]) for command in commands]
 
     def _new_lanes(self) -> _Lanes:
-        return _Lanes(Lane(self._answer_first, self._pending), Lane(self._answer_second, self._pending))
+        return _Lanes(
+            Lane(self._answer_first, self._pending, lambda submission: self._crossings[submission.server].passed()),
+            Lane(self._answer_second, self._pending, lambda _: nullcontext()),
+        )
 
     @property
     def _all_lanes(self) -> list[Lane]:
