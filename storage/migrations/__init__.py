@@ -1,6 +1,8 @@
 """The schema's history, and how a database is brought to its end.
 
 A migration only goes forward, and leaves the release before it working, so that gateways can be replaced one by one.
+On a database of several servers Citus changes each server's part of a table; a table that is new there, a migration
+distributes by its bucket, beside the meters, or puts on every server, as `storage.maintenance.distribution` does.
 """
 
 from functools import cache
@@ -56,6 +58,9 @@ def _upgrade(connection: Connection) -> None:
     _wait_for_others(connection)
     if not _heads(connection) <= _known():
         raise NewerSchema
+    if connection.dialect.name == "postgresql":
+        # Citus refuses to change what is on every server after what is of meters, unless it goes to one at a time.
+        connection.execute(text(ONE_BY_ONE))
     configuration = config()
     configuration.attributes["connection"] = connection
     command.upgrade(configuration, "head")

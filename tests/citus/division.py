@@ -1,8 +1,10 @@
 """On Citus: a database is divided, empty or filled, and served by gateways that know where its buckets lie."""
 
 import re
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -10,13 +12,14 @@ import pytest
 from sqlalchemy import select, text
 
 from storage import migrations
+from storage.engine.database import Database
 from storage.engine.transactions import Writer
 from storage.maintenance import distribution
 from storage.maintenance.distribution import CannotDistribute, distribute
 from storage.meters import ledger
 from storage.meters.billing_meters import billing_meters, lock
 from storage.meters.ledger import LedgerEntryKind, LedgerKey
-from tests.citus.cluster import divided, machines
+from tests.citus.cluster import asked, divided, machines
 from tests.conftest import Gateway, gateway_on
 from tests.divided import (
     ALL_OF_A_METER,
@@ -30,6 +33,22 @@ from tests.divided import (
     seen,
 )
 from tests.steps import disagreements, execute, make_customer, make_meter, must, opened, rows_of
+
+#: A revision of a later release, after those that there are: what is of meters first, then what is on every server.
+LATER = """from alembic import op
+
+revision = "later"
+down_revision = "{}"
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE billing_meters ADD COLUMN later TEXT")
+    op.execute("ALTER TABLE ledger_entries ADD COLUMN later BIGINT NOT NULL DEFAULT 7")
+    op.execute("UPDATE billing_meters SET later = id")
+    op.create_index("later_idx", "billing_meters", ["org_id", "later"])
+    op.execute("ALTER TABLE customers ADD COLUMN later TEXT")
+    op.execute("UPDATE customers SET later = id")
+"""
 
 BATCH = "mutation ($input: [RecordUsageInput!]!) { recordUsageBatch(input: $input) { __typename } }"
 
@@ -270,6 +289,47 @@ async def test_another_number_of_buckets_is_refused(url: str) -> None:
     with pytest.raises(CannotDistribute) as refused:
         await divided(url, 8)
     assert str(refused.value) == "the database is divided into 4 buckets already."
+
+
+async def test_a_later_revision_changes_all_tables_while_a_gateway_of_this_release_serves(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await divided(url)
+    async with gateway_on(url) as shared:
+        gateway = await shared.for_new_organization()
+        names = one_of_each(gateway)
+        customer_id = await make_customer(gateway)
+        for name in names:
+            await fill(gateway, name, customerId=customer_id)
+        before = await seen(gateway, names)
+        (head,) = migrations._newest()
+        folder = shutil.copytree(migrations._HERE, tmp_path / "migrations")
+        (folder / "versions" / "later.py").write_text(LATER.format(head), encoding="utf-8")
+        later = Database(url)
+        # As the code of that release has it.
+        with monkeypatch.context() as patched:
+            patched.setattr(migrations, "_HERE", folder)
+            migrations._newest.cache_clear()
+            migrations._known.cache_clear()
+            try:
+                await migrations.upgrade(later)
+                assert await migrations.is_current(later)
+            finally:
+                migrations._newest.cache_clear()
+                migrations._known.cache_clear()
+        await later.close()
+        for place in await machines():
+            assert [tuple(row) for row in await asked(place, url, "SELECT later FROM customers")] == [(customer_id,)]
+            meters = await asked(place, url, "SELECT id = later AS is_filled FROM billing_meters")
+            assert [row["is_filled"] for row in meters] == [True] * len(names)
+            defaults = await asked(place, url, "SELECT DISTINCT later FROM ledger_entries")
+            assert [row["later"] for row in defaults] == [7]
+        assert await seen(gateway, names) == before
+        assert await migrations.may_serve(gateway.database)
+        for name in names:
+            await must(gateway, "recordUsage", externalMeterId=name, eventId="after", amount="1")
+        await make_meter(gateway, "new", customerId=await make_customer(gateway, "new@example.com"))
+        assert await disagreements(gateway.database, now=gateway.clock()) == []
 
 
 async def test_the_memory_of_a_servers_process_is_flat_over_100_000_statements(url: str) -> None:
