@@ -20,7 +20,9 @@ BillingError
 │   ├── TooManyHolds
 │   ├── WebhookEndpointNotFound
 │   ├── TooManyWebhookEndpoints
-│   └── EventNotFound
+│   ├── EventNotFound
+│   ├── AutoRefillNotFound
+│   └── AutoRefillNotOpen
 └── Fault: the request itself is at fault, or cannot be served now; a top-level error
     ├── Unauthenticated
     ├── Forbidden
@@ -35,6 +37,7 @@ limit. How each is shown to a client is decided elsewhere: in `schema/errors.py`
 from typing import ClassVar
 
 from storage.engine.database import Outcome
+from storage.meters.auto_refills import AutoRefillRequestRow
 from storage.meters.billing_meters import BillingMeterRow
 from storage.meters.credit_grants import CreditGrantRow
 from storage.meters.holds import HoldRow
@@ -243,6 +246,25 @@ class EventNotFound(Refusal):
 
     def __init__(self) -> None:
         super().__init__("There is no event of this id that the endpoint may get.")
+
+
+class AutoRefillNotFound(Refusal):
+    """The meter has no automatic refill, or there is no request of this id that the caller may see."""
+
+    code = "AUTO_REFILL_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such automatic refill, or no request of this id.")
+
+
+class AutoRefillNotOpen(Refusal):
+    """The request has been fulfilled."""
+
+    code = "AUTO_REFILL_NOT_OPEN"
+
+    def __init__(self, request: AutoRefillRequestRow) -> None:
+        super().__init__("The request has been fulfilled, and cannot fail any more.")
+        self.request = request
 
 
 class Fault(BillingError):

@@ -7,7 +7,7 @@ from strawberry import enum_value
 
 from resolvers import actor
 from storage import tenants
-from storage.meters import credit_grants, events, holds, ledger, webhook_deliveries
+from storage.meters import auto_refills, credit_grants, events, holds, ledger, webhook_deliveries
 
 
 @strawberry.enum(description="Which of an organization's two separate worlds something belongs to. Nothing crosses it.")
@@ -192,6 +192,45 @@ class WebhookDeliveryState(Enum):
     )
 
 
+@strawberry.enum(description="How much an automatic refill asks for.")
+class AutoRefillMode(Enum):
+    """See `auto_refills.AutoRefillMode`."""
+
+    TARGET = enum_value(
+        auto_refills.AutoRefillMode.TARGET, description="What is missing to `amount` unspent credits, at least `below`."
+    )
+    FIXED = enum_value(
+        auto_refills.AutoRefillMode.FIXED, description="As many times `amount` as it takes to reach `below`."
+    )
+
+
+@strawberry.enum(description="What an automatic refill is doing.")
+class AutoRefillState(Enum):
+    """See `resolvers.rules.auto_refills`."""
+
+    IDLE = enum_value("idle", description="No request is open.")
+    REQUESTED = enum_value("requested", description="A request is open.")
+    SUSPENDED = enum_value(
+        "suspended", description="Too many requests in a row have failed; it asks for nothing until it is resumed."
+    )
+
+
+@strawberry.enum(description="What has become of a request for credits.")
+class AutoRefillRequestState(Enum):
+    """See `auto_refills.AutoRefillRequestState`."""
+
+    OPEN = enum_value(auto_refills.AutoRefillRequestState.OPEN, description="It waits for its refill.")
+    FULFILLED = enum_value(
+        auto_refills.AutoRefillRequestState.FULFILLED, description="The credits were added under its id."
+    )
+    FAILED = enum_value(
+        auto_refills.AutoRefillRequestState.FAILED, description="It was said that it cannot be fulfilled."
+    )
+    EXPIRED = enum_value(
+        auto_refills.AutoRefillRequestState.EXPIRED, description="It ended, and nothing was said of it."
+    )
+
+
 @strawberry.enum(description="Which rule refused a mutation.")
 class ErrorCode(Enum):
     """See `resolvers.errors`."""
@@ -232,4 +271,10 @@ class ErrorCode(Enum):
     )
     EVENT_NOT_FOUND = enum_value(
         "EVENT_NOT_FOUND", description="There is no event of this id that the endpoint may get."
+    )
+    AUTO_REFILL_NOT_FOUND = enum_value(
+        "AUTO_REFILL_NOT_FOUND", description="The meter has no automatic refill, or there is no request of this id."
+    )
+    AUTO_REFILL_NOT_OPEN = enum_value(
+        "AUTO_REFILL_NOT_OPEN", description="The request of an automatic refill has been fulfilled."
     )

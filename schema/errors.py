@@ -17,6 +17,7 @@ from schema.info import Info
 from schema.scalars import BigInt
 
 if TYPE_CHECKING:
+    from schema.meters.auto_refills import AutoRefillRequest
     from schema.meters.billing_meters import BillingMeter
     from schema.meters.credit_grants import CreditGrant
     from schema.meters.holds import Hold
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _MeterType = Annotated["BillingMeter", strawberry.lazy("schema.meters.billing_meters")]
 _GrantType = Annotated["CreditGrant", strawberry.lazy("schema.meters.credit_grants")]
 _HoldType = Annotated["Hold", strawberry.lazy("schema.meters.holds")]
+_RequestType = Annotated["AutoRefillRequest", strawberry.lazy("schema.meters.auto_refills")]
 _EntryType = Annotated["LedgerEntry", strawberry.lazy("schema.meters.ledger")]
 
 
@@ -176,6 +178,18 @@ class EventNotFound(UserError):
     """See `resolvers.errors.EventNotFound`."""
 
 
+@strawberry.type(description="The meter has no automatic refill, or there is no request of this id.")
+class AutoRefillNotFound(UserError):
+    """See `resolvers.errors.AutoRefillNotFound`."""
+
+
+@strawberry.type(description="The request of an automatic refill has been fulfilled, and cannot fail any more.")
+class AutoRefillNotOpen(UserError):
+    """See `resolvers.errors.AutoRefillNotOpen`."""
+
+    request: _RequestType = strawberry.field(description="The request, with the refill that fulfilled it.")
+
+
 def _facts(refusal: domain.Refusal, _actor: Actor) -> dict[str, Any]:
     return {"code": ErrorCode(refusal.code), "message": refusal.message}
 
@@ -234,6 +248,11 @@ _TABLE: dict[type[domain.Refusal], tuple[type[UserError], Callable[[Any, Actor],
         lambda refusal, actor: _facts(refusal, actor) | {"max": refusal.max},
     ),
     domain.EventNotFound: (EventNotFound, _facts),
+    domain.AutoRefillNotFound: (AutoRefillNotFound, _facts),
+    domain.AutoRefillNotOpen: (
+        AutoRefillNotOpen,
+        lambda refusal, actor: _facts(refusal, actor) | {"request": refusal.request},
+    ),
 }
 
 

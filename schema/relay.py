@@ -216,7 +216,12 @@ def _id_of(name: str, cursor: str | None, prefix: str) -> str | None:
 
 
 #: The lists of a meter, by the prefixes of their ids.
-_LISTS = {ids.LEDGER_ENTRY: "ledger", ids.CREDIT_GRANT: "credit grants", ids.HOLD: "holds"}
+_LISTS = {
+    ids.LEDGER_ENTRY: "ledger",
+    ids.CREDIT_GRANT: "credit grants",
+    ids.HOLD: "holds",
+    ids.AUTO_REFILL_REQUEST: "requests",
+}
 
 
 def seq_of(cursor_id: str | None, prefix: str, meter_id: str) -> int | None:

@@ -19,6 +19,7 @@ from schema.engine.execution.resolving import DIRECT
 from schema.engine.limits.sizes import given_length, records
 from schema.errors import EXCEPTION_HANDLERS, UserError
 from schema.info import Info
+from schema.meters.auto_refills import AutoRefillMutation, AutoRefillRequest
 from schema.meters.billing_meter_mutations import BillingMeterMutation
 from schema.meters.billing_meters import BillingMeter, BillingMeterQuery
 from schema.meters.credit_grants import CreditGrant, CreditGrantMutation
@@ -41,7 +42,7 @@ class NodeQuery:
     """The queries of objects by their ids alone."""
 
     @strawberry.field(
-        description="The customer, billing meter, ledger entry, credit grant, hold or event of this id, or null.",
+        description="The object of this id, of whatever type that is a `Node`; null: there is none.",
         metadata=DIRECT,
     )
     async def node(
@@ -88,6 +89,7 @@ async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
         (ids.CREDIT_GRANT, lambda: loaders.credit_grant_by_id, CreditGrant),
         (ids.HOLD, lambda: loaders.hold_by_id, Hold),
         (ids.EVENT, lambda: loaders.event_by_id, Event),
+        (ids.AUTO_REFILL_REQUEST, lambda: loaders.auto_refill_request_by_id, AutoRefillRequest),
     )
     for prefix, numbered, type_ in of_numbers:
         parse = ids.parse_event_id if prefix == ids.EVENT else partial(ids.parse_numbered_id, prefix=prefix)
@@ -119,6 +121,7 @@ class Mutation(
     HoldMutation,
     WebhookMutation,
     SendingMutation,
+    AutoRefillMutation,
 ):
     """The root of mutations."""
 

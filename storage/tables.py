@@ -8,6 +8,7 @@ from storage.api_keys import api_keys
 from storage.customers import customers
 from storage.engine.types import metadata
 from storage.idempotency_keys import idempotency_keys
+from storage.meters.auto_refills import auto_refill_requests, auto_refills
 from storage.meters.billing_meters import billing_meters
 from storage.meters.credit_grants import credit_grants
 from storage.meters.events import events
@@ -28,6 +29,8 @@ TABLES = (
     usage_days,
     credit_grants,
     holds,
+    auto_refills,
+    auto_refill_requests,
     ledger_entries,
     events,
     webhook_endpoints,

@@ -44,6 +44,8 @@ DEMO = {
     "events": 26,
     "webhook_endpoints": 0,
     "webhook_deliveries": 0,
+    "auto_refills": 0,
+    "auto_refill_requests": 0,
 }
 
 GREATEST = 2**63 - 1
@@ -215,6 +217,8 @@ async def test_extreme_values_arrive_as_they_are(
         "events": 0,
         "webhook_endpoints": 0,
         "webhook_deliveries": 0,
+        "auto_refills": 0,
+        "auto_refill_requests": 0,
     }
 
 

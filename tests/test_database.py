@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from storage.engine.database import ATTEMPTS, Database, DatabaseUnavailable, Out
 from storage.engine.pages import Page
 from storage.engine.transactions import Reader, Writer
 from storage.maintenance import audit
-from storage.meters import billing_meters, credit_grants, holds, ledger, usage
+from storage.meters import auto_refills, billing_meters, credit_grants, holds, ledger, usage
+from storage.meters.auto_refills import AutoRefillMode, AutoRefillRequestRow, AutoRefillRequestState, AutoRefillRow
 from storage.meters.billing_meters import BillingMeterRow, MeterFilter, MeterName
 from storage.meters.billing_meters import billing_meters as meters_table
 from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow, CreditGrantState, GrantFilter
@@ -123,16 +124,21 @@ def test_tables_has_the_table_of_every_feature_after_those_that_it_refers_to() -
         for file in Path(importlib.import_module(room).__file__ or "").parent.glob("*.py"):
             importlib.import_module(f"{room}.{file.stem}")
     assert set(TABLES) == set(metadata.tables.values())
-    assert len(TABLES) == len(set(TABLES)) == 9
+    assert len(TABLES) == len(set(TABLES)) == 11
     for place, table in enumerate(TABLES):
         assert {key.column.table for key in table.foreign_keys} <= set(TABLES[:place])
 
+
+#: What is partitioned on PostgreSQL.
+PARTITIONED = ("usage_days", "ledger_entries", "credit_grants", "holds", "events", "auto_refill_requests")
 
 #: Takes the tables and columns away that came later than what a test migrates from.
 AS_BEFORE_GRANTS = (
     "DROP TABLE credit_grants",
     "DROP TABLE holds",
     "DROP TABLE events",
+    "DROP TABLE auto_refill_requests",
+    "DROP TABLE auto_refills",
     "DROP INDEX billing_meters_next_due_at_idx",
     *(
         f"ALTER TABLE {table} DROP COLUMN {column}"
@@ -153,10 +159,7 @@ class TestMigrations:
         def differences(connection: Connection) -> list[Any]:
             def is_ours(_item: object, name: str | None, kind: str, _reflected: object, _other: object) -> bool:
                 # PostgreSQL's partitions are tables of their own there.
-                return (
-                    kind != "table"
-                    or re.fullmatch(r"(usage_days|ledger_entries|credit_grants|holds|events)_\d", name or "") is None
-                )
+                return kind != "table" or re.fullmatch(rf"({'|'.join(PARTITIONED)})_\d", name or "") is None
 
             options = {"compare_type": True, "compare_server_default": True, "include_object": is_ours}
             context = MigrationContext.configure(connection, opts=options)
@@ -165,8 +168,7 @@ class TestMigrations:
         async with database.read() as reader:
             assert await reader.run_sync(differences) == []
             tables = await reader.run_sync(lambda connection: set(inspect(connection).get_table_names()))
-        partitioned = ("usage_days", "ledger_entries", "credit_grants", "holds", "events")
-        partitions = {f"{name}_{number}" for name in partitioned for number in range(8)}
+        partitions = {f"{name}_{number}" for name in PARTITIONED for number in range(8)}
         expected = {*metadata.tables, "alembic_version"}
         assert tables == (expected | partitions if database.dialect == "postgresql" else expected)
 
@@ -273,6 +275,7 @@ class TestMigrations:
                 ),
             )
         assert [tuple(row) for row in partitioned] == [
+            ("auto_refill_requests", "HASH (meter_id)", 8),
             ("credit_grants", "HASH (meter_id)", 8),
             ("events", "HASH (owner_id)", 8),
             ("holds", "HASH (meter_id)", 8),
@@ -706,10 +709,12 @@ async def filled(
     await migrations.upgrade(database)
     if dialect == "postgresql":
         digits, day, no = "lpad(to_hex({}), 24, '0')", "DATE '2026-01-01' + n % 10", "FALSE"
+        yes = "TRUE"
         moment = "TIMESTAMPTZ '2026-01-01 00:00:00Z' + n * INTERVAL '1 minute'"
         numbers = "generate_series(0, {}) AS n"
     else:
         digits, day, no = "printf('%024x', {})", "date('2026-01-01', (n % 10) || ' days')", "0"
+        yes = "1"
         moment = "strftime('%Y-%m-%dT%H:%M:%S+00:00', '2026-01-01', n || ' minutes')"
         numbers = "(WITH RECURSIVE e(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM e WHERE n < {}) SELECT n FROM e)"
     # One customer and meter of ten is the tenant's.
@@ -738,6 +743,11 @@ async def filled(
         f"holds SELECT 'mtr_' || {part}, n % 200 + 1, 'h' || (n % 200), 1, 1, 60,"
         f" CASE n % 200 WHEN 0 THEN 'open' ELSE 'released' END, NULL, {moment}, {moment}, NULL, '[]', '{{}}',"
         " 0": GRANTS,
+        # Of its two hundred requests the newest is open, and every second other one has failed.
+        f"auto_refills SELECT 'mtr_' || {number}, {yes}, 'target', 1, 1, 1, 1, 60, 0, 60, 1, 0, NULL, {no}, 200, {no},"
+        " 0": METERS,
+        f"auto_refill_requests SELECT 'mtr_' || {part}, n % 200 + 1, 1, CASE WHEN n % 200 = 199 THEN 'open' WHEN n % 2"
+        f" = 0 THEN 'failed' ELSE 'fulfilled' END, {moment}, {moment}, NULL, NULL, NULL, NULL, 0": GRANTS,
     }
 
     async def fill(writer: Writer) -> None:
@@ -918,6 +928,52 @@ LOOKUPS |= {
         ["meter_id", "seq"],
     ),
 }
+#: When the newest request of each meter was made.
+ENDS = {
+    meter_id: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=200 * int(meter_id[4:], 16) + 199)
+    for meter_id in METER_IDS
+}
+REQUEST_PAGES: dict[str, tuple[Page, int]] = {
+    "first page": (Page(25), 3 * 26),
+    "later page": (Page(25, older_than=100), 3 * 26),
+    "last page": (Page(25, newer_than=190, backward=True), 3 * 10),
+}
+LOOKUPS |= {
+    "automatic refills": (lambda db: auto_refills.by_meters(db, METER_IDS), 3, "auto_refills", ["meter_id"]),
+    # Of the last thirty-one minutes.
+    "requests that count": (
+        lambda db: auto_refills.counted(db, {id_: ENDS[id_] - timedelta(minutes=31) for id_ in METER_IDS}),
+        3 * 16,
+        "auto_refill_requests",
+        ["meter_id", "requested_at"],
+    ),
+    "requests by numbers": (
+        lambda db: auto_refills.by_numbers(db, SEQS),
+        3,
+        "auto_refill_requests",
+        ["meter_id", "number"],
+    ),
+    "changed automatic refills": (
+        lambda db: nothing(auto_refills.update_auto_refills(db, [refill_of(meter_id) for meter_id in METER_IDS])),
+        0,
+        "auto_refills",
+        ["meter_id"],
+    ),
+    "changed requests": (
+        lambda db: nothing(auto_refills.update_requests(db, [request_of(meter_id) for meter_id in METER_IDS])),
+        0,
+        "auto_refill_requests",
+        ["meter_id", "number"],
+    ),
+} | {
+    f"requests, {name}": (
+        partial(auto_refills.pages_by_meters, meter_ids=METER_IDS, page=page),
+        found,
+        "auto_refill_requests",
+        ["meter_id"],
+    )
+    for name, (page, found) in REQUEST_PAGES.items()
+}
 for list_name, (of_page, of_grants, grants_found, by_columns) in GRANT_PAGES.items():
     LOOKUPS[f"grants, {list_name}"] = (
         partial(credit_grants.pages_by_meters, moments=dict.fromkeys(METER_IDS, LATER), page=of_page, wanted=of_grants),
@@ -1057,6 +1113,16 @@ def hold_of(meter_id: str) -> HoldRow:
     return HoldRow(meter_id, 2, "h1", 1, 1, 60, HoldState.RELEASED, None, NOW, NOW, NOW, [], {})
 
 
+def refill_of(meter_id: str) -> AutoRefillRow:
+    """Return the automatic refill of the meter."""
+    return AutoRefillRow(meter_id, bool(meter_id), AutoRefillMode.TARGET, 1, 1, 1, 1, 60, 0, 60, 1, last_request=200)
+
+
+def request_of(meter_id: str) -> AutoRefillRequestRow:
+    """Return a request of the meter."""
+    return AutoRefillRequestRow(meter_id, 3, 1, AutoRefillRequestState.FAILED, NOW, NOW, NOW, "x", "key", None)
+
+
 def used(meter_id: str, seq: int) -> LedgerEntryRow:
     """Return the entry of a debit of one credit."""
     kind, day, policy = LedgerEntryKind.USAGE, NOW.date(), OverLimitPolicy.REJECT
@@ -1173,7 +1239,9 @@ class TestPlans:
             scanned = [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"]
             assert scans
         else:
-            conditions = [step for step in plan if re.match(rf"SEARCH ({table}|on_page|of_customer) USING ", step)]
+            conditions = [
+                step for step in plan if re.match(rf"SEARCH ({table}|on_page|of_customer|counted) USING ", step)
+            ]
             scanned = [step for step in plan if step.split()[0] == "SCAN" and step.split()[1] in metadata.tables]
         assert scanned == []
         wanted = [re.compile(rf"\b{column}\b") for column in columns]

@@ -171,7 +171,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     ),
     "a field has another type": (with_other_text("  viewer: Viewer!", "  viewer: Customer!"), "breaking"),
     "an input field became required": (
-        with_other_text('  amount: BigInt!\n\n  """What', '  amount: BigInt\n\n  """What'),
+        with_other_text('  amount: BigInt!\n\n  """What was', '  amount: BigInt\n\n  """What was'),
         "breaking",
     ),
     "a required input field is new": (without("RecordUsageInput", "eventId"), "breaking"),

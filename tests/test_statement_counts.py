@@ -4,6 +4,7 @@ import pytest
 
 from tests.conftest import Gateway
 from tests.credit_walks import Walk
+from tests.refill_walks import SETTINGS, RefillWalk
 from tests.steps import hold, make_customer, make_grant, make_meter, must
 
 pytestmark = pytest.mark.one_server("it counts statements or reads their text, and in a bucket there are others")
@@ -105,6 +106,47 @@ async def test_a_command_takes_a_fixed_number_of_statements(
     assert len(statements) == count, "\n".join(statements)
 
 
+@pytest.mark.parametrize(
+    ("step", "count"),
+    [
+        # Beside what it takes anyway: the automatic refill, and the requests that count.
+        ("use e 1", 5 + 2),
+        ("refill 1", 4 + 2),
+        ("overages on", 5 + 2),
+        # One that asks adds the request and its event, and changes the refill.
+        ("use e 95", 5 + 2 + 3),
+    ],
+)
+async def test_with_an_automatic_refill_a_command_takes_two_statements_more(
+    gateway: Gateway, step: str, count: int
+) -> None:
+    walk = RefillWalk(gateway)
+    await walk.begin()
+    await gateway.data("{ viewer { orgId } }")
+    with gateway.statements() as statements:
+        await walk.send(step)
+    assert len(statements) == count, "\n".join(statements)
+
+
+async def test_what_becomes_of_a_request_takes_a_fixed_number_of_statements(gateway: Gateway) -> None:
+    walk = RefillWalk(gateway)
+    await walk.begin(cooldownSeconds=60)
+    await walk.use(95)
+    await gateway.data("{ viewer { orgId } }")
+    with gateway.statements() as statements:
+        await walk.fail(1)
+    # The meter that the id names is found before; then the lock, what the key has done, the two, and what is written:
+    # the meter, the refill, the request and the event.
+    assert len(statements) == 1 + 2 + 2 + 4, "\n".join(statements)
+    with gateway.statements() as statements:
+        await walk.refill(1, 45)
+    # The newest request is known with the refill, and the entry is added.
+    assert len(statements) == 2 + 2 + 5, "\n".join(statements)
+    with gateway.statements() as statements:
+        await walk.set(below="5", amount="40")
+    assert len(statements) == 1 + 2 + 1, "\n".join(statements)
+
+
 #: What is read of meters: the selection, and how many statements it takes beside that which reads the meters.
 READS = {
     "heldCredits pinnedCredits maxOpenHolds availableCredits": 0,
@@ -118,6 +160,9 @@ READS = {
     "ledger(first: 5) { nodes { creditGrant { id } } }": 3,
     "ledger(first: 5) { nodes { hold { id } } }": 3,
     "ledger(first: 5) { nodes { draws { creditGrant { id } } creditGrant { id } hold { id } } }": 5,
+    "autoRefill { state requestedAmount }": 2,
+    "autoRefill { requests { nodes { id state failure } } }": 4,
+    "autoRefill { requests { nodes { entry { id } billingMeter { id } } } }": 6,
     "creditGrants { nodes { id } } burnDown { openCredits } holds { nodes { id } }": 6,
 }
 
@@ -130,6 +175,12 @@ async def test_grants_and_holds_of_many_meters_take_as_many_statements_as_of_one
     for number in range(meters):
         walk = Walk(gateway, name=f"m{number}")
         await walk.take("meter 100; grant a 10 p1; grant b 10 p2; use e 15; hold h 5; hold g 5; commit h 3")
+        if "autoRefill" in selection:
+            refilled = RefillWalk(gateway, name=f"m{number}")
+            refilled.meter_id = walk.meter_id
+            await refilled.set(**SETTINGS | {"below": "200", "amount": "250"})
+            await refilled.refill(1, 148)
+            await refilled.set(below="250")
     query = f"{{ billingMeters(first: 4) {{ nodes {{ id {selection} }} }} }}"
     with gateway.statements() as statements:
         data = await gateway.data(query)

@@ -1,4 +1,4 @@
-"""Refilling a meter: credits added to its total."""
+"""Refilling a meter: credits added to its total, perhaps as its automatic refill has asked for."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,8 +8,11 @@ from resolvers.actor import Scope
 from resolvers.context import Context
 from resolvers.errors import AmountOutOfRange, IdempotencyConflict, InvalidInput
 from resolvers.meters.names import meter_name
+from resolvers.rules.auto_refills import fulfil
 from resolvers.rules.commands import GATEWAY_KEY, Decision, Known, after, gateway_key, is_gateway_key, newest_entry
 from resolvers.values import KEY_LENGTH, MAX_AMOUNT, check_text
+from storage import ids
+from storage.meters.auto_refills import AutoRefillRequestRow
 from storage.meters.billing_meters import BillingMeterRow, MeterName
 from storage.meters.ledger import LedgerEntryKind
 
@@ -17,7 +20,10 @@ _REFILL = LedgerEntryKind.REFILL
 
 
 class Refill(NamedTuple):
-    """Credits to add to a meter's total. `amount` None: the meter is looked at, and stays as it is."""
+    """Credits to add to a meter's total. `amount` None: the meter is looked at, and stays as it is.
+
+    Where the key is the id of a request of the meter's automatic refill, they fulfil it, whatever has become of it.
+    """
 
     meter: MeterName
     amount: int | None
@@ -30,7 +36,11 @@ class Refill(NamedTuple):
         return () if self.amount is None else ((_REFILL, self.key),)
 
     def decide(self, meter: BillingMeterRow, known: Known, now: datetime) -> Decision:
-        """Add the credits. Raises `IdempotencyConflict` and `AmountOutOfRange`, in this order."""
+        """Add the credits.
+
+        Raises `InvalidInput` for the id of a request that the meter never made, `IdempotencyConflict`, also for another
+        amount than the request's, and `AmountOutOfRange`, in this order.
+        """
         if self.amount is None:
             return Decision(meter, None)
         earlier = known.entries.get((_REFILL, self.key))
@@ -38,13 +48,28 @@ class Refill(NamedTuple):
             if earlier.amount != self.amount:
                 raise IdempotencyConflict(self.key, entry=earlier)
             return Decision(meter, earlier, replayed=True)
+        request = self._request(meter, known)
+        if request is not None and request.amount != self.amount:
+            raise IdempotencyConflict(self.key)
         if meter.total_credits + self.amount > MAX_AMOUNT:
             raise AmountOutOfRange("total")
         meter = after(meter, now, total_credits=meter.total_credits + self.amount)
         if known.credits is not None:
             known.credits.refill(self.amount)
         entry = newest_entry(meter, _REFILL, amount=self.amount, recorded_by=self.recorded_by, key=self.key)
+        if request is not None and known.refills is not None:
+            known.events += fulfil(meter, known.refills, request, now)
         return Decision(meter, entry)
+
+    def _request(self, meter: BillingMeterRow, known: Known) -> AutoRefillRequestRow | None:
+        """Return the request that the key names; None: it has not the form of one. Raises `InvalidInput`."""
+        place = ids.parse_numbered_id(self.key, ids.AUTO_REFILL_REQUEST)
+        if place is None:
+            return None
+        request = known.refills.requests.get(place[1]) if known.refills is not None and place[0] == meter.id else None
+        if request is None:
+            raise InvalidInput("idempotencyKey", "is the id of a request that this meter never made.")
+        return request
 
 
 async def refill_billing_meter(
@@ -57,7 +82,8 @@ async def refill_billing_meter(
 ) -> Decision:
     """Add credits to a meter's total; without a `refill`, return the meter unchanged.
 
-    Under an idempotency key the first refill is replayed, for ever.
+    Under an idempotency key the first refill is replayed, for ever. One that is the id of a request of the meter's
+    automatic refill fulfils it.
 
     Raises `InvalidInput`, `Forbidden`, `BillingMeterNotFound`, `IdempotencyConflict` and `AmountOutOfRange`, in this
     order.

@@ -1,53 +1,38 @@
 """What the loaders of a request fetch by: of each kind of key many at once, in the order of the keys."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
-from resolvers.actor import Actor
 from resolvers.bounds import Bounds
 from resolvers.errors import LimitExceeded
-from resolvers.reading.keys import EntriesOfMeter, GrantsOfMeter, HoldsOfMeter, MetersOfCustomer, UsageOfMeter
+from resolvers.reading.by_bucket import by_group
+from resolvers.reading.credit_fetches import CreditFetches
+from resolvers.reading.keys import EntriesOfMeter, MetersOfCustomer, UsageOfMeter
 from resolvers.reading.long_values import LongValue, values_of
-from resolvers.reading.moment import Moment
-from resolvers.reading.places import locate
 from resolvers.reading.seeing import own_endpoints
-from resolvers.rules.credits import Credits, by_meter
-from resolvers.rules.due import Due, as_due, due_of, due_of_all
+from resolvers.rules.due import as_due, due_of_all
 from storage import customers, ids
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
-from storage.engine.database import Database
 from storage.engine.pages import Page, on_page
 from storage.engine.transactions import Reader
-from storage.meters import billing_meters, credit_grants, events, holds, ledger, usage
+from storage.meters import billing_meters, events, ledger, usage
 from storage.meters.billing_meters import BillingMeterRow
-from storage.meters.credit_grants import CreditGrantRow, GrantFilter
 from storage.meters.events import EventRow
-from storage.meters.holds import HoldRow, HoldState
 from storage.meters.ledger import LedgerEntryRow
 from storage.meters.usage import UsageDayRow, UsageRange
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-G = TypeVar("G", bound=Hashable)
-
-_id, _seq = attrgetter("id"), attrgetter("seq")
+_id = attrgetter("id")
 
 
-class Fetches:
+class Fetches(CreditFetches):
     """What the loaders of one request fetch by.
 
     It knows none of them: what leads back to itself stays, with all that was read, until Python searches for cycles.
     """
-
-    def __init__(self, database: Database, actor: Actor, bounds: Bounds, moment: Moment) -> None:
-        self._database = database
-        self._actor = actor
-        self._bounds = bounds
-        self._moment = moment
 
     async def customers_by_ids(self, keys: list[str]) -> list[CustomerRow | None]:
         """Return the customer of each id."""
@@ -108,21 +93,11 @@ class Fetches:
         buckets = self._database.buckets
         if buckets.is_one:
             return await load(buckets.values[0], keys)
-        return await _by_group(keys, lambda key: buckets.of_names((org_id, environment, *key)), load)
+        return await by_group(keys, lambda key: buckets.of_names((org_id, environment, *key)), load)
 
     def _seen(self, meter: BillingMeterRow | None) -> BillingMeterRow | None:
         """Return the meter, unless it is billed to a customer that the actor may not see."""
         return meter if meter is not None and self._actor.may_see_customer(meter.customer_id) else None
-
-    async def grants_by_ids(self, keys: list[tuple[str, int]]) -> Sequence[CreditGrantRow | None]:
-        """Return the grant of each meter's id and `seq`."""
-
-        async def load(reader: Reader, some: Sequence[tuple[str, int]]) -> list[CreditGrantRow | None]:
-            due = await self._visible(reader, [meter_id for meter_id, _ in some])
-            found = await credit_grants.by_seqs(reader, [key for key in some if key[0] in due.visible], is_page=True)
-            return [due.grant(row) if (row := found.get(key)) is not None else None for key in some]
-
-        return await self._by_bucket(keys, load)
 
     async def events_by_ids(self, keys: list[tuple[str, int]]) -> Sequence[EventRow | None]:
         """Return the event of each owner's id and number."""
@@ -141,119 +116,6 @@ class Fetches:
             return [seen.get(key) for key in some]
 
         return await self._by_bucket(keys, load)
-
-    async def holds_by_ids(self, keys: list[tuple[str, int]]) -> Sequence[HoldRow | None]:
-        """Return the hold of each meter's id and `seq`."""
-
-        async def load(reader: Reader, some: Sequence[tuple[str, int]]) -> list[HoldRow | None]:
-            due = await self._visible(reader, [meter_id for meter_id, _ in some])
-            found = await holds.by_seqs(reader, [key for key in some if key[0] in due.visible])
-            return [due.hold(row) if (row := found.get(key)) is not None else None for key in some]
-
-        return await self._by_bucket(keys, load)
-
-    async def grants_of_meters(self, keys: list[GrantsOfMeter]) -> list[list[CreditGrantRow]]:
-        """Return pages of grants."""
-
-        async def load(
-            of: tuple[Page, GrantFilter], reader: Reader, some: Sequence[GrantsOfMeter]
-        ) -> list[list[CreditGrantRow]]:
-            meter_ids = [key.meter_id for key in some]
-            page, wanted = of
-            due = await self._visible(reader, meter_ids)
-            # What is due changes the state of grants of which something is open or pinned, and these are known.
-            late = [] if wanted.state is None else [*due.known]
-            moments = {meter_id: self._moment.of(meter_id) for meter_id in due.visible}
-            others = {meter_id: moments[meter_id] for meter_id in moments if meter_id not in late}
-            found = await credit_grants.pages_by_meters(reader, others, page, wanted)
-            if late:
-                of_late = {meter_id: moments[meter_id] for meter_id in late}
-                found |= await credit_grants.pages_by_meters(reader, of_late, page, wanted, is_unusable=True)
-            for meter_id in late:
-                known = [grant for grant in due.grants_of(meter_id) if wanted.includes(grant, moments[meter_id])]
-                found[meter_id] = on_page(page, [*found[meter_id], *known], _seq)
-            return [[*map(due.grant, found.get(meter_id, ()))] for meter_id in meter_ids]
-
-        return await _by_group(
-            keys, lambda key: (key.page, key.wanted), lambda of, some: self._by_bucket(some, partial(load, of))
-        )
-
-    async def holds_of_meters(self, keys: list[HoldsOfMeter]) -> list[list[HoldRow]]:
-        """Return pages of holds."""
-
-        async def load(
-            of: tuple[Page, HoldState | None], reader: Reader, some: Sequence[HoldsOfMeter]
-        ) -> list[list[HoldRow]]:
-            meter_ids = [key.meter_id for key in some]
-            due = await self._visible(reader, meter_ids)
-            found = await holds.pages_by_meters(reader, [*due.visible], *of, now=self._moment())
-            return [[*map(due.hold, found.get(meter_id, ()))] for meter_id in meter_ids]
-
-        return await _by_group(
-            keys, lambda key: (key.page, key.state), lambda of, some: self._by_bucket(some, partial(load, of))
-        )
-
-    async def usable_grants_of_meters(self, keys: list[str]) -> Sequence[list[CreditGrantRow]]:
-        """Return what is open of each meter's base and grants, in the order of use. Raises `LimitExceeded`."""
-        now, most, count = self._moment(), self._bounds.request_entries, 0
-
-        async def load(reader: Reader, some: Sequence[str]) -> list[list[CreditGrantRow]]:
-            due = await self._visible(reader, some)
-            usable = await credit_grants.usable(reader, [*due.visible], most=most + 1)
-            nonlocal count
-            count += len(usable)
-            if count > most:
-                raise LimitExceeded(f"burnDown answers at most {most} credit grants a request; ask for fewer meters.")
-            grants = by_meter(usable)
-            found: dict[str, list[CreditGrantRow]] = {}
-            for meter_id, meter in due.visible.items():
-                known = due.known.get(meter_id)
-                of_meter = Credits.of(meter, grants[meter_id])
-                credits_ = known.credits if known is not None and known.credits is not None else of_meter
-                found[meter_id] = [*credits_.in_order(max(now, meter.updated_at))]
-            return [found.get(meter_id, []) for meter_id in some]
-
-        return await self._by_bucket(keys, load)
-
-    async def _by_bucket(
-        self, keys: Sequence[K], load: Callable[[Reader, Sequence[K]], Awaitable[Sequence[V]]]
-    ) -> Sequence[V]:
-        """Load the keys with a reader of each bucket that their meters lie in; return the values in their order."""
-
-        async def read(bucket: int, some: Sequence[K]) -> Sequence[V]:
-            async with self._database.read(bucket) as reader:
-                return await load(reader, some)
-
-        return await self._in_buckets(keys, read)
-
-    async def _in_buckets(
-        self, keys: Sequence[K], load: Callable[[int, Sequence[K]], Awaitable[Sequence[V]]]
-    ) -> Sequence[V]:
-        """Load the keys by the buckets of their meters, of all at once; return the values in their order."""
-        meter_ids = [*map(_meter_of, keys)]
-        places = await locate(self._database, meter_ids)
-        if len(set(places)) == 1:
-            return await load(places[0], keys)
-        by_bucket: dict[int, list[K]] = {}
-        for key, bucket in zip(keys, places, strict=True):
-            by_bucket.setdefault(bucket, []).append(key)
-        loaded = await asyncio.gather(*[load(bucket, some) for bucket, some in by_bucket.items()])
-        values = dict(zip(by_bucket, map(iter, loaded), strict=True))
-        return [next(values[bucket]) for bucket in places]
-
-    async def _visible(self, reader: Reader, meter_ids: Sequence[str]) -> Due:
-        """Read the meters of these ids that the actor may see, and what is due of them."""
-        found = await billing_meters.by_ids(
-            reader,
-            [*dict.fromkeys(meter_ids)],
-            org_id=self._actor.org_id,
-            environment=self._actor.environment,
-            workspace_ids=self._actor.workspace_ids,
-        )
-        seen = [meter for meter in found.values() if self._actor.may_see_customer(meter.customer_id)]
-        for meter in seen:
-            self._moment.note(meter)
-        return await due_of(reader, seen, self._moment())
 
     async def billing_meters_of_customers(self, keys: list[MetersOfCustomer]) -> list[list[BillingMeterRow]]:
         """Return pages of customers' meters."""
@@ -276,7 +138,7 @@ class Fetches:
             due = await due_of_all(self._database, [meter for rows in found for meter in rows], self._moment())
             return [[*map(due.meter, rows)] for rows in found]
 
-        return await _by_group(keys, lambda key: key.page, load)
+        return await by_group(keys, lambda key: key.page, load)
 
     async def usage_of_meters(self, keys: list[UsageOfMeter]) -> list[Columns[UsageDayRow] | LimitExceeded]:
         """Return usage days, or for some keys the exception."""
@@ -306,7 +168,7 @@ class Fetches:
         bounds = self._bounds
         # One day too many shows that there are too many.
         most = bounds.request_usage_days + 1
-        return await _by_group(keys, lambda key: key.usage_names, of_names)
+        return await by_group(keys, lambda key: key.usage_names, of_names)
 
     async def ledger_entries_by_ids(self, keys: list[tuple[str, int]]) -> Sequence[LedgerEntryRow | None]:
         """Return the entry of each meter's id and `seq`."""
@@ -342,7 +204,7 @@ class Fetches:
         async def load(_of: tuple[type, str], reader: Reader, some: Sequence[LongValue]) -> list[Any]:
             return await values_of(reader, some)
 
-        return await _by_group(
+        return await by_group(
             keys, lambda key: (key.rows, key.name), lambda of, some: self._by_bucket(some, partial(load, of))
         )
 
@@ -352,27 +214,3 @@ def _too_many_days(bounds: Bounds) -> LimitExceeded:
         f"usage answers at most {bounds.usage_days} usage days a meter and {bounds.request_usage_days} a request; "
         "ask for fewer days or names."
     )
-
-
-def _meter_of(key: Any) -> str:
-    """Return the id of the meter that the key of a loader is about; of a customer's long value, the customer's."""
-    if isinstance(key, LongValue):
-        key = key.key
-    return key if isinstance(key, str) else key[0]  # All others begin with it.
-
-
-async def _by_group(
-    keys: Sequence[K],
-    group_of: Callable[[K], G],
-    load: Callable[[G, Sequence[K]], Awaitable[Sequence[V]]],
-) -> list[V]:
-    """Load the keys group by group, as most requests have one, and return the values in the order of the keys."""
-    groups: dict[G, list[int]] = {}
-    for place, group in enumerate(map(group_of, keys)):
-        groups.setdefault(group, []).append(place)
-    if len(groups) == 1:
-        return list(await load(group, keys))
-    values: dict[int, V] = {}
-    for group, places in groups.items():
-        values.update(zip(places, await load(group, [keys[place] for place in places]), strict=True))
-    return [values[place] for place in range(len(keys))]

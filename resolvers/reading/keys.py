@@ -41,6 +41,13 @@ class GrantsOfMeter(NamedTuple):
     wanted: GrantFilter
 
 
+class RequestsOfMeter(NamedTuple):
+    """The key of a page of the requests of a meter's automatic refill."""
+
+    meter_id: str
+    page: Page
+
+
 class HoldsOfMeter(NamedTuple):
     """The key of a page of a meter's holds; of all states where none is given."""
 

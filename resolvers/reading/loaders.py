@@ -16,6 +16,7 @@ from resolvers.reading.keys import (
     GrantsOfMeter,
     HoldsOfMeter,
     MetersOfCustomer,
+    RequestsOfMeter,
     UsageOfMeter,
 )
 from resolvers.reading.loading import Loader
@@ -25,6 +26,7 @@ from resolvers.reading.webhook_fetches import WebhookFetches
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
 from storage.engine.database import Database
+from storage.meters.auto_refills import AutoRefill, AutoRefillRequestRow
 from storage.meters.billing_meters import BillingMeterRow
 from storage.meters.credit_grants import CreditGrantRow
 from storage.meters.events import EventRow
@@ -143,6 +145,21 @@ class Loaders:
     def deliveries_of_event(self) -> Loader[tuple[str, int], list[DeliveryRow]]:
         """All deliveries of an event that the actor may see."""
         return self._loader(self._webhooks.deliveries_of_events)
+
+    @cached_property
+    def auto_refill_of_meter(self) -> Loader[str, AutoRefill | None]:
+        """The automatic refill of a meter's id."""
+        return self._loader(self._fetches.auto_refills_of_meters)
+
+    @cached_property
+    def auto_refill_request_by_id(self) -> Loader[tuple[str, int], AutoRefillRequestRow | None]:
+        """The request of a meter's id and a number."""
+        return self._loader(self._fetches.requests_by_ids)
+
+    @cached_property
+    def requests_of_meter(self) -> Loader[RequestsOfMeter, list[AutoRefillRequestRow]]:
+        """A page of the requests of a meter's automatic refill."""
+        return self._loader(self._fetches.requests_of_meters)
 
     @cached_property
     def long_value(self) -> Loader[LongValue, Any]:

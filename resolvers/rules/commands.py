@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
+from resolvers.rules.auto_refills import RefillBook
 from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.credits import Credits
 from resolvers.rules.events import EVENT_OF_KIND, NewEvent, event_of
 from storage import ids
+from storage.meters.auto_refills import AutoRefill, AutoRefillRequestRow
 from storage.meters.billing_meters import BillingMeterRow, MeterName
 from storage.meters.credit_grants import CreditGrantRow
 from storage.meters.holds import HoldRow
@@ -51,6 +53,8 @@ class Known:
     """What has happened in the transaction that is an event."""
     moments: dict[str, datetime] = field(default_factory=dict)
     """When time alone may make something happen that is no end of a grant or hold, at the earliest, by what it is."""
+    refills: RefillBook | None = None
+    """The automatic refill. None: it has never had one."""
 
     def credits_of(self, meter: BillingMeterRow) -> Credits:
         """Return the credits of the meter, from now on also of one that has had neither a grant nor a hold."""
@@ -89,6 +93,10 @@ class Decision(NamedTuple):
     """The grant that the command is about, as the command leaves it, and after the commit as it then is."""
     hold: HoldRow | None = None
     """The hold that the command is about, likewise."""
+    refill_request: AutoRefillRequestRow | None = None
+    """The request of an automatic refill that the command is about, likewise."""
+    auto_refill: AutoRefill | None = None
+    """Of a command about an automatic refill: what it is after the commit."""
 
     @property
     def accepted(self) -> int:
@@ -121,7 +129,7 @@ class Command(Protocol):
     def keys(self) -> Sequence[tuple[LedgerEntryKind, str]]:
         """The kinds and keys of the entries that the decision depends on, the command's own among them.
 
-        With a `GRANT` its grant is known, and with a `HOLD` its hold.
+        With a `GRANT` its grant is known, and with a `HOLD` its hold; with a `REFILL` the request that its key names.
         """
 
     def decide(self, meter: BillingMeterRow, known: Known, now: datetime) -> Decision:

@@ -11,6 +11,7 @@ import orjson
 
 from resolvers.rules.balances import available_credits
 from storage import ids
+from storage.meters.auto_refills import AutoRefillRequestRow
 from storage.meters.billing_meters import BillingMeterRow
 from storage.meters.credit_grants import CreditGrantRow
 from storage.meters.events import EventRow, EventType
@@ -98,6 +99,13 @@ def grant_shown(grant: CreditGrantRow) -> dict[str, Any]:
         "category": grant.category.name,
         "expiresAt": _moment(grant.expires_at),
     }
+
+
+def request_shown(request: AutoRefillRequestRow) -> dict[str, Any]:
+    """Return what bodies have of the request of an automatic refill."""
+    shown = {"requestId": request.id, "amount": str(request.amount)}
+    moments = {"requestedAt": _moment(request.requested_at), "expiresAt": _moment(request.expires_at)}
+    return {"refill": shown | moments}
 
 
 def meter_shown(meter: BillingMeterRow) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import foreseen, of_bytes, text
 from schema.enums import HoldState
 from schema.info import Filter, Info, given, values_of
+from schema.meters.auto_refills import AutoRefill, auto_refills_of
 from schema.meters.credit_grants import CreditGrant, CreditGrantFilter, grants_of
 from schema.meters.holds import Hold, holds_of
 from schema.meters.ledger import LedgerEntry, ledgers_of
@@ -130,6 +131,11 @@ async def _holds_of(
     return await holds_of(context, cast("Sequence[BillingMeterRow]", meters), arguments, given(state))
 
 
+async def _auto_refills_of(context: Context, meters: Sequence["BillingMeter"]) -> list[AutoRefill | None]:
+    """Return the automatic refill of each meter that has one."""
+    return await auto_refills_of(context, cast("Sequence[BillingMeterRow]", meters))
+
+
 @strawberry.type(description="What is open of one credit grant, or of the base.")
 class BurnDownStep:
     """A step of the order of use."""
@@ -211,6 +217,9 @@ class BillingMeter(Node, record=BillingMeterRow):
         metadata=foreseen(FORESEEN_STEPS),
     )
     holds: Connection[Hold] = batched(_holds_of, description="The meter's holds, newest first.", metadata=PAGE)
+    auto_refill: AutoRefill | None = batched(
+        _auto_refills_of, description="When the meter asks for credits; null: it has no automatic refill."
+    )
 
 
 @strawberry.input(

@@ -114,25 +114,26 @@ def numbered_pages(
     *conditions: ColumnElement[bool],
     columns: Sequence[ColumnElement[Any]],
     wanted: FromClause | None = None,
+    number: str = "seq",
 ) -> Prepared:
-    """Return the statement of a page for each meter that `keys` names, of a table whose key is (meter id, seq).
+    """Return the statement of a page for each meter that `keys` names, of a table whose key is (meter id, `number`).
 
     It reads no more rows than are on the pages, and has the page's `parameters` and those of the conditions. `wanted`
     is the table of the keys where these are more than the meters' ids, which come first.
     """
     wanted = keys_table(dialect, meter_id=Text()) if wanted is None else wanted
     other = table if dialect == "postgresql" else table.alias("on_page")
-    some = select(*(columns if dialect == "postgresql" else [other.c.seq])).where(
+    some = select(*(columns if dialect == "postgresql" else [other.c[number]])).where(
         in_bucket(other),
         other.c.meter_id == wanted.c.meter_id,
         *[_of(condition, table, other) for condition in conditions],
     )
-    paged = page_statement(some.correlate(wanted), other.c.seq, page)
+    paged = page_statement(some.correlate(wanted), other.c[number], page)
     if dialect == "postgresql":
         each = paged.lateral()
         return Prepared(dialect, select(*each.c).select_from(wanted).join(each, true()))
     # SQLite joins a table with no rows that hang on the table, but it looks up numbers that do.
-    is_on_page = in_bucket(table) & (table.c.meter_id == wanted.c.meter_id) & table.c.seq.in_(paged)
+    is_on_page = in_bucket(table) & (table.c.meter_id == wanted.c.meter_id) & table.c[number].in_(paged)
     return Prepared(dialect, select(*columns).select_from(wanted).join(table, is_on_page))
 
 

@@ -18,6 +18,7 @@ from storage.engine.statements import Prepared, given_columns, is_in_buckets, ke
 from storage.engine.transactions import Reader, Writer
 from storage.engine.types import Day, JsonText
 from storage.idempotency_keys import idempotency_keys
+from storage.meters.auto_refills import auto_refill_requests, auto_refills
 from storage.meters.billing_meters import MeterName, billing_meters
 from storage.meters.credit_grants import credit_grants
 from storage.meters.events import events
@@ -40,6 +41,8 @@ LOCKED = (
     usage_days,
     credit_grants,
     holds,
+    auto_refills,
+    auto_refill_requests,
     ledger_entries,
     events,
     webhook_endpoints,

@@ -140,9 +140,13 @@ class BillingMeterRow(NamedTuple):
         """What names it."""
         return MeterName(self.org_id, self.environment, self.workspace_id, self.external_meter_id)
 
+    def is_due(self, now: datetime) -> bool:
+        """Whether time may have made something happen that is not written."""
+        return self.next_due_at is not None and self.next_due_at <= now
+
     def may_owe(self, now: datetime) -> bool:
         """Whether the end of a grant or a hold may have to be booked."""
-        return self.next_due_at is not None and self.next_due_at <= now and (self.has_grants or self.has_holds)
+        return self.is_due(now) and (self.has_grants or self.has_holds)
 
 
 _COLUMNS = [billing_meters.c[name] for name in BillingMeterRow._fields]

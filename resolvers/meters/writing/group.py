@@ -6,6 +6,7 @@ from datetime import date, datetime
 
 from resolvers.errors import BillingMeterNotFound, LimitRefusal, Refusal
 from resolvers.meters.writing.lanes import Result, Submission
+from resolvers.meters.writing.refills import expire_request, look_at_refill, read_refills, write_refills
 from resolvers.rules.booking import Booked, book_due, next_due, settle
 from resolvers.rules.commands import Command, Decision, Known
 from resolvers.rules.credits import BASE, Credits, by_meter, parts_of
@@ -64,8 +65,19 @@ class Group:
         if meter_id is None:
             return BillingMeterNotFound(command.meter.workspace_id, command.meter.external_meter_id)
         of = self.meters[meter_id]
+        is_due = of.meter.is_due(of.now)
         if of.meter.may_owe(of.now):
             self._book(of, book_due(of.meter, of.known, of.now))
+        if is_due:
+            expire_request(of)
+        result = self._result(of, command, own)
+        # After the command, which may bring the credits; a refusal changes nothing, but time may have.
+        if is_due or (isinstance(result, Decision) and not result.replayed):
+            look_at_refill(of)
+        return result
+
+    def _result(self, of: LockedMeter, command: Command, own: dict[tuple[str, int], LedgerEntryRow]) -> Result:
+        """Decide a command of a meter of which nothing is due, with what follows from it."""
         try:
             decision = command.decide(of.meter, of.known, of.now)
         except Refusal as refusal:
@@ -73,7 +85,7 @@ class Group:
             return refusal.with_traceback(None)
         entry = decision.entry
         if decision.replayed and entry is not None:
-            is_own = own.pop((meter_id, entry.seq), None) == entry
+            is_own = own.pop((of.meter.id, entry.seq), None) == entry
             return decision._replace(replayed=False) if is_own else decision
         of.meter = decision.billing_meter
         if entry is not None:
@@ -95,15 +107,18 @@ class Group:
     def as_committed(self, result: Result) -> Result:
         """Return the result with its meter as it is after the group's commit."""
         if isinstance(result, Decision):
-            meter, entry, replayed, was_over_limit, grant, hold = result
-            of = self.meters[meter.id]
-            if grant is None and hold is None and of.meter is meter:
+            of, known = (at := self.meters[result.billing_meter.id]), at.known
+            grant, hold, request = result.credit_grant, result.hold, result.refill_request
+            if grant is None and hold is None and result.auto_refill is None and of.meter is result.billing_meter:
                 return result
-            if of.known.credits is not None and grant is not None:
-                grant = of.known.credits.grants[grant.seq]
+            if known.credits is not None and grant is not None:
+                grant = known.credits.grants[grant.seq]
             if hold is not None:
-                hold = of.known.holds[hold.hold_id]
-            return Decision(of.meter, entry, replayed, was_over_limit, grant, hold)
+                hold = known.holds[hold.hold_id]
+            if known.refills is not None and result.auto_refill is not None:
+                request = None if request is None else known.refills.requests[request.number]
+                result = result._replace(refill_request=request, auto_refill=known.refills.shown)
+            return result._replace(billing_meter=of.meter, credit_grant=grant, hold=hold)
         if isinstance(result, LimitRefusal):
             result.billing_meter = self.meters[result.billing_meter.id].meter
         return result
@@ -119,6 +134,8 @@ async def look_up(
         await _read_entries(writer, meters, wanted)
     if any(of.meter.has_grants or of.meter.has_holds for of in meters.values()):
         await _read_credits(writer, meters, {meter_id for meter_id, kind, _ in wanted if kind is _VOID})
+    if with_refills := {id_: of for id_, of in meters.items() if of.meter.has_auto_refill}:
+        await read_refills(writer, with_refills, wanted)
 
 
 async def _read_entries(writer: Writer, meters: Mapping[str, LockedMeter], wanted: list[LedgerKey]) -> None:
@@ -185,6 +202,7 @@ async def write(writer: Writer, group: Group) -> None:
     if changed:
         await billing_meters.update_meters(writer, [(of.before, of.meter) for of in changed])
         await _write_credits(writer, changed)
+    await write_refills(writer, [of for _, of in sorted(group.meters.items())])
     if group.written:
         await write_entries(writer, group.written)
     if new_events:
