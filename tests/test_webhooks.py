@@ -7,23 +7,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from gateway.workers.webhooks import lanes
+from gateway.workers.webhooks.alone import OnlyOne
 from gateway.workers.webhooks.deliverer import Deliverer
 from gateway.workers.webhooks.sending import Sender
+from resolvers.maintenance.copying import copy
 from resolvers.webhooks.schedule import DELAYS_SECONDS, JITTER, after
-from storage import webhook_endpoints
+from storage import migrations, webhook_endpoints
 from storage.meters import webhook_deliveries
 from storage.meters.webhook_deliveries import Attempt, DeliveryRow, DeliveryState, attempts_of
 from storage.webhook_endpoints import WebhookEndpointRow
-from tests.conftest import NOW, Caller, Gateway, gateway_on
+from tests.conftest import NOW, Caller, Gateway, empty_database, gateway_on
 from tests.receivers import OK, Behaviour, Received, Receiver, receiving
 from tests.servers import free_port
-from tests.steps import execute, make_endpoint, make_meter, must
+from tests.steps import execute, make_endpoint, make_meter, must, opened
 
 
 @pytest.fixture
@@ -688,3 +691,60 @@ async def test_a_redelivery_names_one_event_or_a_range(gateway: Gateway, values:
     endpoint_id, _ = await make_endpoint(gateway, "https://example.com/")
     refused = await redeliver(gateway, endpoint_id, **values)
     assert (refused["code"], refused["field"]) == ("INVALID_INPUT", ["input", field])
+
+
+async def test_a_burst_takes_as_many_statements_as_one_event(private: Gateway, receiver: Receiver) -> None:
+    await make_endpoint(private, f"{receiver.url}/")
+    await make_meter(private)
+    await deliver(private)
+    counts = []
+    for count in (1, 8):
+        await grant(private, count)
+        async with deliverer_of(private) as deliverer:
+            with private.statements() as statements:
+                deliverer._scanned_at = float("-inf")
+                await deliverer.look()
+                while deliverer._sending:
+                    await asyncio.wait(deliverer._sending)
+                await deliverer.outbox.flush()
+        counts.append(len(statements))
+    # Whether there are new ones and what waits; the new ones, their endpoints, the deliveries and the marks; then the
+    # locks of what is claimed, and what came of it.
+    assert counts == [8, 8]
+    assert len(receiver.received) == 10
+
+
+async def test_a_copy_sends_nothing_that_the_other_database_sends(
+    private: Gateway, receiver: Receiver, dialect: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    receiver.behaviours["/"] = lambda _received: 500
+    endpoint_id, _ = await make_endpoint(private, f"{receiver.url}/")
+    await make_meter(private)
+    await deliver(private)
+    await grant(private, 1)
+    (tmp_path / "copy").mkdir()
+    async with opened(empty_database(dialect, request, tmp_path / "copy")) as target:
+        await migrations.begin_copy(target)
+        copied = await copy(private.database, target)
+        assert (copied.rows["webhook_endpoints"], copied.rows["webhook_deliveries"]) == (1, 1)
+        url = target.url.render_as_string(hide_password=False)
+    async with gateway_on(url, webhook_private_addresses="on") as other:
+        other.clock.forward(minutes=1)
+        row = await endpoint(other, endpoint_id)
+        assert row.disabled_reason == "It was copied from another database, which may still send to it."
+        await deliver(other)
+        assert [delivery.state for delivery in await deliveries(other)] == [DeliveryState.FAILED]
+    assert len(receiver.received) == 1
+    assert (await endpoint(private, endpoint_id)).is_enabled
+
+
+def test_of_several_processes_on_sqlite_one_delivers(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    one, other = OnlyOne(file), OnlyOne(file)
+    assert one.take()
+    assert one.take()
+    assert not other.take()
+    one.release()
+    assert other.take()
+    assert not one.take()
+    other.release()

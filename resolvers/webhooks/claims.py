@@ -21,7 +21,7 @@ from storage.webhook_endpoints import WebhookEndpointRow
 LEASE_SECONDS = 20
 
 #: How many events are given at once.
-EVENTS_AT_ONCE = 500
+EVENTS_AT_ONCE = 100
 
 
 class Claimed(NamedTuple):
