@@ -9,6 +9,7 @@ from storage import ids
 from storage.meters.events import events
 from tests.conftest import Caller, Gateway
 from tests.credit_walks import Walk
+from tests.event_bodies import check_body
 from tests.steps import bucket_with, must
 
 #: An automatic refill that asks, below 10, for what is missing to 50: 3 times an hour, and 200 credits.
@@ -104,4 +105,7 @@ async def events_of(gateway: Gateway, meter_id: str) -> list[dict[str, Any]]:
     async with gateway.database.read(bucket_with(gateway.database, meter_id)) as reader:
         rows = await reader.fetch(wanted)
     assert [row.number for row in rows] == list(range(1, len(rows) + 1))
-    return [json.loads(row.payload) for row in rows]
+    bodies = [json.loads(row.payload) for row in rows]
+    for body in bodies:
+        check_body(body)
+    return bodies

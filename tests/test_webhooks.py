@@ -25,6 +25,7 @@ from storage.meters.webhook_deliveries import Attempt, DeliveryRow, DeliveryStat
 from storage.webhook_endpoints import WebhookEndpointRow
 from tests.conftest import NOW, Caller, Gateway, empty_database, gateway_on
 from tests.receivers import OK, Behaviour, Received, Receiver, receiving
+from tests.refill_walks import RefillWalk
 from tests.servers import free_port
 from tests.steps import execute, make_endpoint, make_meter, must, opened
 
@@ -594,7 +595,7 @@ async def test_a_test_is_sent_to_its_endpoint_alone(private: Gateway, receiver: 
         "payload": {
             "type": "webhook.test",
             "timestamp": NOW.isoformat(),
-            "data": {"webhookEndpoint": {"id": endpoint_id}},
+            "data": {"webhookEndpoint": {"id": endpoint_id, "description": None}},
         },
     }
     assert second["event"]["id"].endswith("_2")
@@ -637,6 +638,44 @@ async def test_an_event_is_sent_again(private: Gateway, receiver: Receiver) -> N
     await private.mutate("updateWebhookEndpoint", "", id=endpoint_id, isEnabled=False)
     refused = await redeliver(private, endpoint_id, eventId=event_id)
     assert (refused["code"], refused["field"]) == ("INVALID_INPUT", ["input", "endpointId"])
+
+
+async def test_the_request_of_an_automatic_refill_is_sent_while_it_is_open(
+    private: Gateway, receiver: Receiver
+) -> None:
+    endpoint_id, _ = await make_endpoint(private, f"{receiver.url}/", types=["REFILL_REQUESTED"])
+    receiver.behaviours["/"] = lambda _: 500
+    walk = RefillWalk(private)
+    await walk.begin(requestSeconds=60)
+    await walk.use(95)
+    await deliver(private)
+    (first,) = receiver.received
+    assert first.event["data"]["refill"]["requestId"] == walk.id_of(1)
+    # What was given before it was closed fails without being sent.
+    private.clock.forward(seconds=60)
+    await deliver(private)
+    (row,) = await deliveries(private)
+    assert (row.state, row.next_attempt_at, len(receiver.received)) == (DeliveryState.FAILED, None, 1)
+    refused = await redeliver(private, endpoint_id, eventId=first.id)
+    assert (refused["code"], refused["field"]) == ("INVALID_INPUT", ["input", "eventId"])
+    begin, end = (moment.isoformat() for moment in (NOW - timedelta(days=1), NOW + timedelta(days=1)))
+    private.clock.forward(seconds=601)
+    await redeliver(private, endpoint_id, **{"from": begin, "before": end})
+    await deliver(private)
+    assert len(receiver.received) == 1
+    # One that is closed before it is given is never sent, and one that is open is sent again.
+    await walk.use(1)
+    await walk.refill(2, 46)
+    await deliver(private)
+    assert len(receiver.received) == 1
+    receiver.behaviours.clear()
+    await walk.use(45)
+    await deliver(private)
+    third = receiver.received[-1]
+    assert third.event["data"]["refill"]["requestId"] == walk.id_of(3)
+    assert (await redeliver(private, endpoint_id, eventId=third.id))["scheduled"] == 1
+    await deliver(private)
+    assert [each.id for each in receiver.received] == [first.id, third.id, third.id]
 
 
 async def test_the_undelivered_events_of_a_range_are_sent_again(

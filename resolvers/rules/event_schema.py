@@ -13,7 +13,7 @@ _INSTANT: Mapping[str, Any] = {"type": "string", "format": "date-time"}
 _MAYBE_INSTANT: Mapping[str, Any] = {"type": ["string", "null"], "format": "date-time"}
 
 
-def _object(description: str, **properties: Mapping[str, Any]) -> dict[str, Any]:
+def _object(description: str, /, **properties: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of an object that has all of these."""
     return {
         "description": description,
@@ -26,6 +26,8 @@ def _object(description: str, **properties: Mapping[str, Any]) -> dict[str, Any]
 def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/$defs/{name}"}
 
+
+_REFILL = {"requestId": _TEXT, "amount": _AMOUNT, "requestedAt": _INSTANT, "expiresAt": _INSTANT}
 
 _DEFINITIONS = {
     "billingMeter": _object(
@@ -48,7 +50,11 @@ _DEFINITIONS = {
         expiresAt=_MAYBE_INSTANT,
     ),
     "hold": _object("A hold, with its caller's name of it.", id=_TEXT, holdId=_TEXT, expiresAt=_INSTANT),
+    "refill": _object("What an automatic refill asks for: so many credits, refilled under this id.", **_REFILL),
+    "webhookEndpoint": _object("A webhook endpoint.", id=_TEXT, description=_MAYBE_TEXT),
 }
+
+_NUMBER: Mapping[str, Any] = {"type": "integer"}
 
 _GRANT = {"creditGrant": _ref("creditGrant"), "amount": _AMOUNT}
 
@@ -66,6 +72,29 @@ _DATA: Mapping[EventType, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
         _GRANT,
     ),
     EventType.HOLD_EXPIRED: ("A hold of so many credits expired.", {"hold": _ref("hold"), "amount": _AMOUNT}),
+    EventType.REFILL_REQUESTED: ("An automatic refill asks to be charged and refilled.", {"refill": _ref("refill")}),
+    EventType.REFILL_FULFILLED: (
+        "What an automatic refill asked for was refilled; `late`: when the request was no longer open.",
+        {"refill": _object("What was asked for.", **_REFILL, late={"type": "boolean"})},
+    ),
+    EventType.REFILL_FAILED: ("What an automatic refill asked for could not be charged.", {"refill": _ref("refill")}),
+    EventType.REFILL_SUSPENDED: (
+        "An automatic refill asks no more, after so many failures in a row.",
+        {"refill": _object("The automatic refill.", failures=_NUMBER)},
+    ),
+    EventType.REFILL_CAPPED: (
+        "An automatic refill would ask, and its caps do not allow it.",
+        {"refill": _object("The caps.", maxRefills=_NUMBER, maxCredits=_AMOUNT, windowSeconds=_NUMBER)},
+    ),
+}
+
+#: Those of webhook endpoints, likewise, which are of no meter.
+_DATA_OF_ENDPOINT: Mapping[EventType, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
+    EventType.WEBHOOK_ENDPOINT_DISABLED: (
+        "Another webhook endpoint of yours was disabled, because it failed.",
+        {"webhookEndpoint": _ref("webhookEndpoint"), "reason": _TEXT},
+    ),
+    EventType.WEBHOOK_TEST: ("A test was asked for.", {"webhookEndpoint": _ref("webhookEndpoint")}),
 }
 
 _OF_METER: Mapping[str, Mapping[str, Any]] = {
@@ -77,12 +106,14 @@ _OF_METER: Mapping[str, Mapping[str, Any]] = {
 
 def event_schema() -> dict[str, Any]:
     """Return the schema of all bodies. More properties may come to the objects in it, and more types of events."""
+    types = {type_.value: _of_type(type_, said, {**_OF_METER, **data}) for type_, (said, data) in _DATA.items()}
+    types |= {type_.value: _of_type(type_, *said) for type_, said in _DATA_OF_ENDPOINT.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Events of Tollgate",
         "description": "The body of a webhook, and `Event.payload`. Ignore properties and types that you do not know.",
-        "oneOf": [_ref(type_.value) for type_ in _DATA],
-        "$defs": _DEFINITIONS | {type_.value: _of_type(type_, *_DATA[type_]) for type_ in _DATA},
+        "oneOf": [_ref(type_) for type_ in types],
+        "$defs": _DEFINITIONS | types,
     }
 
 
@@ -91,5 +122,5 @@ def _of_type(type_: EventType, description: str, data: Mapping[str, Mapping[str,
         description,
         type={"const": type_.value},
         timestamp=_INSTANT,
-        data=_object("What it is about.", **_OF_METER, **data),
+        data=_object("What it is about.", **data),
     )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from resolvers.webhooks.requests import closed_requests
 from storage import ids, webhook_endpoints
 from storage.engine.buckets import bits_of
 from storage.engine.transactions import Writer
@@ -56,11 +57,12 @@ async def give_new(writer: Writer, *, now: datetime, room: Room) -> Claims:
         return Claims([], set())
     claim, rooms = new_claim(), _Rooms(room, writer.bucket)
     of_tenants = await webhook_endpoints.enabled_of(writer, {(event.org_id, event.environment) for event in new})
+    closed = await closed_requests(writer, new, now=now)
     made = [
         rooms.put(new_delivery(event, endpoint, now), endpoint, event, claim)
         for event in new
         for endpoint in of_tenants.get((event.org_id, event.environment), ())
-        if is_for(event, endpoint)
+        if is_for(event, endpoint) and (event.owner_id, event.number) not in closed
     ]
     if made:
         await webhook_deliveries.insert_deliveries(writer, made)
@@ -149,6 +151,8 @@ async def claim_due(writer: Writer, rooms: Mapping[str, int], *, now: datetime) 
     if not found:
         return Claims([], left)
     of_events = await events.by_ids(writer, sorted({row.event for row in found}))
+    for closed in await closed_requests(writer, of_events.values(), now=now):
+        del of_events[closed]
     rows = [claimed_by(row, claim, now) for row in found]
     await webhook_deliveries.update_deliveries(writer, _with_events(rows, of_events))
     return Claims(
@@ -162,7 +166,7 @@ async def claim_due(writer: Writer, rooms: Mapping[str, int], *, now: datetime) 
 
 
 def _with_events(rows: Sequence[DeliveryRow], found: Mapping[tuple[str, int], EventRow]) -> list[DeliveryRow]:
-    """Return the rows as they are written: one whose event is no longer kept has failed."""
+    """Return the rows as they are written: one whose event is no longer kept, or no longer sent, has failed."""
     return [
         row if row.event in found else row._replace(state=DeliveryState.FAILED, next_attempt_at=None, claimed_by=None)
         for row in rows

@@ -102,11 +102,16 @@ async def _note(writer: Writer, *, endpoint_id: str, outcome: Outcome, now: date
     changed = row._replace(failing_since=since, disabled_reason=reason)
     if reason is not None:
         changed = changed._replace(last_event=row.last_event + 1)
-        data = {"webhookEndpoint": {"id": row.id, "description": row.description}, "reason": reason}
+        data = endpoint_shown(row) | {"reason": reason}
         await events.insert_events(writer, [own_event(changed, EventType.WEBHOOK_ENDPOINT_DISABLED, data, now)])
     if changed != row:
         await webhook_endpoints.update_endpoint(writer, changed)
     return changed if reason is not None else None
+
+
+def endpoint_shown(endpoint: WebhookEndpointRow) -> dict[str, object]:
+    """Return what the bodies of its own events have of an endpoint."""
+    return {"webhookEndpoint": {"id": endpoint.id, "description": endpoint.description}}
 
 
 def own_event(endpoint: WebhookEndpointRow, type_: EventType, data: Mapping[str, object], now: datetime) -> EventRow:

@@ -12,7 +12,8 @@ from resolvers.reading.places import locate
 from resolvers.reading.seeing import sees
 from resolvers.webhooks.claims import new_delivery
 from resolvers.webhooks.endpoints import lock_seen, require_webhooks
-from resolvers.webhooks.outcomes import own_event
+from resolvers.webhooks.outcomes import endpoint_shown, own_event
+from resolvers.webhooks.requests import closed_requests
 from storage import ids, webhook_endpoints
 from storage.engine.transactions import Writer
 from storage.meters import event_deliveries, events, webhook_deliveries
@@ -55,7 +56,7 @@ async def send_test_event(context: Context, *, endpoint_id: str) -> Tested:
         found = await lock_seen(writer, context.actor, endpoint_id)
         endpoint = found._replace(last_event=found.last_event + 1)
         await webhook_endpoints.update_endpoint(writer, endpoint)
-        event = own_event(endpoint, EventType.WEBHOOK_TEST, {"webhookEndpoint": {"id": endpoint.id}}, now)
+        event = own_event(endpoint, EventType.WEBHOOK_TEST, endpoint_shown(endpoint), now)
         delivery = new_delivery(event, endpoint, now)
         if not endpoint.is_enabled:
             delivery = delivery._replace(state=DeliveryState.FAILED, next_attempt_at=None)
@@ -72,7 +73,8 @@ async def send_test_event(context: Context, *, endpoint_id: str) -> Tested:
 async def redeliver_event(context: Context, *, endpoint_id: str, event_id: str) -> Scheduled:
     """Send an event to an endpoint again, whatever has become of it before.
 
-    Raises `Forbidden`, `WebhookEndpointNotFound`, `InvalidInput` and `EventNotFound`, in this order.
+    Raises `Forbidden`, `WebhookEndpointNotFound`, `InvalidInput` and `EventNotFound`, in this order, and `InvalidInput`
+    for a request for credits that is closed.
     """
     webhooks = require_webhooks(context)
     endpoint = await _enabled(context, endpoint_id)
@@ -85,6 +87,8 @@ async def redeliver_event(context: Context, *, endpoint_id: str, event_id: str) 
         event = (await events.by_ids(writer, [place])).get(place)
         if event is None or not _may_get(endpoint, event):
             raise EventNotFound
+        if await closed_requests(writer, [event], now=context.clock()):
+            raise InvalidInput("eventId", "is of a request for credits that is closed, and no longer sent.")
         await _open(writer, [event], endpoint=endpoint, now=context.clock())
 
     await context.database.write(redeliver, bucket=bucket, is_repeatable=True)
@@ -149,7 +153,9 @@ def _may_get(endpoint: WebhookEndpointRow, event: EventRow) -> bool:
 
 
 async def _open(writer: Writer, opened: Sequence[EventRow], *, endpoint: WebhookEndpointRow, now: datetime) -> None:
-    """Make deliveries of these events pending, those that there are not yet, too."""
+    """Make deliveries of these events pending, those that there are not yet, too; not of requests that are closed."""
+    closed = await closed_requests(writer, opened, now=now)
+    opened = [event for event in opened if (event.owner_id, event.number) not in closed]
     keys = [(event.owner_id, event.number) for event in opened]
     known = [row.id for row in await webhook_deliveries.of_events(writer, keys) if row.endpoint_id == endpoint.id]
     locked = await webhook_deliveries.lock(writer, sorted(known))
