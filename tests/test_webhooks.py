@@ -27,7 +27,7 @@ from tests.conftest import NOW, Caller, Gateway, empty_database, gateway_on
 from tests.receivers import OK, Behaviour, Received, Receiver, receiving
 from tests.refill_walks import RefillWalk
 from tests.servers import free_port
-from tests.steps import execute, make_endpoint, make_meter, must, opened
+from tests.steps import disagreements, execute, make_endpoint, make_meter, must, opened
 
 
 @pytest.fixture
@@ -436,6 +436,25 @@ async def test_old_deliveries_are_deleted(private: Gateway, receiver: Receiver) 
     (row,) = await deliveries(private)
     assert row.number == 2
     assert (private.services.webhook_figures.pending, private.services.webhook_figures.outcomes["DELIVERED"]) == (0, 2)
+
+
+async def test_events_are_deleted_after_ninety_days_the_oldest_first(private: Gateway) -> None:
+    await make_meter(private)
+    await grant(private, 2)
+    private.clock.forward(days=60)
+    await grant(private, 1)
+    private.clock.forward(days=30)
+    async with deliverer_of(private) as deliverer:
+        await deliverer.outbox._keep_house()
+        assert len(await event_ids(private)) == 4
+        private.clock.forward(seconds=1)
+        deliverer.outbox._kept_at = float("-inf")
+        await deliverer.outbox._keep_house()
+    (kept,) = await event_ids(private)
+    assert kept.endswith("_4")
+    # What is left follows from the ledger, and so does what comes.
+    await grant(private, 1)
+    assert await disagreements(private.database) == []
 
 
 async def test_a_name_that_has_a_private_address_is_not_connected_to(

@@ -16,8 +16,10 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    delete,
     select,
     text,
+    tuple_,
 )
 
 from storage import ids
@@ -83,6 +85,8 @@ events = Table(
     Index(None, "org_id", "environment", "type", "position"),
     # Serves the events of a meter, newest first.
     Index(None, "owner_id", "position"),
+    # Serves the search for those that are old enough to be deleted.
+    Index(None, "created_at"),
     # Serves the search for what is to be given to webhook endpoints.
     Index("events_new_idx", "owner_id", "number", sqlite_where=_IS_NEW, postgresql_where=_IS_NEW),
     postgresql_partition_by="HASH (owner_id)",
@@ -132,6 +136,20 @@ async def by_ids(reader: Reader, wanted: Sequence[tuple[str, int]]) -> dict[tupl
     """Return the events of these (owner's id, number), by them. Whose they are is the caller's to check."""
     rows = map(_event, await reader.look_up(_by_ids(reader.dialect), wanted))
     return {(row.owner_id, row.number): row for row in rows}
+
+
+async def delete_some_before(writer: Writer, moment: datetime, *, limit: int) -> int:
+    """Delete some of the events from before the moment, the oldest first, and return how many.
+
+    Of two transactions that do so the second waits, so that no meter lacks an event that is newer than one it has.
+    """
+    key = (events.c.owner_id, events.c.number)
+    is_old = (events.c.bucket == writer.bucket, events.c.created_at < moment)
+    some = select(*key).where(*is_old).order_by(events.c.created_at, *key).limit(limit).with_for_update()
+    found = [tuple(row) for row in await writer.fetch(some)]
+    if found:
+        await writer.execute(delete(events).where(events.c.bucket == writer.bucket, tuple_(*key).in_(found)))
+    return len(found)
 
 
 class EventFilter(NamedTuple):

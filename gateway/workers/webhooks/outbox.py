@@ -14,7 +14,7 @@ from resolvers.webhooks import claims
 from resolvers.webhooks.claims import LEASE_SECONDS, Claimed
 from resolvers.webhooks.outcomes import Outcome, note_health, write_outcomes
 from storage.engine.database import DatabaseUnavailable
-from storage.meters import webhook_deliveries
+from storage.meters import events, webhook_deliveries
 from storage.meters.webhook_deliveries import DeliveryState
 
 _log = logging.getLogger(__name__)
@@ -32,8 +32,11 @@ OUTCOMES_AT_ONCE = 500
 KEEPING_SECONDS = 10.0
 DELETED_AT_ONCE = 500
 
-#: How long a delivery is kept.
-KEPT = timedelta(days=30)
+#: What deletes the old, and how long they are kept: deliveries, and events.
+_OLD = (
+    (webhook_deliveries.delete_some_before, timedelta(days=30)),
+    (events.delete_some_before, timedelta(days=90)),
+)
 
 
 class _Late(NamedTuple):
@@ -131,14 +134,15 @@ class Outbox:
                 async with database.read(bucket) as reader:
                     count, opened_at = await webhook_deliveries.pending(reader)
                 pending, oldest = pending + count, min(oldest, opened_at or oldest)
-                delete = partial(webhook_deliveries.delete_some_before, moment=now - KEPT, limit=DELETED_AT_ONCE)
-                while await database.write(delete, bucket=bucket) == DELETED_AT_ONCE:
-                    pass
+                for delete, kept in _OLD:
+                    work = partial(delete, moment=now - kept, limit=DELETED_AT_ONCE)
+                    while await database.write(work, bucket=bucket) == DELETED_AT_ONCE:
+                        pass
             figures.pending, figures.oldest_seconds = pending, (now - oldest).total_seconds()
         except DatabaseUnavailable:
             return  # It has been reported, and is tried again.
         except Exception:  # noqa: BLE001  # A failure must not end the writing of outcomes.
-            _log.exception("Old webhook deliveries cannot be deleted; it is tried again")
+            _log.exception("Old webhook deliveries and events cannot be deleted; it is tried again")
 
 
 def _by_bucket(claimed: Iterable[Claimed]) -> list[list[Claimed]]:

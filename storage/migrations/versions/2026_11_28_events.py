@@ -53,6 +53,7 @@ def upgrade() -> None:
         ("events_org_id_environment_position_idx", ["org_id", "environment", "position"]),
         ("events_org_id_environment_type_position_idx", ["org_id", "environment", "type", "position"]),
         ("events_owner_id_position_idx", ["owner_id", "position"]),
+        ("events_created_at_idx", ["created_at"]),
     ):
         op.create_index(index, "events", columns)
     is_new = sa.text("is_new")
