@@ -34,6 +34,7 @@ from storage.meters.ledger import OverLimitPolicy
 from storage.tenants import Environment
 from tests.conftest import Gateway, gateway_on, migrated
 from tests.proxy import Cut, Proxy, proxied, socket_of
+from tests.refill_walks import SETTINGS, RefillWalk
 from tests.steps import disagreements, make_customer, make_meter, must
 
 METER = {"workspaceId": "w", "externalMeterId": "m"}
@@ -51,6 +52,11 @@ STATE = text("""SELECT
   (SELECT count(*) FROM credit_grants WHERE priority = 1) AS changed,
   (SELECT count(*) FROM holds) AS holds,
   (SELECT count(*) FROM holds WHERE expires_at > created_at + INTERVAL '1 hour') AS extended,
+  (SELECT count(*) FROM auto_refills) AS refills,
+  (SELECT count(*) FROM auto_refills WHERE is_suspended) AS suspended,
+  (SELECT count(*) FROM auto_refill_requests WHERE state = 'failed') AS failed,
+  (SELECT count(*) FROM auto_refill_requests WHERE state = 'fulfilled') AS fulfilled,
+  (SELECT count(*) FROM events WHERE type LIKE 'refill.%') AS about_refills,
   (SELECT sum(held_credits) FROM billing_meters) AS held,
   (SELECT sum(total_credits) FROM billing_meters) AS total,
   (SELECT sum(used_credits) FROM billing_meters) AS used""")
@@ -62,6 +68,7 @@ class Books(NamedTuple):
     gateway: Gateway
     customer_id: str
     grant_id: str
+    request_id: str
     key_id: str
     folder: Path
 
@@ -80,12 +87,12 @@ Answer = str | bool | None
 
 
 #: What stands for the ids of the rows that the commands are about.
-CUSTOMER, GRANT = "the customer", "the grant"
+CUSTOMER, GRANT, REQUEST = "the customer", "the grant", "the request"
 
 #: The mutations whose repetition is no replay.
 NOT_REPLAYED = {
     *("updateCustomer", "updateBillingMeter", "createCustomerSession"),
-    *("updateCreditGrant", "extendHold"),
+    *("updateCreditGrant", "extendHold", "setAutoRefill", "resumeAutoRefill"),
 }
 
 
@@ -93,7 +100,7 @@ def mutation(field: str, **values: Any) -> Callable[[Books], Awaitable[Answer]]:
     """Return the command that sends this mutation."""
 
     async def send(books: Books) -> Answer:
-        ids = {CUSTOMER: books.customer_id, GRANT: books.grant_id}
+        ids = {CUSTOMER: books.customer_id, GRANT: books.grant_id, REQUEST: books.request_id}
         filled = {name: ids.get(value, value) for name, value in values.items()}
         name = field[0].upper() + field[1:]
         replayed = "" if field in NOT_REPLAYED else "replayed"
@@ -240,6 +247,18 @@ COMMANDS = {
     "extendHold": Command(
         mutation("extendHold", **METER, holdId="held", expiresInSeconds=7_200), {"extended": 1}, is_resolved=True
     ),
+    "setAutoRefill": Command(mutation("setAutoRefill", **METER, **SETTINGS), {"refills": 1}, is_resolved=True),
+    "resumeAutoRefill": Command(
+        mutation("resumeAutoRefill", workspaceId="w", externalMeterId="suspended"), {"suspended": -1}, is_resolved=True
+    ),
+    "failAutoRefill": Command(
+        mutation("failAutoRefill", requestId=REQUEST, reason="r"), {"failed": 1, "about_refills": 1}, is_resolved=True
+    ),
+    "refillBillingMeter, as was asked for": Command(
+        mutation("refillBillingMeter", workspaceId="w", externalMeterId="low", refill="45", idempotencyKey=REQUEST),
+        {"entries": 1, "total": 45, "fulfilled": 1, "about_refills": 1},
+        is_resolved=True,
+    ),
     "createCustomerSession": Command(
         mutation("createCustomerSession", customerId=CUSTOMER), {"keys": 1}, is_resolved=False
     ),
@@ -268,7 +287,17 @@ async def filled(gateway: Gateway, folder: Path) -> Books:
     granted = await must(gateway, "grantCredits", "creditGrant { id }", amount="30")
     await must(gateway, "holdCredits", holdId="held", amount="7")
     row, _ = await create_api_key(gateway.database, org_id="o", environment=Environment.LIVE, now=datetime.now(UTC))
-    return Books(gateway, customer_id, granted["creditGrant"]["id"], row.id, folder)
+    return Books(gateway, customer_id, granted["creditGrant"]["id"], await asked(gateway), row.id, folder)
+
+
+async def asked(gateway: Gateway) -> str:
+    """Make a meter that has asked for credits, and one whose automatic refill is suspended; return the request's id."""
+    low, suspended = RefillWalk(gateway, name="low"), RefillWalk(gateway, name="suspended")
+    for walk in (low, suspended):
+        await walk.take("meter 5")
+        await walk.set(**SETTINGS | {"cooldownSeconds": 60, "maxFailures": 1 if walk is suspended else 3})
+    await suspended.fail(1)
+    return low.id_of(1)
 
 
 async def verified(books: Books) -> bool:
@@ -300,6 +329,7 @@ async def books(gateway: Gateway, tmp_path: Path) -> Books:
 SENT_WITHOUT_A_KEY = {
     *("createBillingMeter", "updateBillingMeter", "refillBillingMeter", "keys create"),
     *("grantCredits", "updateCreditGrant", "revokeCreditGrant", "extendHold"),
+    *("setAutoRefill", "resumeAutoRefill"),
 }
 
 

@@ -127,6 +127,7 @@ def without_argument(type_name: str, field: str, argument: str) -> str:
 
 #: Every list that is none of edges, and what bounds it: a list that grows without a bound is a connection.
 BOUNDED_LISTS = {
+    "AutoRefillRequestConnection.nodes": "the page",
     "BillingMeter.burnDown": "the live grants of a meter, and the base",
     "BillingMeter.usage": "366 days and 10,000 rows",
     "BillingMeterConnection.nodes": "the page",
@@ -375,10 +376,10 @@ class TestChanges:
             )
             .replace("  FORCE\n", '  FORCE @deprecated(reason: "Use PARTIAL.")\n')
             .replace("    after: String\n", '    after: String @deprecated(reason: "Use before.")\n', 1)
-            .replace("  reason: String!\n", '  reason: String @deprecated(reason: "Nobody reads it.")\n')
+            .replace("  reason: String!\n\n", '  reason: String @deprecated(reason: "Nobody reads it.")\n\n')
         )
-        assert changes_between(EXPORT.replace("  reason: String!\n", "  reason: String\n"), deprecated) == [
-            Change("safe", "BillingMeter.ledger(after:) was deprecated: Use before."),
+        assert changes_between(EXPORT.replace("  reason: String!\n\n", "  reason: String\n\n"), deprecated) == [
+            Change("safe", "AutoRefill.requests(after:) was deprecated: Use before."),
             Change("safe", "OverLimitPolicy.FORCE was deprecated: Use PARTIAL."),
             Change("safe", "VoidUsageInput.reason was deprecated: Nobody reads it."),
             Change("safe", "WebhookEndpoint.disabledReason was deprecated: All of it."),

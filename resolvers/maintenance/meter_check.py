@@ -15,6 +15,7 @@ from resolvers.actor import Scope
 from resolvers.maintenance.credit_check import CreditCheck
 from resolvers.maintenance.entry_rules import RECORDED_WITHOUT_KEY, RULES, UNREADABLE, fields_of, unreadable
 from resolvers.maintenance.event_check import EventCheck
+from resolvers.maintenance.refill_check import RefillCheck, RefillRows
 from resolvers.meters.record_usage import EPOCH, NEWEST, OLDEST
 from resolvers.meters.settings import FIXED_SETTINGS, LATER_SETTINGS, SETTINGS, NewBillingMeter, settings_of
 from resolvers.rules.balances import available_bits, available_credits, limit_credits
@@ -59,6 +60,7 @@ class MeterCheck:
     """Whether nothing has been reported of its entries."""
     credits_: CreditCheck = field(init=False)
     events: EventCheck = field(init=False)
+    refills: RefillCheck = field(default_factory=RefillCheck)
 
     def __post_init__(self) -> None:
         """Begin without grants, holds and events."""
@@ -86,6 +88,7 @@ class MeterCheck:
             try:
                 before = (self.total_credits, self.used_credits)
                 messages = [*self._entry(entry), *self._recorder(entry, key_holders)]
+                self.refills.follow(entry)
                 hold = closed.get((entry.meter_id, entry.hold_seq or 0))
                 messages += self.credits_.follow(entry, before, self._voided(entry, events), hold)
             except UNREADABLE as error:
@@ -216,6 +219,15 @@ class MeterCheck:
             needed.add(Scope.USAGE_CORRECT)
         for lacking in sorted(needed - set(holder.scopes)):
             yield f"it was recorded by {entry.recorded_by}, a key without {lacking}"
+
+    def finish_refills(self, rows: RefillRows, now: datetime | None) -> Iterator[Disagreement]:
+        """Hold the meter's automatic refill against the entries, which have all been taken."""
+        try:
+            messages = [*self.refills.finish(self.meter, rows, now)]
+        except UNREADABLE as error:
+            messages = [f"of its automatic refill: {unreadable(error)}"]
+        for message in messages:
+            yield Disagreement(self.meter.id, message)
 
     @property
     def made_by(self) -> tuple[str, Environment, str] | None:

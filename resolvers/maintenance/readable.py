@@ -9,8 +9,9 @@ from sqlalchemy import Table
 from resolvers.maintenance.credit_check import CLOSING
 from resolvers.maintenance.entry_rules import UNREADABLE, unreadable
 from resolvers.maintenance.meter_check import Disagreement, MeterCheck
+from resolvers.maintenance.refill_check import RefillEvent, RefillRows
 from storage.engine.transactions import Reader
-from storage.maintenance import audit
+from storage.maintenance import audit, audited_refills
 from storage.meters import ledger, usage
 from storage.meters.holds import HoldRow
 from storage.meters.ledger import LedgerEntryRow
@@ -126,6 +127,21 @@ async def read_each(
     first, of_first = await read_each(reader, read, wanted[:middle], what)
     second, of_second = await read_each(reader, read, wanted[middle:], what)
     return first | second, of_first + of_second
+
+
+async def read_refills(reader: Reader, meter_ids: Sequence[str]) -> tuple[dict[str, RefillRows], list[Disagreement]]:
+    """Return what there is of each meter's automatic refill, and the meters of which it cannot be read."""
+    settings, failures = await read_each(reader, audited_refills.auto_refills_of, meter_ids, "of its automatic refill")
+    requests, of_requests = await read_each(reader, audited_refills.requests_of, meter_ids, "of its requests")
+    events = await audited_refills.refill_events_of(reader, meter_ids)
+    since = await audited_refills.events_kept_since(reader, meter_ids)
+    found = {
+        id_: RefillRows(
+            settings.get(id_), requests.get(id_, ()), [RefillEvent(*event) for event in events[id_]], since.get(id_)
+        )
+        for id_ in meter_ids
+    }
+    return found, failures + of_requests
 
 
 async def read_days(

@@ -18,7 +18,15 @@ from typing import Any, TypeVar
 from resolvers.actor import OPERATORS, Scope
 from resolvers.customers.sessions import LONGEST_SECONDS
 from resolvers.maintenance.meter_check import Disagreement, MeterCheck
-from resolvers.maintenance.readable import closed_holds, in_order, open_holds, read_days, read_each, read_entries
+from resolvers.maintenance.readable import (
+    closed_holds,
+    in_order,
+    open_holds,
+    read_days,
+    read_each,
+    read_entries,
+    read_refills,
+)
 from resolvers.meters.create import CREATE
 from resolvers.values import MAX_AMOUNT
 from storage import ids
@@ -265,8 +273,18 @@ async def verify_meters(
     Where the time is given, nothing may be overdue.
     """
     checks = {meter.id: MeterCheck(meter) for meter in meters}
-    meter_ids = list(checks)
     incomplete: set[str] = set()
+    async for disagreement in _ledgers(reader, checks, verified, incomplete):
+        yield disagreement
+    async for disagreement in _rows(reader, checks, verified, incomplete, now):
+        yield disagreement
+
+
+async def _ledgers(
+    reader: Reader, checks: Mapping[str, MeterCheck], verified: Verified, incomplete: set[str]
+) -> AsyncIterator[Disagreement]:
+    """Have the checks follow their meters' ledgers; note the meters of which something cannot be read."""
+    meter_ids = list(checks)
     # Numbers begin with 1, and whatever stands before is read as well.
     lowest = await audit.next_seq(reader, meter_ids, after=-MAX_AMOUNT - 1)
     first: int | None = min(lowest, 1) if lowest is not None else 1
@@ -297,12 +315,20 @@ async def verify_meters(
             yield disagreement
         # What the ledger holds leads on: a meter's own word for its newest entry may be wrong, and so may a number.
         first = await audit.next_seq(reader, meter_ids, after=last)
+
+
+async def _rows(
+    reader: Reader, checks: Mapping[str, MeterCheck], verified: Verified, incomplete: set[str], now: datetime | None
+) -> AsyncIterator[Disagreement]:
+    """Hold the other rows of meters against their ledgers, which the checks have followed."""
+    meter_ids = list(checks)
     made_by = {id_: check.made_by for id_, check in checks.items() if check.made_by is not None}
     creations = await audit.creations(reader, CREATE, list(made_by.values()))
     days, failures = await read_days(reader, meter_ids)
     grants, of_grants = await read_each(reader, audit.grants_of, meter_ids, "of its grants")
     holds, of_holds = await open_holds(reader, checks)
-    for disagreement in (*failures, *of_grants, *of_holds):
+    refills, of_refills = await read_refills(reader, meter_ids)
+    for disagreement in (*failures, *of_grants, *of_holds, *of_refills):
         incomplete.add(disagreement.id)
         yield disagreement
     for meter_id, rows in zip(meter_ids, days, strict=True):
@@ -312,6 +338,8 @@ async def verify_meters(
         if meter_id not in incomplete:
             created = creations.get(made_by[meter_id]) if meter_id in made_by else None
             for disagreement in checks[meter_id].finish(rows, created, grants[meter_id], holds[meter_id], now):
+                yield disagreement
+            for disagreement in checks[meter_id].finish_refills(refills[meter_id], now):
                 yield disagreement
 
 

@@ -6,14 +6,11 @@ from typing import Any
 from sqlalchemy import Select, Table, exists, select
 
 from storage import ids
+from storage.engine.statements import is_in_buckets
 from storage.engine.transactions import Reader
 from storage.meters.billing_meters import billing_meters
-from storage.meters.credit_grants import credit_grants
 from storage.meters.events import EventRow, events
-from storage.meters.holds import holds
-from storage.meters.ledger import ledger_entries
-from storage.meters.usage import usage_days
-from storage.tables import owner_column
+from storage.tables import TABLES, owner_column
 
 _COLUMNS = [events.c[name] for name in EventRow._fields]
 
@@ -30,10 +27,14 @@ async def events_of(
     return found
 
 
+#: The tables of rows that are of meters, or perhaps of webhook endpoints.
+_OWNED = tuple(table for table in TABLES if is_in_buckets(table) and table is not billing_meters)
+
+
 async def orphans(reader: Reader, *, limit: int) -> list[tuple[str, str]]:
     """Return the (table, meter id) of rows whose meter does not exist."""
     found = []
-    for table in (usage_days, ledger_entries, credit_grants, holds, events):
+    for table in _OWNED:
         found += [(table.name, id_) for (id_,) in await reader.fetch(_orphans(table).limit(limit))]
     return found
 
