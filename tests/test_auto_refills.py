@@ -821,24 +821,24 @@ async def test_a_meter_without_one_shows_none(gateway: Gateway) -> None:
 
 async def test_the_time_of_requests_never_runs_backwards(own: Gateway) -> None:
     walk = RefillWalk(own)
-    await walk.begin(maxRefills=1, windowSeconds=60, requestSeconds=60)
+    await walk.begin(maxRefills=2, windowSeconds=60, requestSeconds=60)
+    await walk.use(85)
     async with gateway_on(own.services.settings.database_url) as ahead:
         ahead.org_id, ahead.key = own.org_id, own.key
         ahead.clock.now = NOW + timedelta(hours=1)
-        await walk.use(85)
         # The one whose clock is an hour ahead sets the line higher, which has no entry.
-        other = RefillWalk(ahead)
-        await other.set(below="20")
-        (request,) = (await other.shown())["requests"]
-        assert request["requestedAt"] == "2026-03-16T13:00:00Z"
-        # Of the cap of one nothing is left, although the other's window has not yet come to it.
-        await walk.refill(1, int(request["amount"]))
-        await walk.use(50)
-        assert len((await walk.shown())["requests"]) == 1
-        own.clock.now = NOW + timedelta(hours=1, seconds=59)
-        await walk.use(1)
-        assert len((await walk.shown())["requests"]) == 1
-        own.clock.forward(seconds=1)
-        await walk.use(1)
-        assert len((await walk.shown())["requests"]) == 2
+        await RefillWalk(ahead).set(below="20")
+    await walk.refill(1, 35)
+    await walk.use(45)
+    await walk.refill(2, 45)
+    shown = (await walk.shown())["requests"]
+    assert [request["requestedAt"] for request in shown] == ["2026-03-16T13:00:00Z"] * 2
+    # So of the cap of two nothing is left until both have left the window.
+    await walk.use(40)
+    own.clock.now = NOW + timedelta(hours=1, seconds=59)
+    await walk.use(1)
+    assert len(await walk.requests()) == 2
+    own.clock.forward(seconds=1)
+    await walk.use(1)
+    assert len(await walk.requests()) == 3
     await walk.check()
