@@ -28,6 +28,7 @@ from gateway.services import Services, collect_less_often
 from gateway.settings import Settings
 from gateway.telemetry import logs
 from gateway.telemetry.requests import REFUSED, Observed, Request, Statements, is_answered, redacted_path, words_of
+from gateway.workers.alerts import following_alerts
 from gateway.workers.places import following_buckets
 from gateway.workers.sweeper import sweeping
 from gateway.workers.webhooks.deliverer import delivering
@@ -69,8 +70,8 @@ def create_app(
     """Return the application. Its database is opened when it starts and closed when it stops. Raises `BadManifest`.
 
     `request_log` takes every request that was answered. `tracing` is what the settings make, unless it is given.
-    `sweeps` says whether what is due of meters is written although no command touches them,
-    `delivers` whether webhooks are sent.
+    `sweeps` says whether what is due of meters is written although no command touches them, and what other gateways
+    make for whole workspaces is known; `delivers` whether webhooks are sent.
     """
     documents = TrustedDocuments(settings)
     graphql = GraphQL(documents)
@@ -95,6 +96,7 @@ def create_app(
             await stack.enter_async_context(following_buckets(services.database))
             if sweeps:
                 await stack.enter_async_context(sweeping(services))
+                await stack.enter_async_context(following_alerts(services))
             if delivers:
                 await stack.enter_async_context(delivering(services))
             # The server has it for each of its connections.

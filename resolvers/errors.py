@@ -22,7 +22,9 @@ BillingError
 │   ├── TooManyWebhookEndpoints
 │   ├── EventNotFound
 │   ├── AutoRefillNotFound
-│   └── AutoRefillNotOpen
+│   ├── AutoRefillNotOpen
+│   ├── AlertNotFound
+│   └── TooManyAlerts
 └── Fault: the request itself is at fault, or cannot be served now; a top-level error
     ├── Unauthenticated
     ├── Forbidden
@@ -265,6 +267,25 @@ class AutoRefillNotOpen(Refusal):
     def __init__(self, request: AutoRefillRequestRow) -> None:
         super().__init__("The request has been fulfilled, and cannot fail any more.")
         self.request = request
+
+
+class AlertNotFound(Refusal):
+    """No alert of this id that the caller may see."""
+
+    code = "ALERT_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("There is no alert of this id.")
+
+
+class TooManyAlerts(Refusal):
+    """The meter, or the workspace for each of its meters, has as many alerts as it may have."""
+
+    code = "TOO_MANY_ALERTS"
+
+    def __init__(self, max_: int) -> None:
+        super().__init__(f"A billing meter, and a workspace for each of its meters, may have at most {max_} alerts.")
+        self.max = max_
 
 
 class Fault(BillingError):

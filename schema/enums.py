@@ -7,7 +7,7 @@ from strawberry import enum_value
 
 from resolvers import actor
 from storage import tenants
-from storage.meters import auto_refills, credit_grants, events, holds, ledger, webhook_deliveries
+from storage.meters import auto_refills, credit_grants, events, holds, ledger, meter_alerts, webhook_deliveries
 
 
 @strawberry.enum(description="Which of an organization's two separate worlds something belongs to. Nothing crosses it.")
@@ -231,6 +231,36 @@ class AutoRefillRequestState(Enum):
     )
 
 
+@strawberry.enum(description="What an alert compares with its threshold. Below is `<`, and above is `>`.")
+class AlertKind(Enum):
+    """See `meter_alerts.AlertKind`."""
+
+    REMAINING_BELOW = enum_value(
+        meter_alerts.AlertKind.REMAINING_BELOW,
+        description="The total less what is used, which holds do not change.",
+    )
+    AVAILABLE_BELOW = enum_value(
+        meter_alerts.AlertKind.AVAILABLE_BELOW,
+        description="What a debit may still take; never of a meter without a limit.",
+    )
+    OVERAGE_ABOVE = enum_value(meter_alerts.AlertKind.OVERAGE_ABOVE, description="What is used beyond the total.")
+    DAY_USAGE_ABOVE = enum_value(
+        meter_alerts.AlertKind.DAY_USAGE_ABOVE, description="What one day has used, each day for itself."
+    )
+    GRANT_EXPIRES_WITHIN = enum_value(
+        meter_alerts.AlertKind.GRANT_EXPIRES_WITHIN,
+        description="How long it is until a credit grant ends of which something is open, in seconds.",
+    )
+
+
+@strawberry.enum(description="How a billing meter stands to an alert.")
+class AlertState(Enum):
+    """See `resolvers.reading.alerts.AlertOfMeter`."""
+
+    ARMED = enum_value("armed", description="It is not past the threshold.")
+    TRIGGERED = enum_value("triggered", description="It is past the threshold.")
+
+
 @strawberry.enum(description="Which rule refused a mutation.")
 class ErrorCode(Enum):
     """See `resolvers.errors`."""
@@ -277,4 +307,8 @@ class ErrorCode(Enum):
     )
     AUTO_REFILL_NOT_OPEN = enum_value(
         "AUTO_REFILL_NOT_OPEN", description="The request of an automatic refill has been fulfilled."
+    )
+    ALERT_NOT_FOUND = enum_value("ALERT_NOT_FOUND", description="There is no alert of this id.")
+    TOO_MANY_ALERTS = enum_value(
+        "TOO_MANY_ALERTS", description="The meter, or the workspace, has as many alerts as it may have."
     )

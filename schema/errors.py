@@ -190,6 +190,18 @@ class AutoRefillNotOpen(UserError):
     request: _RequestType = strawberry.field(description="The request, with the refill that fulfilled it.")
 
 
+@strawberry.type(description="There is no alert of this id.")
+class AlertNotFound(UserError):
+    """See `resolvers.errors.AlertNotFound`."""
+
+
+@strawberry.type(description="The meter, or the workspace for each of its meters, has as many alerts as it may have.")
+class TooManyAlerts(UserError):
+    """See `resolvers.errors.TooManyAlerts`."""
+
+    max: int = strawberry.field(description="How many it may have.")
+
+
 def _facts(refusal: domain.Refusal, _actor: Actor) -> dict[str, Any]:
     return {"code": ErrorCode(refusal.code), "message": refusal.message}
 
@@ -253,6 +265,8 @@ _TABLE: dict[type[domain.Refusal], tuple[type[UserError], Callable[[Any, Actor],
         AutoRefillNotOpen,
         lambda refusal, actor: _facts(refusal, actor) | {"request": refusal.request},
     ),
+    domain.AlertNotFound: (AlertNotFound, _facts),
+    domain.TooManyAlerts: (TooManyAlerts, lambda refusal, actor: _facts(refusal, actor) | {"max": refusal.max}),
 }
 
 

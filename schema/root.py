@@ -19,6 +19,7 @@ from schema.engine.execution.resolving import DIRECT
 from schema.engine.limits.sizes import given_length, records
 from schema.errors import EXCEPTION_HANDLERS, UserError
 from schema.info import Info
+from schema.meters.alerts import Alert, AlertMutation, AlertQuery
 from schema.meters.auto_refills import AutoRefillMutation, AutoRefillRequest
 from schema.meters.billing_meter_mutations import BillingMeterMutation
 from schema.meters.billing_meters import BillingMeter, BillingMeterQuery
@@ -80,6 +81,7 @@ async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
         (ids.BILLING_METER, lambda: loaders.billing_meter_by_id, BillingMeter),
         (ids.WEBHOOK_ENDPOINT, lambda: loaders.webhook_endpoint_by_id, WebhookEndpoint),
         (ids.WEBHOOK_DELIVERY, lambda: loaders.webhook_delivery_by_id, WebhookDelivery),
+        (ids.ALERT, lambda: loaders.alert_by_id, Alert),
     )
     for prefix, loader, type_ in of_ids:
         if some := [id_ for id_ in wanted if id_.startswith(prefix)]:
@@ -101,7 +103,7 @@ async def _nodes(loaders: Loaders, wanted: Sequence[str]) -> list[Node | None]:
 
 
 @strawberry.type(description="What can be read. Everything needs the scope `billing:read`.")
-class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery, EventQuery, WebhookQuery):
+class Query(NodeQuery, ViewerQuery, CustomerQuery, BillingMeterQuery, UsageQuery, EventQuery, WebhookQuery, AlertQuery):
     """The root of queries."""
 
 
@@ -122,6 +124,7 @@ class Mutation(
     WebhookMutation,
     SendingMutation,
     AutoRefillMutation,
+    AlertMutation,
 ):
     """The root of mutations."""
 

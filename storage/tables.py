@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import Column, Table
 
+from storage.alerts import alerts
 from storage.api_keys import api_keys
 from storage.customers import customers
 from storage.engine.types import metadata
@@ -14,6 +15,7 @@ from storage.meters.credit_grants import credit_grants
 from storage.meters.events import events
 from storage.meters.holds import holds
 from storage.meters.ledger import ledger_entries
+from storage.meters.meter_alerts import meter_alerts
 from storage.meters.usage import usage_days
 from storage.meters.webhook_deliveries import webhook_deliveries
 from storage.webhook_endpoints import webhook_endpoints
@@ -33,6 +35,8 @@ TABLES = (
     auto_refill_requests,
     ledger_entries,
     events,
+    alerts,
+    meter_alerts,
     webhook_endpoints,
     webhook_deliveries,
 )

@@ -46,6 +46,8 @@ DEMO = {
     "webhook_deliveries": 0,
     "auto_refills": 0,
     "auto_refill_requests": 0,
+    "alerts": 0,
+    "meter_alerts": 0,
 }
 
 GREATEST = 2**63 - 1
@@ -219,6 +221,8 @@ async def test_extreme_values_arrive_as_they_are(
         "webhook_deliveries": 0,
         "auto_refills": 0,
         "auto_refill_requests": 0,
+        "alerts": 0,
+        "meter_alerts": 0,
     }
 
 

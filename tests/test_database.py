@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from resolvers.maintenance.verify import Verified, verify
 from resolvers.rules.credits import base_of
-from storage import customers, ids, migrations
+from storage import alerts, customers, ids, migrations
 from storage.customers import CustomerFilter, CustomerRow
 from storage.customers import customers as customers_table
 from storage.engine.columns import Columns
@@ -29,13 +29,14 @@ from storage.engine.database import ATTEMPTS, Database, DatabaseUnavailable, Out
 from storage.engine.pages import Page
 from storage.engine.transactions import Reader, Writer
 from storage.maintenance import audit
-from storage.meters import auto_refills, billing_meters, credit_grants, holds, ledger, usage
+from storage.meters import auto_refills, billing_meters, credit_grants, holds, ledger, meter_alerts, usage
 from storage.meters.auto_refills import AutoRefillMode, AutoRefillRequestRow, AutoRefillRequestState, AutoRefillRow
 from storage.meters.billing_meters import BillingMeterRow, MeterFilter, MeterName
 from storage.meters.billing_meters import billing_meters as meters_table
 from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow, CreditGrantState, GrantFilter
 from storage.meters.holds import HoldRow, HoldState
 from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow, LedgerKey, OverLimitPolicy
+from storage.meters.meter_alerts import AlertKind, MeterAlertRow
 from storage.meters.usage import UsageRange
 from storage.tables import TABLES, metadata
 from storage.tenants import Environment
@@ -47,7 +48,7 @@ NOW = datetime(2026, 3, 16, 12, 0, tzinfo=UTC)
 ORG = "org"
 
 #: How many rows the plans are made for.
-CUSTOMERS, METERS, DAYS, ENTRIES, GRANTS = 20_000, 20_000, 10_000, 50_000, 20_000
+CUSTOMERS, METERS, DAYS, ENTRIES, GRANTS, ALERTS = 20_000, 20_000, 10_000, 50_000, 20_000, 20_000
 
 
 def customer(name: str) -> CustomerRow:
@@ -211,7 +212,7 @@ class TestMigrations:
         # What had happened before there were events is none.
         at = meters_table.c.keys().index("last_event")
         right["billing_meters"] = [(*row[:at], 0, *row[at + 1 :]) for row in right["billing_meters"]]
-        assert await rows_of(own.database) == right | {"events": []}
+        assert await rows_of(own.database) == right | {"events": [], "alerts": [], "meter_alerts": []}
         assert await disagreements(own.database) == []
 
     @pytest.mark.slow
@@ -281,6 +282,7 @@ class TestMigrations:
             ("events", "HASH (owner_id)", 8),
             ("holds", "HASH (meter_id)", 8),
             ("ledger_entries", "HASH (meter_id)", 8),
+            ("meter_alerts", "HASH (meter_id)", 8),
             ("usage_days", "HASH (meter_id)", 8),
         ]
         collated = {row.name for row in collations}
@@ -723,7 +725,7 @@ async def filled(
     workspace = "CASE n % 1000 WHEN 10 THEN 'v' ELSE 'w' END"
     # Of 0 to 63 credits 6 bits at most, of all others more.
     bits = "CASE WHEN n < 64 THEN 6 ELSE 15 END"
-    number, half, tenth, part = (digits.format(text) for text in ("n", "n / 2", "n / 10", "n / 200"))
+    number, half, quarter, tenth, part = (digits.format(f"n / {by}") for by in (1, 2, 4, 10, 200))
     voided = "CASE WHEN n % 200 > 100 THEN n % 200 - 99 END"
     rows = {
         f"customers SELECT 'cus_' || {number}, {org}, 'sandbox', 'A@example.com', 'N', 'e' || n, '{{}}', {moment},"
@@ -749,6 +751,15 @@ async def filled(
         " 0": METERS,
         f"auto_refill_requests SELECT 'mtr_' || {part}, n % 200 + 1, 1, CASE WHEN n % 200 = 199 THEN 'open' WHEN n % 2"
         f" = 0 THEN 'failed' ELSE 'fulfilled' END, {moment}, {moment}, NULL, NULL, NULL, NULL, 0": GRANTS,
+    }
+
+    # Of each meter four; each thousandth is a workspace's.
+    of_meter = f"CASE n % 1000 WHEN 0 THEN NULL ELSE 'mtr_' || {quarter} END"
+    rows |= {
+        f"alerts SELECT 'alr_' || {number}, {org}, 'sandbox', 'w' || (n / 1000), 'm', {of_meter}, 'remaining_below', 5,"
+        f" NULL, NULL, 1, {no}, {moment}": ALERTS,
+        f"meter_alerts SELECT 'mtr_' || {quarter}, 'alr_' || {number}, 1, 'remaining_below', 5, NULL, 1, {moment},"
+        f" {no}, NULL, NULL, NULL, 0": ALERTS,
     }
 
     async def fill(writer: Writer) -> None:
@@ -1109,6 +1120,11 @@ def grant(meter_id: str) -> CreditGrantRow:
     return base_of(meter("m"), 0)._replace(meter_id=meter_id, seq=3, key="k1", amount=1, drawn_credits=1)
 
 
+def alert_of(meter_id: str) -> MeterAlertRow:
+    """Return an alert that a meter has taken on."""
+    return MeterAlertRow(meter_id, "alr_", 1, AlertKind.REMAINING_BELOW, 5, None, 1, NOW)
+
+
 def hold_of(meter_id: str) -> HoldRow:
     """Return a hold of the meter."""
     return HoldRow(meter_id, 2, "h1", 1, 1, 60, HoldState.RELEASED, None, NOW, NOW, NOW, [], {})
@@ -1176,6 +1192,40 @@ def size(found: Any) -> int:
     """Return how many rows a look-up has found, whatever it groups them by."""
     parts = list(found.values() if isinstance(found, dict) else found)
     return sum(len(part) if isinstance(part, list | Columns) else 1 for part in parts)
+
+
+LOOKUPS |= {
+    "alerts that meters have taken on": (
+        lambda db: alerts.taken_on(db, METER_IDS),
+        12,
+        "meter_alerts",
+        ["meter_id"],
+    ),
+    "alerts of meters and their workspace": (
+        lambda db: alerts.of_meters(db, METER_IDS, **TENANT, workspace_ids={"w3"}),
+        13,
+        "alerts",
+        ["meter_id"],
+    ),
+    "alerts of a workspace": (
+        lambda db: alerts.page(db, Page(25), **TENANT, workspace_ids=["w3"]),
+        26,
+        "alerts",
+        ["workspace_id"],
+    ),
+    "alerts of workspaces made since": (
+        lambda db: alerts.of_workspaces(db, since=datetime(2026, 1, 14, 4, tzinfo=UTC)),
+        1,
+        "alerts",
+        ["created_at"],
+    ),
+    "changed alerts of meters": (
+        lambda db: nothing(meter_alerts.update_meter_alerts(db, [alert_of(meter_id) for meter_id in METER_IDS])),
+        0,
+        "meter_alerts",
+        ["meter_id", "alert_id"],
+    ),
+}
 
 
 def statements_of(name: str) -> int:

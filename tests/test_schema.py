@@ -127,7 +127,9 @@ def without_argument(type_name: str, field: str, argument: str) -> str:
 
 #: Every list that is none of edges, and what bounds it: a list that grows without a bound is a connection.
 BOUNDED_LISTS = {
+    "AlertConnection.nodes": "the page",
     "AutoRefillRequestConnection.nodes": "the page",
+    "BillingMeter.alerts": "25 of the meter and 25 of its workspace",
     "BillingMeter.burnDown": "the live grants of a meter, and the base",
     "BillingMeter.usage": "366 days and 10,000 rows",
     "BillingMeterConnection.nodes": "the page",

@@ -66,6 +66,7 @@ def test_one_that_says_it_is_taken(type_: Any, metadata: dict[str, Any]) -> None
 
 def test_the_lists_of_the_schema_are_these() -> None:
     assert {".".join(place) for place, said in engine._sizes.records.items() if said.maximum is not None} == {
+        "BillingMeter.alerts",
         "BillingMeter.burnDown",
         "BillingMeter.creditGrants",
         "BillingMeter.holds",
@@ -74,6 +75,7 @@ def test_the_lists_of_the_schema_are_these() -> None:
         "Customer.billingMeters",
         "LedgerEntry.draws",
         "Mutation.recordUsageBatch",
+        "Query.alerts",
         "Query.billingMeters",
         "Query.customers",
         "Query.events",

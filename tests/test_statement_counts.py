@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.alerting import make_alert, make_workspace_alert
 from tests.conftest import Gateway
 from tests.credit_walks import Walk
 from tests.refill_walks import SETTINGS, RefillWalk
@@ -145,6 +146,52 @@ async def test_what_becomes_of_a_request_takes_a_fixed_number_of_statements(gate
     with gateway.statements() as statements:
         await walk.set(below="5", amount="40")
     assert len(statements) == 1 + 2 + 1, "\n".join(statements)
+
+
+#: By the alerts that there are: steps with how many statements each takes, on a meter that has taken them on.
+WITH_ALERTS: dict[str, dict[str, int]] = {
+    # Five as many as one: they are read by one statement.
+    "REMAINING_BELOW 1; AVAILABLE_BELOW 1; OVERAGE_ABOVE 9; REMAINING_BELOW 2; AVAILABLE_BELOW 2": {
+        "use e 1": 6,
+        "refill 1": 5,
+        # An event, and the moment at which it has triggered.
+        "use e 99": 8,
+        # What a void gives back is looked up, as ever.
+        "void known": 7,
+    },
+    # The usage of the day, where one is about that.
+    "DAY_USAGE_ABOVE 50; REMAINING_BELOW 1": {"use e 1": 7, "refill 1": 5, "use e 80": 9},
+}
+
+
+@pytest.mark.parametrize(
+    ("alerts", "step", "count"),
+    [(alerts, step, count) for alerts, steps in WITH_ALERTS.items() for step, count in steps.items()],
+)
+async def test_alerts_take_one_statement_more(gateway: Gateway, alerts: str, step: str, count: int) -> None:
+    walk = Walk(gateway)
+    await walk.take("meter 100; use known 1")
+    for alert in alerts.split("; "):
+        kind, threshold = alert.split()
+        await make_alert(gateway, kind, int(threshold))
+    await gateway.data("{ viewer { orgId } }")
+    with gateway.statements() as statements:
+        await walk.send(step)
+    assert len(statements) == count, "\n".join(statements)
+
+
+async def test_alerts_of_a_workspace_take_one_statement_more_until_they_are_taken_on(gateway: Gateway) -> None:
+    walk = Walk(gateway)
+    await walk.take("meter 100")
+    await make_workspace_alert(gateway, "REMAINING_BELOW", 5)
+    await gateway.data("{ viewer { orgId } }")
+    counts = []
+    for step in ("use a 1", "use b 1", "use c 1"):
+        with gateway.statements() as statements:
+            await walk.send(step)
+        counts.append(len(statements))
+    # Once the alert is read and what is taken on is written, and the meter's id is asked for by its names.
+    assert counts == [8, 6, 6]
 
 
 #: What is read of meters: the selection, and how many statements it takes beside that which reads the meters.

@@ -8,7 +8,8 @@ from typing import Any
 
 from resolvers.maintenance.entry_rules import RULES
 from resolvers.meters.holds import MAX_SECONDS
-from resolvers.rules.booking import BY_TIME, OVERDUE, released
+from resolvers.rules.alerts import BY_TIME
+from resolvers.rules.booking import OVERDUE, released
 from resolvers.rules.credits import BASE, Credits, Draws, joined, parts_of, uncovered
 from storage.meters.billing_meters import BillingMeterRow
 from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow

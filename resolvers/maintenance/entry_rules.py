@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from resolvers.actor import DEMO, IMPORT, Scope
-from resolvers.rules.booking import BY_TIME
+from resolvers.rules.alerts import BY_TIME
 from resolvers.values import MAX_AMOUNT
 from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from resolvers.bounds import Bounds
 from resolvers.errors import LimitExceeded
+from resolvers.reading.alerts import AlertOfMeter, alerts_of
 from resolvers.reading.by_bucket import by_group
 from resolvers.reading.credit_fetches import CreditFetches
 from resolvers.reading.keys import EntriesOfMeter, MetersOfCustomer, UsageOfMeter
 from resolvers.reading.long_values import LongValue, values_of
 from resolvers.reading.seeing import own_endpoints
 from resolvers.rules.due import as_due, due_of_all
-from storage import customers, ids
+from storage import alerts, customers, ids
+from storage.alerts import AlertRow
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
 from storage.engine.pages import Page, on_page
@@ -139,6 +141,24 @@ class Fetches(CreditFetches):
             return [[*map(due.meter, rows)] for rows in found]
 
         return await by_group(keys, lambda key: key.page, load)
+
+    async def alerts_by_ids(self, keys: list[str]) -> list[AlertRow | None]:
+        """Return the alert of each id."""
+        actor = self._actor
+        actor.require_organization()
+        async with self._database.read() as reader:
+            found = await alerts.by_ids(reader, keys, org_id=actor.org_id, environment=actor.environment)
+        seen = {id_: row for id_, row in found.items() if not row.is_deleted and actor.may_enter(row.workspace_id)}
+        return [seen.get(key) for key in keys]
+
+    async def alerts_of_meters(self, keys: list[str]) -> Sequence[list[AlertOfMeter]]:
+        """Return the alerts of each meter."""
+        self._actor.require_organization()
+
+        async def load(reader: Reader, some: Sequence[str]) -> list[list[AlertOfMeter]]:
+            return await alerts_of(reader, await self._visible(reader, some), some, self._moment)
+
+        return await self._by_bucket(keys, load)
 
     async def usage_of_meters(self, keys: list[UsageOfMeter]) -> list[Columns[UsageDayRow] | LimitExceeded]:
         """Return usage days, or for some keys the exception."""

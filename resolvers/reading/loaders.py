@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from resolvers.actor import Actor
 from resolvers.bounds import Bounds
+from resolvers.reading.alerts import AlertOfMeter
 from resolvers.reading.fetches import Fetches
 from resolvers.reading.keys import (
     DeliveriesOfEndpoint,
@@ -23,6 +24,7 @@ from resolvers.reading.loading import Loader
 from resolvers.reading.long_values import LongValue
 from resolvers.reading.moment import Moment
 from resolvers.reading.webhook_fetches import WebhookFetches
+from storage.alerts import AlertRow
 from storage.customers import CustomerRow
 from storage.engine.columns import Columns
 from storage.engine.database import Database
@@ -160,6 +162,16 @@ class Loaders:
     def requests_of_meter(self) -> Loader[RequestsOfMeter, list[AutoRefillRequestRow]]:
         """A page of the requests of a meter's automatic refill."""
         return self._loader(self._fetches.requests_of_meters)
+
+    @cached_property
+    def alert_by_id(self) -> Loader[str, AlertRow | None]:
+        """The alert of an id. Raises `Forbidden` for a customer's session."""
+        return self._loader(self._fetches.alerts_by_ids)
+
+    @cached_property
+    def alerts_of_meter(self) -> Loader[str, list[AlertOfMeter]]:
+        """The alerts of a meter. Raises `Forbidden` for a customer's session."""
+        return self._loader(self._fetches.alerts_of_meters)
 
     @cached_property
     def long_value(self) -> Loader[LongValue, Any]:

@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from resolvers.rules.alerts import BY_TIME
 from resolvers.rules.commands import Decision, Known, after, newest_entry
 from storage.meters.billing_meters import BillingMeterRow, MeterName
 from storage.meters.holds import HoldRow, HoldState
 from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
-
-#: What is recorded as who has recorded the entries that nobody asked for.
-BY_TIME = "tollgate"
 
 #: After how long what is due is overdue, where no gateway has written it.
 OVERDUE = timedelta(minutes=1)
@@ -47,7 +45,9 @@ def book_due(meter: BillingMeterRow, known: Known, now: datetime) -> Iterator[Bo
         if end is not None and (moment is None or end < moment):
             moment = end
         if moment is None or moment > now:
+            _pass_moments(meter, known, now)
             return
+        _pass_moments(meter, known, moment)
         while holds and holds[-1].expires_at <= moment:
             meter, entry = close_hold(meter, known, holds.pop(), HoldState.EXPIRED, moment, recorded_by=BY_TIME)
             # What it has freed covers before the next one frees what may come first in the order of use.
@@ -56,6 +56,13 @@ def book_due(meter: BillingMeterRow, known: Known, now: datetime) -> Iterator[Bo
         for booked in settle(meter, known, moment):
             meter, _ = booked
             yield booked
+        if known.watch is not None:
+            known.watch.pass_silently(known, moment)
+
+
+def _pass_moments(meter: BillingMeterRow, known: Known, until: datetime) -> None:
+    if known.watch is not None:
+        known.watch.pass_moments(meter, known, until)
 
 
 def close_hold(

@@ -7,18 +7,23 @@ and returns the meter as it is to be with the ledger entry that says so, or rais
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from resolvers.rules.auto_refills import RefillBook
 from resolvers.rules.balances import available_bits, limit_credits
 from resolvers.rules.credits import Credits
 from resolvers.rules.events import EVENT_OF_KIND, NewEvent, event_of
 from storage import ids
+from storage.alerts import AlertRow
 from storage.meters.auto_refills import AutoRefill, AutoRefillRequestRow
 from storage.meters.billing_meters import BillingMeterRow, MeterName
 from storage.meters.credit_grants import CreditGrantRow
 from storage.meters.holds import HoldRow
 from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
+
+if TYPE_CHECKING:
+    # It is made of what this file has.
+    from resolvers.rules.watching import Watch
 
 #: How the keys begin that the gateway gives to commands whose callers sent none. No caller's key may begin so.
 GATEWAY_KEY = "tollgate/"
@@ -55,6 +60,8 @@ class Known:
     """When time alone may make something happen that is no end of a grant or hold, at the earliest, by what it is."""
     refills: RefillBook | None = None
     """The automatic refill. None: it has never had one."""
+    watch: "Watch | None" = None
+    """The meter's alerts; None: it has none."""
 
     def credits_of(self, meter: BillingMeterRow) -> Credits:
         """Return the credits of the meter, from now on also of one that has had neither a grant nor a hold."""
@@ -73,6 +80,8 @@ class Known:
             self.entries[entry.kind, entry.key] = entry
         if entry.voids_seq is not None:
             self.voided_credits[entry.voids_seq] = self.voided_credits.get(entry.voids_seq, 0) + entry.amount
+        if self.watch is not None:
+            self.watch.trail.append((meter, entry))
         if entry.kind in EVENT_OF_KIND:
             self.events.append(event_of(meter, entry, {} if self.credits is None else self.credits.grants, self.holds))
 
@@ -97,6 +106,8 @@ class Decision(NamedTuple):
     """The request of an automatic refill that the command is about, likewise."""
     auto_refill: AutoRefill | None = None
     """Of a command about an automatic refill: what it is after the commit."""
+    alert: AlertRow | None = None
+    """The alert that the command is about."""
 
     @property
     def accepted(self) -> int:

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.meters.events import EventType
+from storage.meters.meter_alerts import AlertKind
 
 _TEXT: Mapping[str, Any] = {"type": "string"}
 _MAYBE_TEXT: Mapping[str, Any] = {"type": ["string", "null"]}
 _AMOUNT: Mapping[str, Any] = {"type": "string", "pattern": "^-?(0|[1-9][0-9]*)$"}
 _MAYBE_AMOUNT: Mapping[str, Any] = {"type": ["string", "null"], "pattern": "^-?(0|[1-9][0-9]*)$"}
+_DAY: Mapping[str, Any] = {"type": "string", "format": "date"}
 _INSTANT: Mapping[str, Any] = {"type": "string", "format": "date-time"}
 _MAYBE_INSTANT: Mapping[str, Any] = {"type": ["string", "null"], "format": "date-time"}
 
@@ -49,6 +51,15 @@ _DEFINITIONS = {
         category={"enum": ["PAID", "PROMOTIONAL"]},
         expiresAt=_MAYBE_INSTANT,
     ),
+    "alert": _object(
+        "An alert. Its threshold is in credits; of GRANT_EXPIRES_WITHIN in seconds.",
+        id=_TEXT,
+        version={"type": "integer"},
+        kind={"enum": [kind.name for kind in AlertKind]},
+        threshold=_AMOUNT,
+        usageName=_MAYBE_TEXT,
+        name=_MAYBE_TEXT,
+    ),
     "hold": _object("A hold, with its caller's name of it.", id=_TEXT, holdId=_TEXT, expiresAt=_INSTANT),
     "refill": _object("What an automatic refill asks for: so many credits, refilled under this id.", **_REFILL),
     "webhookEndpoint": _object("A webhook endpoint.", id=_TEXT, description=_MAYBE_TEXT),
@@ -86,6 +97,20 @@ _DATA: Mapping[EventType, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
         "An automatic refill would ask, and its caps do not allow it.",
         {"refill": _object("The caps.", maxRefills=_NUMBER, maxCredits=_AMOUNT, windowSeconds=_NUMBER)},
     ),
+    EventType.ALERT_TRIGGERED: (
+        "The meter came past an alert's threshold: of DAY_USAGE_ABOVE by a day, of GRANT_EXPIRES_WITHIN by a grant.",
+        {"alert": _ref("alert"), "day": _DAY, "creditGrant": _ref("creditGrant")},
+    ),
+    EventType.ALERT_RECOVERED: (
+        "The meter came back from an alert's threshold: of DAY_USAGE_ABOVE by a day.",
+        {"alert": _ref("alert"), "day": _DAY},
+    ),
+}
+
+#: What the data of some types may lack.
+_OPTIONAL: Mapping[EventType, frozenset[str]] = {
+    EventType.ALERT_TRIGGERED: frozenset(("day", "creditGrant")),
+    EventType.ALERT_RECOVERED: frozenset(("day",)),
 }
 
 #: Those of webhook endpoints, likewise, which are of no meter.
@@ -122,5 +147,6 @@ def _of_type(type_: EventType, description: str, data: Mapping[str, Mapping[str,
         description,
         type={"const": type_.value},
         timestamp=_INSTANT,
-        data=_object("What it is about.", **data),
+        data=_object("What it is about.", **data)
+        | {"required": sorted(data.keys() - _OPTIONAL.get(type_, frozenset()))},
     )

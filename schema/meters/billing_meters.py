@@ -16,6 +16,7 @@ from schema.engine.execution.resolving import DIRECT, batched
 from schema.engine.limits.sizes import foreseen, of_bytes, text
 from schema.enums import HoldState
 from schema.info import Filter, Info, given, values_of
+from schema.meters.alerts import OF_METER, MeterAlert, alerts_of
 from schema.meters.auto_refills import AutoRefill, auto_refills_of
 from schema.meters.credit_grants import CreditGrant, CreditGrantFilter, grants_of
 from schema.meters.holds import Hold, holds_of
@@ -219,6 +220,11 @@ class BillingMeter(Node, record=BillingMeterRow):
     holds: Connection[Hold] = batched(_holds_of, description="The meter's holds, newest first.", metadata=PAGE)
     auto_refill: AutoRefill | None = batched(
         _auto_refills_of, description="When the meter asks for credits; null: it has no automatic refill."
+    )
+    alerts: list[MeterAlert] = batched(
+        alerts_of,
+        description="The alerts of the meter and of its workspace, the oldest first.",
+        metadata=OF_METER,
     )
 
 

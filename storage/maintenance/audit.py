@@ -5,8 +5,22 @@ from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Select, Table, Text, and_, exists, func, literal_column, select, tuple_, type_coerce
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    and_,
+    exists,
+    func,
+    literal_column,
+    select,
+    tuple_,
+    type_coerce,
+)
 
+from storage.alerts import alerts
 from storage.api_keys import ApiKeyRow, api_keys
 from storage.customers import customers
 from storage.engine.statements import Prepared, in_bucket, is_in_buckets, keys, keys_table
@@ -143,19 +157,20 @@ def _is_of(table: Table) -> Any:
     )
 
 
-#: An idempotency key leads to no customer that was made under it, or is of no create that there is.
+def _has_made(operation: str, table: Table, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Return the condition that an idempotency key of the operation leads to a row, which was made under it."""
+    was_made_then = table.c.created_at == idempotency_keys.c.created_at
+    is_there = exists().where(_is_of(table), was_made_then, *conditions)
+    return (idempotency_keys.c.operation == operation) & is_there
+
+
+#: An idempotency key leads to nothing that was made under it, or is of no create that there is.
 _LEADING_NOWHERE: Select[Any] = (
     select(*_LOST_KEY)
     .where(
         idempotency_keys.c.operation != "createBillingMeter",
-        ~(
-            (idempotency_keys.c.operation == "createCustomer")
-            & exists().where(
-                _is_of(customers),
-                customers.c.idempotency_key == idempotency_keys.c.key,
-                customers.c.created_at == idempotency_keys.c.created_at,
-            )
-        ),
+        ~_has_made("createCustomer", customers, customers.c.idempotency_key == idempotency_keys.c.key),
+        ~_has_made("createAlert", alerts),
     )
     .order_by(*idempotency_keys.primary_key.columns)
 )

@@ -9,6 +9,7 @@ from sqlalchemy import Column, Date, Enum, Table, Text, bindparam, cast, func, s
 from sqlalchemy import insert as sql_insert
 
 from storage import ids
+from storage.alerts import alerts
 from storage.api_keys import api_keys
 from storage.customers import customers
 from storage.engine.buckets import Buckets
@@ -24,6 +25,7 @@ from storage.meters.credit_grants import credit_grants
 from storage.meters.events import events
 from storage.meters.holds import holds
 from storage.meters.ledger import ledger_entries
+from storage.meters.meter_alerts import meter_alerts
 from storage.meters.usage import usage_days
 from storage.meters.webhook_deliveries import webhook_deliveries
 from storage.tables import owner_column
@@ -45,6 +47,8 @@ LOCKED = (
     auto_refill_requests,
     ledger_entries,
     events,
+    meter_alerts,
+    alerts,
     webhook_endpoints,
     webhook_deliveries,
 )

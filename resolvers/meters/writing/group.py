@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from resolvers.errors import BillingMeterNotFound, LimitRefusal, Refusal
+from resolvers.meters.alerts.workspaces import WorkspaceAlerts
+from resolvers.meters.writing import alerts
 from resolvers.meters.writing.lanes import Result, Submission
 from resolvers.meters.writing.refills import expire_request, look_at_refill, read_refills, write_refills
+from resolvers.rules.alerts import ON_DAY
 from resolvers.rules.booking import Booked, book_due, next_due, settle
 from resolvers.rules.commands import Command, Decision, Known
 from resolvers.rules.credits import BASE, Credits, by_meter, parts_of
@@ -22,9 +25,6 @@ _USAGE, _VOID, _GRANT, _HOLD = (
     *(LedgerEntryKind.USAGE, LedgerEntryKind.VOID),
     *(LedgerEntryKind.GRANT, LedgerEntryKind.HOLD),
 )
-
-#: What an entry's amount adds to its usage day, by the entry's kind: it is multiplied by this.
-_ON_DAY = {_USAGE: 1, _VOID: -1}
 
 
 @dataclass(slots=True)
@@ -92,12 +92,16 @@ class Group:
             self._write(of, entry)
         if of.known.credits is not None:
             self._book(of, settle(of.meter, of.known, of.now))
+        if of.known.watch is not None:
+            of.known.watch.decided(decision.billing_meter, of.known, of.now, entry)
         return decision
 
     def _book(self, of: LockedMeter, booked: Iterator[Booked]) -> None:
         for meter, entry in booked:
             of.meter = meter
             self._write(of, entry)
+        if of.known.watch is not None:
+            of.known.watch.note_moments(of.known, of.now)
         of.meter = of.meter._replace(next_due_at=next_due(of.meter, of.known))
 
     def _write(self, of: LockedMeter, entry: LedgerEntryRow) -> None:
@@ -125,7 +129,10 @@ class Group:
 
 
 async def look_up(
-    writer: Writer, meters: Mapping[str, LockedMeter], commands: Sequence[tuple[str | None, Command]]
+    writer: Writer,
+    meters: Mapping[str, LockedMeter],
+    commands: Sequence[tuple[str | None, Command]],
+    alerts_of_workspaces: WorkspaceAlerts,
 ) -> None:
     """Read what is there already of what the commands name, each given with its meter's id; the meters are locked."""
     named = [(meter_id, command.keys) for meter_id, command in commands if meter_id is not None]
@@ -136,6 +143,7 @@ async def look_up(
         await _read_credits(writer, meters, {meter_id for meter_id, kind, _ in wanted if kind is _VOID})
     if with_refills := {id_: of for id_, of in meters.items() if of.meter.has_auto_refill}:
         await read_refills(writer, with_refills, wanted)
+    await alerts.look_up(writer, meters, commands, alerts_of_workspaces)
 
 
 async def _read_entries(writer: Writer, meters: Mapping[str, LockedMeter], wanted: list[LedgerKey]) -> None:
@@ -196,6 +204,7 @@ def _named_grants(known: Known, *, is_voiding: bool) -> set[int]:
 
 async def write(writer: Writer, group: Group) -> None:
     """Write all that was decided."""
+    await alerts.cross(writer, group.meters)
     # A hold that is extended has no entry, and need not change what its meter says.
     new_events = [event for of in group.meters.values() if of.known.events for event in of.number_events()]
     changed = [of for _, of in sorted(group.meters.items()) if of.meter != of.before or of.known.changed_holds]
@@ -207,6 +216,7 @@ async def write(writer: Writer, group: Group) -> None:
         await write_entries(writer, group.written)
     if new_events:
         await events.insert_events(writer, new_events)
+    await alerts.write(writer, group.meters)
 
 
 async def _write_credits(writer: Writer, meters: Collection[LockedMeter]) -> None:
@@ -240,7 +250,7 @@ async def write_entries(writer: Writer, entries: Sequence[LedgerEntryRow]) -> No
     """
     days: dict[tuple[str, date, str], int] = {}
     for entry in entries:
-        sign = _ON_DAY.get(entry.kind)
+        sign = ON_DAY.get(entry.kind)
         if sign is not None:
             assert entry.day is not None  # noqa: S101  # Such an entry has its day and name.
             assert entry.usage_name is not None  # noqa: S101  # An entry that has a day has a usage name.

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 from resolvers.bounds import DEFAULT_BOUNDS
 from resolvers.errors import Unavailable
+from resolvers.meters.alerts.workspaces import WorkspaceAlerts
 from resolvers.meters.writing.group import Group, LockedMeter, look_up, write
 from resolvers.meters.writing.lanes import Crossing, Lane, Pending, Result, Submission
 from resolvers.observation import current
@@ -101,6 +102,8 @@ class MeterWriter:
         self._crossings: defaultdict[object, Crossing] = defaultdict(Crossing)
         self._closed = self._given_up = False
         self._ids: dict[MeterName, str] = {}
+        self.alerts_of_workspaces = WorkspaceAlerts()
+        """Those that meters take on with their next entries."""
 
     @property
     def pending(self) -> int:
@@ -321,9 +324,8 @@ class MeterWriter:
         for submission in submissions:
             is_locked = missing and any(command.meter in missing for command in submission.commands)
             (group.locked if is_locked else deciding).append(submission)
-        await look_up(
-            writer, group.meters, [(ids.get(each.meter), each) for part in deciding for each in part.commands]
-        )
+        commands = [(ids.get(each.meter), each) for part in deciding for each in part.commands]
+        await look_up(writer, group.meters, commands, self.alerts_of_workspaces)
         began = perf_counter_ns()
         for submission in deciding:
             group.decide(submission, ids)
