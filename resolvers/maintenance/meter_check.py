@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from resolvers import idempotency
 from resolvers.actor import Scope
+from resolvers.maintenance.alert_check import AlertCheck
 from resolvers.maintenance.credit_check import CreditCheck
 from resolvers.maintenance.entry_rules import RECORDED_WITHOUT_KEY, RULES, UNREADABLE, fields_of, unreadable
 from resolvers.maintenance.event_check import EventCheck
@@ -60,12 +61,14 @@ class MeterCheck:
     """Whether nothing has been reported of its entries."""
     credits_: CreditCheck = field(init=False)
     events: EventCheck = field(init=False)
+    alerts: AlertCheck = field(init=False)
     refills: RefillCheck = field(default_factory=RefillCheck)
 
     def __post_init__(self) -> None:
-        """Begin without grants, holds and events."""
+        """Begin without grants, holds, events and alerts."""
         self.credits_ = CreditCheck(self.meter)
         self.events = EventCheck(self.meter)
+        self.alerts = AlertCheck(self.meter)
 
     @property
     def has_credits(self) -> bool:
@@ -90,7 +93,9 @@ class MeterCheck:
                 messages = [*self._entry(entry), *self._recorder(entry, key_holders)]
                 self.refills.follow(entry)
                 hold = closed.get((entry.meter_id, entry.hold_seq or 0))
+                self.alerts.before(entry, self.credits_.credits_)
                 messages += self.credits_.follow(entry, before, self._voided(entry, events), hold)
+                self.alerts.after(entry, self.credits_.credits_)
             except UNREADABLE as error:
                 messages = [unreadable(error)]
             self.is_right = self.is_right and not messages
@@ -252,7 +257,8 @@ class MeterCheck:
         try:
             messages = [*self._row(), *self._creation(key), *self._days(days)]
             messages += self.credits_.finish(self.meter, grants, holds, now)
-            messages += self.events.finish() if self.is_right and not messages else ()
+            if self.is_right and not messages:
+                messages += [*self.events.finish(), *self.alerts.finish(self.credits_.credits_, now)]
         except UNREADABLE as error:
             messages = [unreadable(error)]
         for message in messages:

@@ -274,6 +274,9 @@ async def verify_meters(
     """
     checks = {meter.id: MeterCheck(meter) for meter in meters}
     incomplete: set[str] = set()
+    for disagreement in await _read_alerts(reader, checks):
+        incomplete.add(disagreement.id)
+        yield disagreement
     async for disagreement in _ledgers(reader, checks, verified, incomplete):
         yield disagreement
     async for disagreement in _rows(reader, checks, verified, incomplete, now):
@@ -343,6 +346,14 @@ async def _rows(
                 yield disagreement
 
 
+async def _read_alerts(reader: Reader, checks: Mapping[str, MeterCheck]) -> list[Disagreement]:
+    """Read what each meter has taken on of alerts; return those that cannot be read."""
+    found, failures = await read_each(reader, owned_rows.alerts_of, list(checks), "of its alerts")
+    for meter_id, alerts in found.items():
+        checks[meter_id].alerts.rows = alerts
+    return failures
+
+
 async def _follow_events(
     reader: Reader,
     checks: Mapping[str, MeterCheck],
@@ -355,4 +366,5 @@ async def _follow_events(
     found, failures = await read_each(reader, read_window, list(entries), "of its events")
     for meter_id, events in found.items():
         checks[meter_id].events.follow(entries[meter_id], events)
+        checks[meter_id].alerts.follow(events, last_seq)
     return failures
