@@ -5,22 +5,18 @@ With `--torture` there are many more rounds. Each test prints the seed of what i
 
 import asyncio
 import random
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from storage.engine.database import Database
-from storage.meters import ledger
 from storage.meters.ledger import LedgerEntryKind, LedgerEntryRow
 from tests.conftest import Gateway, gateway_on
-from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected
-from tests.steps import disagreements, make_meter, must, reading_of
+from tests.servers import PATIENCE_SECONDS, Connection, Server, connected
+from tests.steps import disagreements, make_meter, must
+from tests.tormenting import Answer, ask, entries_of, kill_some, rounds, seeded, served
 
 pytestmark = pytest.mark.one_python
 
@@ -29,8 +25,6 @@ CLIENTS = 16
 #: The entries that close a hold.
 CLOSING = {LedgerEntryKind.USAGE, LedgerEntryKind.RELEASE, LedgerEntryKind.HOLD_EXPIRY}
 
-Answer = dict[str, Any]
-
 
 @pytest.fixture
 async def gateway(migrated_url: str) -> AsyncIterator[Gateway]:
@@ -38,54 +32,6 @@ async def gateway(migrated_url: str) -> AsyncIterator[Gateway]:
     async with gateway_on(migrated_url) as gateway:
         gateway.clock.now = datetime.now(UTC)
         yield gateway
-
-
-@asynccontextmanager
-async def served(url: str, dialect: str, folder: Path) -> AsyncIterator[list[Server]]:
-    """Run two gateways on a PostgreSQL database, one on an SQLite file."""
-    servers = [Server(url, folder) for _ in range(2 if dialect == "postgresql" else 1)]
-    try:
-        for server in servers:
-            await server.start()
-        yield servers
-    finally:
-        for server in servers:
-            await server.kill()
-
-
-def seeded() -> random.Random:
-    seed = secrets.randbits(32)
-    print(f"Seed: {seed}")  # noqa: T201  # pytest shows it where the test fails.
-    return random.Random(seed)  # noqa: S311  # So that a run can be repeated.
-
-
-def rounds(pytestconfig: pytest.Config, *, few: int, many: int) -> int:
-    return many if pytestconfig.getoption("torture", default=False) else few
-
-
-async def entries_of(database: Database, meter_id: str) -> list[LedgerEntryRow]:
-    """Return the entries of a meter, the oldest first."""
-    async with reading_of(database, meter_id) as reader:
-        (entries,) = await ledger.by_ranges(reader, [(meter_id, 1, 2**63 - 1)])
-    return list(entries[::-1])
-
-
-async def ask(connection: Connection, field: str, selection: str, **values: Any) -> Answer:
-    """Send a mutation until it is answered, also by a gateway that was started again, and return what it answers."""
-    name = field[0].upper() + field[1:]
-    query = f"mutation ($input: {name}Input!) {{ {field}(input: $input) {{ __typename {selection} }} }}"
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while True:
-            try:
-                body = await connection.ask(query, input={"workspaceId": "w"} | values)
-            except ConnectionLost:
-                await asyncio.sleep(0.05)
-                continue
-            if "errors" not in body:
-                answer: Answer = body["data"][field]
-                return answer
-            assert body["errors"][0]["extensions"]["code"] == "UNAVAILABLE", body
-            await asyncio.sleep(0.05)
 
 
 # Holds.
@@ -130,14 +76,6 @@ async def use_holds(connection: Connection, name: str, numbers: Sequence[int], c
 def within_limit(answer: Answer) -> None:
     entry = answer["entry"]
     assert int(entry["usedCreditsAfter"]) + int(entry["heldCreditsAfter"]) <= CREDITS
-
-
-async def kill_some(servers: Sequence[Server], times: int, chance: random.Random) -> None:
-    """Kill one gateway after the other, and start it again."""
-    for number in range(times):
-        await asyncio.sleep(chance.random())
-        await servers[number % len(servers)].kill()
-        await servers[number % len(servers)].start()
 
 
 async def test_what_is_held_is_within_the_limit_and_is_closed_once_whatever_dies(
