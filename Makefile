@@ -106,14 +106,20 @@ CLIENT_READY := $(CLIENT)/.venv/.ready
 LLM_PROXY := examples/llm-proxy
 LLM_PROXY_READY := $(LLM_PROXY)/.venv/.ready
 
-.PHONY: examples
-examples: $(FRONTEND_READY) $(CLIENT_READY) $(LLM_PROXY_READY) ## Build the examples from the schema, and test them.
-	@PATH="$(CURDIR)/$(BIN):$$PATH" && pytest tests/examples/frontend.py tests/examples/python_client.py \
-		tests/examples/llm_proxy.py tests/examples/deploy.py $(PYTEST_ARGS)
+RECEIVERS := examples/receiver-python examples/stripe
+RECEIVERS_READY := $(addsuffix /.venv/.ready,$(RECEIVERS))
+TS_RECEIVER := examples/receiver-typescript
+TS_RECEIVER_READY := $(TS_RECEIVER)/node_modules/.package-lock.json
 
-$(FRONTEND_READY): $(FRONTEND)/package.json $(FRONTEND)/package-lock.json $(FRONTEND)/.npmrc $(DEV_READY)
+.PHONY: examples
+examples: $(FRONTEND_READY) $(CLIENT_READY) $(LLM_PROXY_READY) $(RECEIVERS_READY) $(TS_RECEIVER_READY) ## Build the examples from the schema, and test them.
+	@PATH="$(CURDIR)/$(BIN):$$PATH" && pytest tests/examples/frontend.py tests/examples/python_client.py \
+		tests/examples/llm_proxy.py tests/examples/receivers.py tests/examples/stripe_payments.py \
+		tests/examples/deploy.py $(PYTEST_ARGS)
+
+$(FRONTEND_READY) $(TS_RECEIVER_READY): %/node_modules/.package-lock.json: %/package.json %/package-lock.json %/.npmrc $(DEV_READY)
 	@echo 'npm ci'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" && cd $(FRONTEND) && npm ci --loglevel=error
+	@PATH="$(CURDIR)/$(BIN):$$PATH" && cd $* && npm ci --loglevel=error
 	@touch $@
 
 $(CLIENT_READY): $(CLIENT)/requirements.lock $(DEV_READY)
@@ -123,12 +129,12 @@ $(CLIENT_READY): $(CLIENT)/requirements.lock $(DEV_READY)
 		--requirement $(CLIENT)/requirements.lock
 	@touch $@
 
-# They are half a gigabyte, which uv installs in a third of pip's time.
-$(LLM_PROXY_READY): $(LLM_PROXY)/requirements.lock $(DEV_READY)
-	@echo 'Installing $(LLM_PROXY)/requirements.lock into $(LLM_PROXY)/.venv ...'
-	@$(BIN)/python -m venv --clear --without-pip $(LLM_PROXY)/.venv
-	@$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(LLM_PROXY)/.venv/bin/python \
-		--requirement $(LLM_PROXY)/requirements.lock
+# Those of the proxy are half a gigabyte, which uv installs in a third of pip's time.
+$(LLM_PROXY_READY) $(RECEIVERS_READY): %/.venv/.ready: %/requirements.lock $(DEV_READY)
+	@echo 'Installing $*/requirements.lock into $*/.venv ...'
+	@$(BIN)/python -m venv --clear --without-pip $*/.venv
+	@$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $*/.venv/bin/python \
+		--requirement $*/requirements.lock
 	@touch $@
 
 lint: lint-format lint-style lint-spelling lint-types lint-imports lint-dependencies ## Check format, style, spelling, types and imports.
@@ -176,10 +182,9 @@ lock: $(DEV_READY) ## Write the lock files anew from pyproject.toml and the exam
 	@$(UV_COMPILE) pyproject.toml --group dev --all-extras --constraint requirements.lock --output-file requirements-dev.lock
 	@$(UV_COMPILE) pyproject.toml --group build --extra otel --constraint requirements-dev.lock \
 		--output-file requirements-otel.lock
-	@$(UV_COMPILE) $(CLIENT)/requirements.in --output-file $(CLIENT)/requirements.lock
-	@$(UV_COMPILE) $(LLM_PROXY)/requirements.in --output-file $(LLM_PROXY)/requirements.lock
-	@if grep -n '://' requirements.lock requirements-dev.lock requirements-otel.lock $(CLIENT)/requirements.lock \
-		$(LLM_PROXY)/requirements.lock; then \
+	@for example in $(CLIENT) $(LLM_PROXY) $(RECEIVERS); do \
+		$(UV_COMPILE) $$example/requirements.in --output-file $$example/requirements.lock || exit 1; done
+	@if grep -n '://' requirements.lock requirements-dev.lock requirements-otel.lock examples/*/requirements.lock; then \
 		echo 'The lock files may not name an address: any mirror must serve.' >&2; exit 1; fi
 
 # Its node and npm are those of the environment.
@@ -189,7 +194,8 @@ graphiql: $(DEV_READY) ## Build GraphiQL's page from its source.
 clean: ## Remove the environment, caches and builds; databases stay.
 	@rm -rf $(VENV) .venv-* $(AUDITS)/node_modules gateway/pages/graphiql/source/node_modules dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find $(wildcard $(PACKAGES) tests) -name __pycache__ -type d -prune -exec rm -rf {} +
-	@rm -rf $(CLIENT)/.venv $(CLIENT)/tollgate_client $(LLM_PROXY)/.venv
+	@rm -rf $(CLIENT)/tollgate_client $(addsuffix /.venv,$(CLIENT) $(LLM_PROXY) $(RECEIVERS))
+	@rm -rf $(TS_RECEIVER)/node_modules $(TS_RECEIVER)/events.ts
 	@rm -rf $(FRONTEND)/node_modules $(FRONTEND)/dist $(FRONTEND)/*/gql $(FRONTEND)/persisted-documents.json
 
 $(RUN_READY): requirements.lock pyproject.toml

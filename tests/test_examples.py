@@ -56,15 +56,26 @@ def test_the_schema_is_checked_and_exported_as_the_page_says(tmp_path: Path) -> 
     assert (tmp_path / "schema.graphql").read_text("utf-8") == older
 
 
-def test_the_packages_of_the_examples_are_locked_without_an_address() -> None:
-    package = json.loads((FRONTEND / "package.json").read_text("utf-8"))
+@pytest.mark.parametrize("example", ["frontend", "receiver-typescript"])
+def test_the_npm_packages_of_the_examples_are_locked_without_an_address(example: str) -> None:
+    folder = ROOT / "examples" / example
+    package = json.loads((folder / "package.json").read_text("utf-8"))
     versions = [*package["dependencies"].values(), *package["devDependencies"].values()]
     assert [version for version in versions if not re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", version)] == []
-    packages = json.loads((FRONTEND / "package-lock.json").read_text("utf-8"))["packages"]
+    packages = json.loads((folder / "package-lock.json").read_text("utf-8"))["packages"]
     assert [name for name, each in packages.items() if "resolved" in each] == []
     assert [name for name, each in packages.items() if name and "integrity" not in each] == []
     assert [name for name, each in packages.items() if each.get("hasInstallScript")] == []
-    for example in ("python-client", "llm-proxy"):
-        lock = (ROOT / "examples" / example / "requirements.lock").read_text("utf-8")
-        assert "://" not in lock
-        assert lock.count("==") <= lock.count("--hash=sha256:")
+
+
+@pytest.mark.parametrize("example", ["python-client", "llm-proxy", "receiver-python", "stripe"])
+def test_the_python_packages_of_the_examples_are_locked_without_an_address(example: str) -> None:
+    lock = (ROOT / "examples" / example / "requirements.lock").read_text("utf-8")
+    assert "://" not in lock
+    assert 0 < lock.count("==") <= lock.count("--hash=sha256:")
+
+
+def test_every_example_is_in_the_list() -> None:
+    folders = {path.parent.name for path in (ROOT / "examples").glob("*/*") if path.is_file()}
+    listed = re.findall(r"^\| `([\w-]+)/` \|", (ROOT / "examples" / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(folders) == sorted(listed)

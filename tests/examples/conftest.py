@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tests.servers import TOLLGATE, Server, free_port, serving
+from tests.servers import NO_TLS, TOLLGATE, Server, free_port, serving
 
 ROOT = Path(__file__).parent.parent.parent
 FRONTEND = ROOT / "examples" / "frontend"
 CLIENT = ROOT / "examples" / "python-client"
 LLM_PROXY = ROOT / "examples" / "llm-proxy"
+PYTHON_RECEIVER = ROOT / "examples" / "receiver-python"
+TYPESCRIPT_RECEIVER = ROOT / "examples" / "receiver-typescript"
+STRIPE = ROOT / "examples" / "stripe"
 
 
 class Demo(NamedTuple):
@@ -27,7 +30,7 @@ class Demo(NamedTuple):
 
     async def ask(self, query: str, **variables: Any) -> Any:
         """Send an operation with the demo's key, and return its data."""
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=NO_TLS) as client:
             response = await client.post(
                 f"{self.server.url}/graphql",
                 json={"query": query, "variables": variables},
