@@ -57,7 +57,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "an event of the other side": (
         [
             "UPDATE events SET type = 'alert.recovered' WHERE seq = 4 AND alert_id = '<low>'",
-            "UPDATE events SET payload = replace(payload, 'triggered', 'recovered') WHERE seq = 4 AND alert_id = '<low>'",
+            (
+                "UPDATE events SET payload = replace(payload, 'triggered', 'recovered') WHERE seq = 4"
+                " AND alert_id = '<low>'"
+            ),
         ],
         [
             "entry 4: the alert.triggered of alert <low>, version 1 is missing",

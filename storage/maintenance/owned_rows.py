@@ -10,6 +10,7 @@ from storage.engine.statements import is_in_buckets
 from storage.engine.transactions import Reader
 from storage.meters.billing_meters import billing_meters
 from storage.meters.events import EventRow, events
+from storage.meters.meter_alerts import MeterAlertRow, meter_alerts
 from storage.tables import TABLES, owner_column
 
 _COLUMNS = [events.c[name] for name in EventRow._fields]
@@ -24,6 +25,16 @@ async def events_of(
     found: dict[str, list[EventRow]] = {meter_id: [] for meter_id in meter_ids}
     for row in await reader.fetch(statement.order_by(events.c.owner_id, events.c.number)):
         found[row.owner_id].append(EventRow._make(row))
+    return found
+
+
+async def alerts_of(reader: Reader, meter_ids: Sequence[str]) -> dict[str, list[MeterAlertRow]]:
+    """Return what each of the meters has taken on of alerts, also what it has given up, by the meter's id."""
+    columns = [meter_alerts.c[name] for name in MeterAlertRow._fields]
+    is_of_one = [meter_alerts.c.bucket == reader.bucket, meter_alerts.c.meter_id.in_(meter_ids)]
+    found: dict[str, list[MeterAlertRow]] = {meter_id: [] for meter_id in meter_ids}
+    for row in await reader.fetch(select(*columns).where(*is_of_one).order_by(*meter_alerts.primary_key)):
+        found[row.meter_id].append(MeterAlertRow._make(row))
     return found
 
 
