@@ -98,6 +98,7 @@ NEAR_ENDS = [
     # What is used up or revoked by then does not.
     ("meter 5; grant g 10 100s", 40, "use a 10; wait 60; sweep; void a; sweep", []),
     ("meter 5; grant g 10 100s", 40, "revoke g; wait 60; sweep", []),
+    ("meter 5; grant g 10 100s", 40, "use a 10; wait 61; void a; wait 40; sweep", []),
     ("meter 5; grant g 10 100s; hold h 10 80s", 40, "wait 60; sweep; release h; wait 1; sweep", []),
     ("meter 5; grant g 10 100s; hold h 10 50s", 40, "wait 70; sweep", ["triggered at 4 grant 2"]),
     ("meter 5; grant g 10 100s; hold h 10 80s", 40, "wait 90; sweep; use a 1", []),

@@ -40,10 +40,10 @@ async function read(request: IncomingMessage): Promise<Buffer | null> {
   let bytes = 0;
   for await (const part of request as AsyncIterable<Buffer>) {
     bytes += part.length;
-    if (bytes > MAX_BODY_BYTES) return null;
-    parts.push(part);
+    // Of what is too long the rest is read and dropped, so that its sender reads the answer.
+    if (bytes <= MAX_BODY_BYTES) parts.push(part);
   }
-  return Buffer.concat(parts);
+  return bytes > MAX_BODY_BYTES ? null : Buffer.concat(parts);
 }
 
 // What an earlier process has left.
