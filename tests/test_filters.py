@@ -27,7 +27,7 @@ from storage.engine.transactions import Writer
 from storage.meters.billing_meters import billing_meters
 from storage.tenants import Environment
 from tests.conftest import NOW, Caller, Gateway
-from tests.steps import delete_row, disagreements, make_customer, make_meter, must
+from tests.steps import delete_row, disagreements, make_customer, make_endpoint, make_meter, must
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -435,6 +435,7 @@ WAYS = {
     "Query": ("", ""),
     "Customer": ("customers { nodes { ", " } }"),
     "BillingMeter": ("billingMeters { nodes { ", " } }"),
+    "WebhookEndpoint": ("webhookEndpoints { nodes { ", " } }"),
 }
 #: A value of each type of a required argument.
 VALUES = {"ID!": f'"mtr_{0:024x}"', "String!": '"w"', "[ID!]!": "[]"}
@@ -484,14 +485,16 @@ def test_every_filter_is_asked_about() -> None:
         *("filter.workspaceId", "filter.customerId", "filter.availableBelow"),
         *("filter.state", "filter.category", "filter.expiresBefore", "state"),
         *("from", "to", "names"),
+        *("workspaceId", "types", "billingMeterId"),
     }
-    assert len(nullable()) == 2 + 8 + 2 * 3 + 4 + 1
+    assert len(nullable()) == 2 + 8 + 2 * 3 + 4 + 1 + 4
 
 
 @pytest.mark.parametrize("asked", nullable(), ids=lambda asked: asked.query.replace("%s", "null"))
 async def test_a_null_in_a_filter_is_refused(on_sqlite: Gateway, asked: Nullable) -> None:
     """A variable that is lost must not widen what is answered."""
     await make_meter(on_sqlite, customerId=await make_customer(on_sqlite))
+    await make_endpoint(on_sqlite)
     message = f"{asked.path} must not be null; leave it out where it is not to restrict the answer."
     literal = f"{{ {asked.query % 'null'} }}"
     variable = f"query ($value: {asked.type_}) {{ {asked.query % '$value'} }}"

@@ -424,8 +424,8 @@ async def test_commands_of_all_kinds_are_decided_in_their_order_by_one_transacti
     ]
     with gateway.statements() as statements:
         results = [result for (result,) in await asyncio.gather(*[writer.submit([each]) for each in commands])]
-    # One more than for debits: what is voided already.
-    assert len(statements) == OF_A_GROUP + 1
+    # Two more than for debits: what is voided already, and the event of the settings.
+    assert len(statements) == OF_A_GROUP + 2
     books = await books_of(gateway)
     assert [
         (entry.kind, entry.amount, entry.total_credits_after, entry.used_credits_after) for entry in books.entries

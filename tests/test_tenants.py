@@ -8,7 +8,7 @@ import pytest
 
 from storage.tenants import Environment
 from tests.conftest import REFUSALS, Caller, Gateway
-from tests.steps import entry_id, make_customer, make_meter, must
+from tests.steps import entry_id, make_customer, make_endpoint, make_meter, must
 
 CUSTOMER = "id orgId environment email name externalId updatedAt billingMeters { nodes { id externalMeterId } }"
 METER = """id workspaceId externalMeterId totalCredits usedCredits spendCap updatedAt customer { id email }
@@ -23,6 +23,11 @@ QUESTIONS = {
         "query ($entry: ID!) { node(id: $entry) { __typename id } }",
         "query ($grant: ID!) { node(id: $grant) { __typename id } }",
         "query ($hold: ID!) { node(id: $hold) { __typename id } }",
+        "query ($event: ID!) { node(id: $event) { __typename id } }",
+        "query ($alert: ID!) { node(id: $alert) { __typename id } }",
+        "query ($request: ID!) { node(id: $request) { __typename id } }",
+        "query ($endpoint: ID!) { node(id: $endpoint) { __typename id } }",
+        "query ($delivery: ID!) { node(id: $delivery) { __typename id } }",
     ],
     "nodes": [
         """query ($customer: ID!, $meter: ID!, $entry: ID!, $grant: ID!, $hold: ID!) {
@@ -39,6 +44,9 @@ QUESTIONS = {
         '{ billingMeters(filter: {availableBelow: "1000"}) { nodes { id workspaceId } } }',
     ],
     "usage": ["query ($meter: ID!) { usage(billingId: $meter, fillZeros: true) { day totalBillingUsage } }"],
+    "events": ["query ($meter: ID!) { events(billingMeterId: $meter) { nodes { id } } }"],
+    "alerts": ['{ alerts(workspaceId: "w") { nodes { id } } }'],
+    "webhookEndpoints": ["{ webhookEndpoints { nodes { id } } }"],
     "updateCustomer": [
         f"""mutation ($customer: ID!) {{
           updateCustomer(input: {{id: $customer, name: "Mallory", externalId: null}}) {{ __typename {REFUSALS} }}
@@ -130,6 +138,61 @@ QUESTIONS = {
           }}
         }}""",
     ],
+    "createAlert": [
+        f"""mutation {{
+          createAlert(input: {{
+            workspaceId: "w", externalMeterId: "m", kind: REMAINING_BELOW, threshold: "5", idempotencyKey: "a"
+          }}) {{ __typename {REFUSALS} }}
+        }}""",
+    ],
+    "updateAlert": [
+        f"""mutation ($alert: ID!) {{
+          updateAlert(input: {{id: $alert, threshold: "6"}}) {{ __typename {REFUSALS} }}
+        }}""",
+    ],
+    "deleteAlert": [
+        """mutation ($alert: ID!) {
+          deleteAlert(input: {id: $alert}) { __typename ... on UserError { code message } }
+        }""",
+    ],
+    **{
+        name: [
+            f"""mutation {{
+              {name}(input: {{workspaceId: "w", externalMeterId: "m" {values}}}) {{ __typename {REFUSALS} }}
+            }}"""
+        ]
+        for name, values in {"setAutoRefill": ", isEnabled: false", "resumeAutoRefill": ""}.items()
+    },
+    "failAutoRefill": [
+        f"""mutation ($request: ID!) {{
+          failAutoRefill(input: {{requestId: $request, reason: "r"}}) {{ __typename {REFUSALS} }}
+        }}""",
+    ],
+    "updateWebhookEndpoint": [
+        f"""mutation ($endpoint: ID!) {{
+          updateWebhookEndpoint(input: {{id: $endpoint, description: "d"}}) {{ __typename {REFUSALS} }}
+        }}""",
+    ],
+    "rotateWebhookSecret": [
+        f"""mutation ($endpoint: ID!) {{
+          rotateWebhookSecret(input: {{id: $endpoint, generation: 2}}) {{ __typename {REFUSALS} }}
+        }}""",
+    ],
+    "sendTestEvent": [
+        """mutation ($endpoint: ID!) {
+          sendTestEvent(input: {endpointId: $endpoint}) { __typename ... on UserError { code message } }
+        }""",
+    ],
+    "redeliverEvents": [
+        f"""mutation ($endpoint: ID!, $event: ID!) {{
+          redeliverEvents(input: {{endpointId: $endpoint, eventId: $event}}) {{ __typename {REFUSALS} }}
+        }}""",
+    ],
+    "deleteWebhookEndpoint": [
+        """mutation ($endpoint: ID!) {
+          deleteWebhookEndpoint(input: {id: $endpoint}) { __typename ... on UserError { code message } }
+        }""",
+    ],
     **{
         name: [
             f"""mutation {{
@@ -162,6 +225,11 @@ class Ids(NamedTuple):
     entry: str
     grant: str
     hold: str
+    event: str
+    alert: str
+    request: str
+    endpoint: str
+    delivery: str
 
 
 #: Of the form of ids, and nobody's.
@@ -171,6 +239,11 @@ MADE_UP = Ids(
     "ent_0123456789abcdef01234567_1",
     "grt_0123456789abcdef01234567_1",
     "hld_0123456789abcdef01234567_1",
+    "evt_0123456789abcdef01234567_1",
+    "alr_0123456789abcdef01234567",
+    "arr_0123456789abcdef01234567_1",
+    "whe_0123456789abcdef01234567",
+    "whd_0123456789abcdef01234567000",
 )
 
 
@@ -200,7 +273,30 @@ async def furnish(caller: Caller) -> Ids:
     await caller.mutate("revokeCreditGrant", "", **input_)
     held = await must(caller, "holdCredits", "hold { id }", holdId="h", amount="5")
     await must(caller, "releaseHold", holdId="h")
-    return Ids(customer, meter, refill["entry"]["id"], granted["creditGrant"]["id"], held["hold"]["id"])
+    alert = await must(
+        caller, "createAlert", "alert { id }", **names, kind="REMAINING_BELOW", threshold="9", idempotencyKey="alert"
+    )
+    caps: dict[str, Any] = {"maxRefills": 1, "maxCredits": "1000", "windowSeconds": 60}
+    await must(caller, "setAutoRefill", **names, mode="FIXED", below="1000", amount="10", **caps)
+    await caller.mutate("recordUsage", "", **names, eventId="g", amount="1")
+    shown = "query ($id: ID!) { node(id: $id) { ... on BillingMeter { autoRefill { requestId } } } }"
+    request = (await caller.data(shown, {"id": meter}))["node"]["autoRefill"]["requestId"]
+    endpoint, _ = await make_endpoint(caller)
+    sent = await caller.mutate(
+        "sendTestEvent", "... on SendTestEventSuccess { event { id } delivery { id } }", endpointId=endpoint
+    )
+    return Ids(
+        customer,
+        meter,
+        refill["entry"]["id"],
+        granted["creditGrant"]["id"],
+        held["hold"]["id"],
+        f"evt_{meter.removeprefix('mtr_')}_1",
+        alert["alert"]["id"],
+        request,
+        endpoint,
+        sent["delivery"]["id"],
+    )
 
 
 async def ask_all(caller: Caller, ids: Ids) -> dict[str, Any]:
@@ -228,8 +324,8 @@ async def test_every_field_that_takes_an_id_or_a_name_is_asked_about(gateway: Ga
     schema = (await gateway.data(ROOT_FIELDS))["__schema"]
     fields = {field["name"] for field in schema["queryType"]["fields"] if field["args"]}
     fields |= {field["name"] for field in schema["mutationType"]["fields"]}
-    # The names that it makes are asked about below.
-    assert set(QUESTIONS) | {"createCustomer"} == fields
+    # The names that it makes are asked about below; an endpoint has none.
+    assert set(QUESTIONS) | {"createCustomer", "createWebhookEndpoint"} == fields
 
 
 @pytest.mark.slow
@@ -489,7 +585,27 @@ async def test_an_id_outside_the_workspaces_is_as_one_that_is_not_there(gateway:
     names = {"workspaceId": "v", "externalMeterId": "2"}
     granted = await must(gateway, "grantCredits", "creditGrant { id }", **names, amount="5")
     held = await must(gateway, "holdCredits", "hold { id }", **names, holdId="h", amount="1")
-    ids = Ids(house.outside, outside, entry_id(outside, 2), granted["creditGrant"]["id"], held["hold"]["id"])
+    ids = MADE_UP._replace(
+        customer=house.outside,
+        meter=outside,
+        entry=entry_id(outside, 2),
+        grant=granted["creditGrant"]["id"],
+        hold=held["hold"]["id"],
+        event=f"evt_{outside.removeprefix('mtr_')}_1",
+        alert=(await must(gateway, "createAlert", "alert { id }", **names, kind="REMAINING_BELOW", threshold="1"))[
+            "alert"
+        ]["id"],
+        endpoint=(await make_endpoint(gateway, workspaceIds=["v"]))[0],
+    )
+    caps: dict[str, Any] = {"maxRefills": 1, "maxCredits": "1000", "windowSeconds": 60}
+    await must(gateway, "setAutoRefill", **names, mode="FIXED", below="100000", amount="10", **caps)
+    await must(gateway, "recordUsage", **names, eventId="request", amount="1")
+    shown = "query ($id: ID!) { node(id: $id) { ... on BillingMeter { autoRefill { requestId } } } }"
+    request = (await gateway.data(shown, {"id": outside}))["node"]["autoRefill"]["requestId"]
+    sent = await gateway.mutate(
+        "sendTestEvent", "... on SendTestEventSuccess { delivery { id } }", endpointId=ids.endpoint
+    )
+    ids = ids._replace(request=request, delivery=sent["delivery"]["id"])
     before = await gateway.data(EVERYTHING)
     nothing = {"node": None, "nodes": [None] * 5, "customer": None, "usage": None}
     for field, answer in nothing.items():

@@ -2,8 +2,10 @@
 
 import re
 
+from tests.alert_tamperings import CASES as ALERTS_BROKEN
 from tests.credit_tamperings import BROKEN, COLUMNS
 from tests.doc_pages import ROOT
+from tests.refill_tamperings import BROKEN as REFILLS_BROKEN
 from tests.spoilt import SPOILT
 from tests.tamperings import TAMPERINGS
 
@@ -11,12 +13,12 @@ PAGE = ROOT / "docs" / "operations.md"
 
 #: What is changed behind the gateway's back in the tests of `verify`, by name, and whether something is found of it;
 #: and the tests that change something by themselves.
-CASES = {name: bool(found) for name, (_, found) in {**TAMPERINGS, **BROKEN}.items()}
+CASES = {name: bool(found) for name, (_, found) in {**TAMPERINGS, **BROKEN, **REFILLS_BROKEN, **ALERTS_BROKEN}.items()}
 CASES |= {name: bool(found) for name, (_, found) in COLUMNS.items()}
 CASES |= {spoilt.name: bool(spoilt.messages) for spoilt in SPOILT}
 CASES |= {
     name: True
-    for module in ("test_tampered_credits", "test_verify")
+    for module in ("test_events", "test_tampered_credits", "test_tampered_refills", "test_verify")
     for name in re.findall(r"^async def (test_\w+)", (ROOT / "tests" / f"{module}.py").read_text("utf-8"), re.MULTILINE)
 }
 
@@ -139,6 +141,42 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "nothing is overdue by more than a minute, by this machine's clock": (
             "test_what_is_overdue_by_more_than_a_minute_is_found",
+        ),
+    },
+    "[events](events.md)": {
+        "of a meter they are numbered without a gap": ("test_what_is_changed_of_events_is_found",),
+        "an entry that is one has its event, as far back as events are kept, and a body says what the entry says": (
+            "test_what_is_changed_of_events_is_found",
+        ),
+    },
+    "[alerts](alerts.md)": {
+        "each crossing of a threshold along the ledger has its event, and each event its crossing, as far back as"
+        " events are kept": ("an event that is lost", "an event of the other side", "an event of another threshold"),
+        "a grant that came near its end was reported once": ("a grant that came near earlier",),
+    },
+    "[automatic refills](auto-refill.md)": {
+        "the requests of a meter are numbered without a gap, none was made while the one before it was open, and at"
+        " most the newest is": (
+            "a request",
+            "the number of the newest request",
+            "a request that was open when the next one was made",
+        ),
+        "one that is fulfilled has exactly one refill, of its amount and under its id, and each such refill its"
+        " request": (
+            "an amount",
+            "what fulfilled it",
+            "what fulfilled it, to another entry",
+            "the key of a refill, to that of no request",
+        ),
+        "each step has its event, as far back as events are kept": (
+            "the event of a request",
+            "the event of a refill",
+            "the event of a failure",
+            "an event of another amount",
+        ),
+        "a meter that meets the condition has asked, and is looked at when time may make it do so": (
+            "test_a_meter_that_should_have_been_looked_at_a_minute_ago_is_found",
+            "when it is looked at",
         ),
     },
     "usage days": {

@@ -74,6 +74,8 @@ class _Inputs(NamedTuple):
     today: date
     name_bytes: int | None = None
     """The longest of the names that the list around what is measured was asked for; None: any."""
+    is_each_type: bool = False
+    """Of the introspection: whether what is measured lies in a list that has each type of the schema once."""
 
 
 #: What something comes to in one object of the answer.
@@ -86,6 +88,15 @@ _Value: TypeAlias = Callable[[_Values], Any]
 #: The longest text of the introspection, descriptions aside, and how long its lists of leaves are.
 _NAME_IN_SCHEMA_BYTES = 100
 _INTROSPECTED_ITEMS = 30
+
+#: The lists of a type, by their names in the introspection.
+_LISTS_OF_TYPES = {
+    "fields": "fields",
+    "interfaces": "interfaces",
+    "enumValues": "values",
+    "possibleTypes": "types",
+    "inputFields": "fields",
+}
 
 #: What an object, a list or a field has around its value: brackets, quotes, a colon, a comma.
 _AROUND = 4
@@ -199,8 +210,14 @@ class Cost:
         if said is not None and said.grows:
             self._growing_counts.append(below)
 
+        is_of_schema, name = is_introspection_type(parent), node.name.value
+
         def count(inputs: _Inputs) -> Size:
             number = 1 if rows is None else rows(inputs.values, inputs.today)
+            if is_of_schema:
+                if inputs.is_each_type and name in _LISTS_OF_TYPES:
+                    number = self._mean_in_schema(name)
+                inputs = inputs._replace(is_each_type=name == "types")
             if names is not None:
                 inputs = inputs._replace(name_bytes=names(inputs.values))
             each = below(inputs)
@@ -310,6 +327,11 @@ class Cost:
             described += [argument for member in members for argument in getattr(member, "args", {}).values()]
         return max(_json_bytes(each.description or "") for each in described)
 
+    def _mean_in_schema(self, name: str) -> int:
+        """Return how long this list of the introspection is on average, where it is asked of each type."""
+        types = self._schema.type_map.values()
+        return -(-sum(len(getattr(type_, _LISTS_OF_TYPES[name], ())) for type_ in types) // len(types))
+
     def _most_in_schema(self, name: str) -> int:
         """Return how long this list of the introspection is at most: as its fields are called."""
         types = self._schema.type_map.values()
@@ -320,8 +342,7 @@ class Cost:
         if name == "args":
             every = [field for type_ in types for field in getattr(type_, "fields", {}).values()]
             return max(len(getattr(field, "args", ())) for field in every)
-        of_types = {"enumValues": "values", "possibleTypes": "types", "inputFields": "fields"}
-        return max(len(getattr(type_, of_types.get(name, name), ())) for type_ in types)
+        return max(len(getattr(type_, _LISTS_OF_TYPES.get(name, name), ())) for type_ in types)
 
 
 def _sum_of(counts: list[_Count]) -> _Count:
