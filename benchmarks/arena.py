@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -121,8 +121,10 @@ class Arena(Loads):
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @contextmanager
-    def serving(self, *names: str, workers: int = 1, pin: bool = True) -> Iterator[list[Server]]:
-        """Start the contestants, each on its own copy of the database, and end them."""
+    def serving(
+        self, *names: str, workers: int = 1, pin: bool = True, variables: Mapping[str, str] | None = None
+    ) -> Iterator[list[Server]]:
+        """Start the contestants, each on its own copy of the database, and end them; `variables` are of all."""
         with ExitStack() as stack:
             servers = []
             for name in names:
@@ -132,7 +134,11 @@ class Arena(Loads):
                     key = filled_before(url, self.customers)
                 else:
                     url = self.databases.copy("template", database)
-                servers.append(stack.enter_context(serving(name, url, key, self.folder, workers=workers, pin=pin)))
+                servers.append(
+                    stack.enter_context(
+                        serving(name, url, key, self.folder, workers=workers, pin=pin, variables=variables)
+                    )
+                )
             yield servers
 
 

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +172,14 @@ class Server:
 
 @contextmanager
 def serving(
-    name: str, database_url: str, key: str, folder: Path, *, workers: int = 1, pin: bool = True
+    name: str,
+    database_url: str,
+    key: str,
+    folder: Path,
+    *,
+    workers: int = 1,
+    pin: bool = True,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Start a contestant's server, on the first core or on all, and end it."""
     with socket.socket() as probe:
@@ -182,7 +189,7 @@ def serving(
         process = subprocess.Popen(
             [*COMMANDS[name], "--port", str(port), "--workers", str(workers)],
             cwd=folder,
-            env=environment(database_url, name),
+            env=environment(database_url, name) | dict(variables or {}),
             stdout=log,
             stderr=log,
         )

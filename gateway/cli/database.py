@@ -35,6 +35,7 @@ def migrate(
     """
     from resolvers.maintenance.repairs import Repaired, repair
     from storage import migrations
+    from storage.maintenance.distribution import complete
 
     settings = read_settings()
 
@@ -42,6 +43,7 @@ def migrate(
         services = Services(settings)
         try:
             await migrations.upgrade(services.database)
+            await complete(services.database)
             if distribute:
                 await _distribute(services, buckets)
             await services.database.find_buckets()

@@ -7,7 +7,7 @@ once for all are on every machine. Each step finds what an earlier run has done 
 Nobody may write meanwhile: the first step has the database refuse whatever changes a meter, until the last one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import PrimaryKeyConstraint, Table, UniqueConstraint
@@ -74,6 +74,38 @@ async def distribute(
         await _require_all(connection)
     async with database.connect_to_migrate() as connection:
         await _end(connection, values)
+
+
+async def complete(database: Database) -> None:
+    """Divide the tables, still empty, that a migration has made on a database that is divided. Elsewhere do nothing.
+
+    Raises `DatabaseUnavailable`, after which it may be called again.
+    """
+    if database.dialect != "postgresql":
+        return
+    async with database.connect_to_migrate() as connection:
+        if not await _scalar(connection, "SELECT to_regclass('public.buckets') IS NOT NULL"):
+            return
+        rows = await connection.exec_driver_sql("SELECT logicalrelid::text FROM pg_dist_partition")
+        known = {name for (name,) in rows}
+        if new := [table for table in TABLES if table.name not in known]:
+            await _run(connection, "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'", *_divided(new))
+
+
+def _divided(new: Sequence[Table]) -> Iterator[str]:
+    """Return what puts divided tables in the place of new ones."""
+    yield f"CREATE SCHEMA {SCHEMA}"
+    for table in new:
+        if is_in_buckets(table):
+            yield f"SET LOCAL search_path TO {SCHEMA}, public"
+            yield from _statements_of(table)
+            yield f"SELECT create_distributed_table('{table.name}', 'bucket', colocate_with := 'public.billing_meters')"
+            yield f"DROP TABLE public.{table.name}"
+            yield f"ALTER TABLE {SCHEMA}.{table.name} SET SCHEMA public"
+            yield "SET LOCAL search_path TO DEFAULT"
+        else:
+            yield f"SELECT create_reference_table('public.{table.name}')"
+    yield f"DROP SCHEMA {SCHEMA}"
 
 
 async def _require_citus(connection: AsyncConnection) -> None:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 from sqlalchemy import select, text
+from sqlalchemy.schema import CreateTable
 
 from storage import migrations
 from storage.engine.database import Database
 from storage.engine.transactions import Writer
+from storage.engine.types import metadata
 from storage.maintenance import distribution
 from storage.maintenance.distribution import CannotDistribute, distribute
 from storage.meters import ledger
@@ -329,6 +331,31 @@ async def test_a_later_revision_changes_all_tables_while_a_gateway_of_this_relea
         for name in names:
             await must(gateway, "recordUsage", externalMeterId=name, eventId="after", amount="1")
         await make_meter(gateway, "new", customerId=await make_customer(gateway, "new@example.com"))
+        assert await disagreements(gateway.database, now=gateway.clock()) == []
+
+
+async def test_new_tables_of_a_migration_are_divided_like_the_others(url: str) -> None:
+    await divided(url)
+    database = Database(url)
+    new = ("events", "meter_alerts", "alerts", "webhook_endpoints")
+
+    async def make_anew(writer: Writer) -> None:
+        for name in new:
+            await writer.execute(text(f"DROP TABLE {name}"))
+            await writer.execute(CreateTable(metadata.tables[name]))
+
+    await database.write(make_anew)
+    for _ in range(2):
+        await distribution.complete(database)
+        async with database.read() as reader:
+            rows = await reader.fetch(text("SELECT logicalrelid::text, partmethod::text FROM pg_dist_partition"))
+        methods = {row.logicalrelid: row.partmethod for row in rows}
+        assert [methods[name] for name in new] == ["h", "h", "n", "n"]
+    await database.close()
+    async with gateway_on(url) as shared:
+        gateway = await shared.for_new_organization()
+        for name in one_of_each(gateway):
+            await fill(gateway, name, customerId=await make_customer(gateway, f"{name}@example.com"))
         assert await disagreements(gateway.database, now=gateway.clock()) == []
 
 
