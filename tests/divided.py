@@ -50,6 +50,10 @@ async def fill(gateway: Gateway, name: str, **values: Any) -> str:
     await hold(gateway, "h1", 9, **meter)
     await must(gateway, "commitHold", holdId="h1", amount="4", **meter)
     await hold(gateway, "h2", 3, **meter)
+    await must(gateway, "createAlert", kind="REMAINING_BELOW", threshold="100", **meter)
+    caps: dict[str, Any] = {"maxRefills": 1, "maxCredits": "1000", "windowSeconds": 60}
+    await must(gateway, "setAutoRefill", mode="FIXED", below="200", amount="10", **caps, **meter)
+    await must(gateway, "recordUsage", eventId="e3", amount="90", **meter)
     return meter_id
 
 

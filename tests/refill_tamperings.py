@@ -159,9 +159,18 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
         ],
     ),
     # The events.
-    "the event of a request": ([no_events("requested", 3)], ["<R> request 3: it has 0 events refill.requested"]),
-    "the event of a refill": ([no_events("fulfilled", 1)], ["<R> request 1: it has 0 events refill.fulfilled"]),
-    "the event of a failure": ([no_events("failed", 2)], ["<R> request 2: it has 0 events refill.failed"]),
+    "the event of a request": (
+        [no_events("requested", 3)],
+        ["<R> event 7: it follows event 5", "<R> request 3: it has 0 events refill.requested"],
+    ),
+    "the event of a refill": (
+        [no_events("fulfilled", 1)],
+        ["<R> event 4: it follows event 2", "<R> request 1: it has 0 events refill.fulfilled"],
+    ),
+    "the event of a failure": (
+        [no_events("failed", 2)],
+        ["<R> event 6: it follows event 4", "<R> request 2: it has 0 events refill.failed"],
+    ),
     "an event of another amount": (
         [
             change("events", 'payload = replace(payload, \'"amount":"45"\', \'"amount":"46"\')', _SECOND),
@@ -182,6 +191,9 @@ BROKEN: dict[str, tuple[list[str], list[str]]] = {
             no_events("requested", 5),
             refill("last_request = 4"),
         ],
-        ["<R> it meets the condition of its automatic refill, and has not asked"],
+        [
+            "<R> its last event is 8 and should be 7",
+            "<R> it meets the condition of its automatic refill, and has not asked",
+        ],
     ),
 }

@@ -332,6 +332,7 @@ QUERIES = {
     "billingMeters of a filter": 'billingMeters(filter: {workspaceId: "w"}) { nodes { id } }',
     "usage": 'usage(billingId: "METER") { day }',
     "events": "events { nodes { id } }",
+    "alerts": "alerts { nodes { id } }",
     "webhookEndpoints": "webhookEndpoints { nodes { id } }",
 }
 
@@ -373,6 +374,16 @@ MUTATIONS = {
     ),
     "commitHold": (f'input: {{{HELD}, holdId: "held", amount: 1}}', Scope.USAGE_WRITE, "CommitHoldSuccess"),
     "releaseHold": (f'input: {{{HELD}, holdId: "other"}}', Scope.USAGE_WRITE, "ReleaseHoldSuccess"),
+    "createAlert": (
+        f"input: {{{NAMES}, kind: REMAINING_BELOW, threshold: 5}}",
+        Scope.BILLING_WRITE,
+        "CreateAlertSuccess",
+    ),
+    "updateAlert": ('input: {id: "ALERT", threshold: 6}', Scope.BILLING_WRITE, "UpdateAlertSuccess"),
+    "deleteAlert": ('input: {id: "ALERT"}', Scope.BILLING_WRITE, "DeleteAlertSuccess"),
+    "failAutoRefill": ('input: {requestId: "REQUEST", reason: "r"}', Scope.BILLING_WRITE, "FailAutoRefillSuccess"),
+    "resumeAutoRefill": (f"input: {{{HELD}}}", Scope.BILLING_WRITE, "ResumeAutoRefillSuccess"),
+    "setAutoRefill": (f"input: {{{HELD}, isEnabled: false}}", Scope.BILLING_WRITE, "SetAutoRefillSuccess"),
     "createWebhookEndpoint": (
         'input: {url: "https://example.com/"}',
         Scope.WEBHOOKS_WRITE,
@@ -420,6 +431,8 @@ EDGES = {
     "BillingMeter.creditGrants": ("recordUsage", "billingMeter { creditGrants { nodes { id } } }"),
     "BillingMeter.burnDown": ("recordUsage", "billingMeter { burnDown { openCredits } }"),
     "BillingMeter.holds": ("recordUsage", "billingMeter { holds { nodes { id } } }"),
+    "BillingMeter.alerts": ("recordUsage", "billingMeter { alerts { state } }"),
+    "BillingMeter.autoRefill": ("recordUsage", "billingMeter { autoRefill { state } }"),
     "CreditGrant.billingMeter": ("updateCreditGrant", "creditGrant { billingMeter { id } }"),
     "Hold.billingMeter": ("holdCredits", "hold { billingMeter { id } }"),
 }
@@ -429,7 +442,9 @@ STATE = """{
   billingMeters { nodes {
     externalMeterId totalCredits usedCredits spendCap ledger { nodes { id } }
     creditGrants { nodes { openCredits priority } } holds { nodes { holdId state expiresAt } }
+    autoRefill { state isEnabled }
   } }
+  alerts { nodes { id threshold } }
 }"""
 
 
@@ -466,12 +481,18 @@ async def tenant(gateway: Gateway) -> Callable[[str], str]:
     granted = await must(gateway, "grantCredits", "creditGrant { id }", **names, amount="40", priority=60)
     held = await must(gateway, "holdCredits", "hold { id }", **names, holdId="held", amount="10")
     await must(gateway, "holdCredits", **names, holdId="other", amount="10")
+    alert = await must(gateway, "createAlert", "alert { id }", **names, kind="REMAINING_BELOW", threshold="9")
+    caps: dict[str, Any] = {"maxRefills": 1, "maxCredits": "1000", "windowSeconds": 60, "maxFailures": 1}
+    await must(gateway, "setAutoRefill", **names, mode="FIXED", below="1000", amount="10", **caps)
+    await must(gateway, "recordUsage", **names, eventId="asks", amount="1")
     ids = {
         "CUSTOMER": customer["customer"]["id"],
         "METER": meter["billingMeter"]["id"],
         "ENTRY": used["entry"]["id"],
         "GRANT": granted["creditGrant"]["id"],
         "HOLD": held["hold"]["id"],
+        "ALERT": alert["alert"]["id"],
+        "REQUEST": f"arr_{held['hold']['id'].removeprefix('hld_').partition('_')[0]}_1",
         "ENDPOINT": (await make_endpoint(gateway))[0],
     }
     return lambda document: re.sub("|".join(ids), lambda match: ids[match[0]], document)

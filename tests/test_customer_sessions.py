@@ -384,6 +384,7 @@ FORBIDDEN_QUERIES = [
     '{ customerByExternalId(externalId: "bob") { id } }',
     '{ customerByExternalId(externalId: "missing") { id } }',
     "{ events { nodes { id } } }",
+    "{ alerts { nodes { id } } }",
     "{ webhookEndpoints { nodes { id } } }",
 ]
 NAMES = 'workspaceId: "w", externalMeterId: "ada"'
@@ -404,6 +405,12 @@ MUTATIONS = {
     "commitHold": f'input: {{{NAMES}, holdId: "held", amount: 1}}',
     "releaseHold": f'input: {{{NAMES}, holdId: "held"}}',
     "extendHold": f'input: {{{NAMES}, holdId: "held", expiresInSeconds: 9000}}',
+    "createAlert": f"input: {{{NAMES}, kind: REMAINING_BELOW, threshold: 5}}",
+    "updateAlert": 'input: {id: "alr_1", threshold: 6}',
+    "deleteAlert": 'input: {id: "alr_1"}',
+    "setAutoRefill": f"input: {{{NAMES}, isEnabled: false}}",
+    "resumeAutoRefill": f"input: {{{NAMES}}}",
+    "failAutoRefill": 'input: {requestId: "arr_1", reason: "r"}',
     "createWebhookEndpoint": 'input: {url: "https://example.com/"}',
     "updateWebhookEndpoint": 'input: {id: "whe_1"}',
     "rotateWebhookSecret": 'input: {id: "whe_1", generation: 2}',

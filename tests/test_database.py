@@ -125,13 +125,21 @@ def test_tables_has_the_table_of_every_feature_after_those_that_it_refers_to() -
         for file in Path(importlib.import_module(room).__file__ or "").parent.glob("*.py"):
             importlib.import_module(f"{room}.{file.stem}")
     assert set(TABLES) == set(metadata.tables.values())
-    assert len(TABLES) == len(set(TABLES)) == 11
+    assert len(TABLES) == len(set(TABLES)) == 15
     for place, table in enumerate(TABLES):
         assert {key.column.table for key in table.foreign_keys} <= set(TABLES[:place])
 
 
 #: What is partitioned on PostgreSQL.
-PARTITIONED = ("usage_days", "ledger_entries", "credit_grants", "holds", "events", "auto_refill_requests")
+PARTITIONED = (
+    "usage_days",
+    "ledger_entries",
+    "credit_grants",
+    "holds",
+    "events",
+    "auto_refill_requests",
+    "meter_alerts",
+)
 
 #: The tables that there were before grants and holds.
 BEFORE_GRANTS = frozenset(

@@ -93,9 +93,9 @@ _INTROSPECTED_ITEMS = 30
 _LISTS_OF_TYPES = {
     "fields": "fields",
     "interfaces": "interfaces",
+    "inputFields": "fields",
     "enumValues": "values",
     "possibleTypes": "types",
-    "inputFields": "fields",
 }
 
 #: What an object, a list or a field has around its value: brackets, quotes, a colon, a comma.
