@@ -23,10 +23,13 @@ export default [
             suffixes: ['Connection', 'Edge', 'Success'],
             types: [
               ...refusals, // Answers as well.
+              'AutoRefill', // A part of a meter.
               'BurnDownStep', // A part of a meter's credits.
               'CreditDraw', // A part of a ledger entry.
+              'MeterAlert', // How a meter stands to an alert.
               'PageInfo', // A part of a page.
               'UsageDay', // Named by its meter, day and usage name, as in the REST API that it comes from.
+              'WebhookAttempt', // A part of a webhook delivery.
               'Viewer', // The caller; there is one a request.
             ],
           },
