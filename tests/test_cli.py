@@ -1132,6 +1132,10 @@ class TestDemo:
             "events": 26,
             "webhook_endpoints": 0,
             "webhook_deliveries": 0,
+            "alerts": 0,
+            "meter_alerts": 0,
+            "auto_refills": 0,
+            "auto_refill_requests": 0,
             "idempotency_keys": 36,
         }
         again = tollgate("demo")
@@ -1187,6 +1191,10 @@ class TestDemo:
             "events": 0,
             "webhook_endpoints": 0,
             "webhook_deliveries": 0,
+            "alerts": 0,
+            "meter_alerts": 0,
+            "auto_refills": 0,
+            "auto_refill_requests": 0,
         }
         assert {row[1] for row in after["usage_days"]} - {row[1] for row in before["usage_days"]} == {NOW.date()}
 

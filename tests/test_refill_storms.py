@@ -25,6 +25,8 @@ from tests.refill_walks import SETTINGS, RefillWalk, events_of
 from tests.servers import PATIENCE_SECONDS, Connection, ConnectionLost, Server, connected
 from tests.steps import books_of, disagreements, key_in, make_meter, must, reading_of
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 16
 
 _State = AutoRefillRequestState

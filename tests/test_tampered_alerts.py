@@ -13,6 +13,8 @@ from tests.conftest import Gateway, empty_database, gateway_on, migrated
 from tests.credit_walks import Walk
 from tests.steps import found_after
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 async def books(

@@ -12,6 +12,8 @@ from tests.refill_tamperings import BROKEN
 from tests.refill_walks import RefillWalk
 from tests.steps import disagreements
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 async def books(

@@ -16,6 +16,8 @@ from storage.meters.webhook_deliveries import DeliveryRow, DeliveryState
 from tests.conftest import NOW
 from tests.steps import execute, opened
 
+pytestmark = pytest.mark.slow
+
 PAGE = Page(25)
 
 ENDPOINTS = [f"whe_{number:024x}" for number in range(200)]

@@ -29,6 +29,8 @@ from tests.refill_walks import RefillWalk
 from tests.servers import free_port
 from tests.steps import disagreements, execute, make_endpoint, make_meter, must, opened
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:

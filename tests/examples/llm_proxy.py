@@ -65,8 +65,18 @@ class Provider:
         self.calls: dict[str, int] = {}
         #: Set when a call of `gated` has come, and by a test to have it answered.
         self.asked, self.answer = asyncio.Event(), asyncio.Event()
+        self._serving: set[asyncio.Task[None] | None] = set()
+
+    async def close(self) -> None:
+        """Let go of the calls whose callers have hung up."""
+        serving = [task for task in self._serving if task is not None]
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._serving.add(task)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = re.search(r"content-length: (\d+)", head)
@@ -82,6 +92,7 @@ class Provider:
             else:
                 await self._answer(model, reader, writer)
         finally:
+            self._serving.discard(task)
             writer.close()
 
     async def _answer(self, model: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -344,6 +355,7 @@ async def setting(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Async
     provider = Provider()
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(await asyncio.start_server(provider.serve, "127.0.0.1", provider.port))
+        stack.push_async_callback(provider.close)
         # Each takes ten seconds to start, and most of that side by side.
         starting = []
         for seconds in (600, SHORT_HOLD_SECONDS):

@@ -90,13 +90,8 @@ _NAME_IN_SCHEMA_BYTES = 100
 _INTROSPECTED_ITEMS = 30
 
 #: The lists of a type, by their names in the introspection.
-_LISTS_OF_TYPES = {
-    "fields": "fields",
-    "interfaces": "interfaces",
-    "inputFields": "fields",
-    "enumValues": "values",
-    "possibleTypes": "types",
-}
+_LISTS_OF_TYPES = {"inputFields": "fields", "enumValues": "values", "possibleTypes": "types"}
+_LISTS_OF_TYPES |= {name: name for name in ("fields", "interfaces")}
 
 #: What an object, a list or a field has around its value: brackets, quotes, a colon, a comma.
 _AROUND = 4
