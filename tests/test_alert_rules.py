@@ -123,6 +123,7 @@ NEAR_ENDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "seconds", "then", "expected"), NEAR_ENDS)
 async def test_a_grant_that_comes_near_its_end_triggers_once(
     gateway: Gateway, before: str, seconds: int, then: str, expected: list[str]

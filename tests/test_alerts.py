@@ -372,6 +372,7 @@ async def test_an_alert_of_an_unknown_meter_is_refused(gateway: Gateway) -> None
     assert (await gateway.data("{ alerts { nodes { id } } }"))["alerts"]["nodes"] == []
 
 
+@pytest.mark.slow
 async def test_a_meter_and_a_workspace_may_have_25_alerts_each(gateway: Gateway) -> None:
     await make_meter(gateway, totalCredits="10")
     of_meter = [await make_alert(gateway, REMAINING, number) for number in range(25)]

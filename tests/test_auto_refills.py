@@ -819,6 +819,7 @@ async def test_a_meter_without_one_shows_none(gateway: Gateway) -> None:
 # Clocks.
 
 
+@pytest.mark.slow
 async def test_the_time_of_requests_never_runs_backwards(own: Gateway) -> None:
     walk = RefillWalk(own)
     await walk.begin(maxRefills=2, windowSeconds=60, requestSeconds=60)

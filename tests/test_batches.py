@@ -136,6 +136,7 @@ async def test_an_empty_batch_is_bad_user_input(gateway: Gateway) -> None:
     assert error["path"] == ["recordUsageBatch"]
 
 
+@pytest.mark.slow
 async def test_1_000_items_are_recorded(gateway: Gateway) -> None:
     meter_id = await make_meter(gateway, totalCredits="1000")
     items = [item(f"e{number}") for number in range(1_000)]
@@ -510,6 +511,7 @@ async def test_a_malformed_value_elsewhere_refuses_the_request(gateway: Gateway)
 # Grants and holds.
 
 
+@pytest.mark.slow
 async def test_a_batch_draws_on_grants_and_leaves_what_is_held(gateway: Gateway) -> None:
     walks = [Walk(gateway, name=name) for name in ("plain", "granted", "held", "due")]
     for walk, steps in zip(

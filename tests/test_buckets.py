@@ -28,7 +28,7 @@ from tests.conftest import Gateway, on_postgresql
 from tests.divided import ALL_OF_A_METER, OF_METERS, bucket_of, fill, one_of_each
 from tests.steps import disagreements, execute, make_customer, make_meter, usage_event
 
-pytestmark = pytest.mark.one_server("it divides a database of one server by itself")
+pytestmark = [pytest.mark.one_server("it divides a database of one server by itself"), pytest.mark.slow]
 
 #: The values are in no order, as the database gives them.
 FOUR = Buckets((0, 5, 2, 9))
@@ -63,6 +63,7 @@ class TestBits:
         assert ids.parse_numbered_id(f"ent_{digits * '0'}_1", ids.LEDGER_ENTRY) is None
 
 
+@pytest.mark.slow
 async def test_whatever_is_written_of_a_meter_lies_in_its_bucket(divided: Gateway) -> None:
     for name in one_of_each(divided):
         meter_id, bucket = await fill(divided, name), bucket_of(divided, name)
@@ -75,6 +76,7 @@ async def test_whatever_is_written_of_a_meter_lies_in_its_bucket(divided: Gatewa
     assert await disagreements(divided.database, now=divided.clock()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [37, 1_000])
 async def test_any_number_of_rows_is_added_to_a_bucket(divided: Gateway, count: int) -> None:
     for name in one_of_each(divided):
@@ -246,6 +248,7 @@ async def test_a_meter_whose_id_does_not_say_where_it_lies_is_found_by_it(divide
     assert (found["id"], found["usedCredits"], len(found["ledger"]["nodes"])) == (old_id, "104", 12)
 
 
+@pytest.mark.slow
 async def test_verify_finds_what_lies_in_another_bucket(divided: Gateway) -> None:
     first, second, third, fourth = one_of_each(divided)
     meter_ids = {name: await fill(divided, name) for name in (first, second, third, fourth)}
@@ -291,6 +294,7 @@ async def test_a_server_has_one_group_under_way_and_the_others_gather_more(
     assert sizes == [5] * 4
 
 
+@pytest.mark.slow
 async def test_a_group_that_does_not_end_keeps_the_other_buckets_of_its_server_back_for_a_moment_only(
     divided: Gateway,
 ) -> None:

@@ -628,6 +628,7 @@ class TestFiles:
                 if arguments[0] != "demo":  # It is copied next.
                     file.unlink()
 
+    @pytest.mark.slow
     async def test_the_files_beside_it_have_its_mode(self, tmp_path: Path) -> None:
         file = tmp_path / "tollgate.db"
         for mode in (0o600, 0o640):

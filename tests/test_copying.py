@@ -271,6 +271,7 @@ async def test_grants_and_holds_of_all_states_are_copied_and_verified(own: Gatew
             await there.check()
 
 
+@pytest.mark.slow
 async def test_what_breaks_an_invariant_is_copied_and_reported(own: Gateway, target_url: str) -> None:
     day = "INSERT INTO usage_days (meter_id, day, usage_name, total_usage) VALUES ('mtr_gone', '2026-03-16', 'x', 1)"
     await execute(own.database, day)
@@ -475,6 +476,7 @@ async def test_a_copy_whose_process_dies_is_started_anew(request: pytest.Fixture
         assert await rows_of(second) == await rows_of(first)
 
 
+@pytest.mark.slow
 async def test_a_row_that_is_changed_in_the_copy_is_reported(
     request: pytest.FixtureRequest, own: Gateway, tmp_path: Path
 ) -> None:

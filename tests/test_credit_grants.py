@@ -581,6 +581,7 @@ async def test_what_each_hold_frees_covers_before_the_next_is_freed(gateway: Gat
     await walk.check()
 
 
+@pytest.mark.slow
 async def test_a_meter_has_at_most_so_many_live_grants(migrated_url: str) -> None:
     async with gateway_on(migrated_url, max_live_grants=3) as gateway:
         walk = Walk(gateway)

@@ -401,6 +401,7 @@ async def test_any_sequence_is_decided_as_the_model_does(gateways: list[Gateway]
         await delete_all_rows(gateways[0].database)
 
 
+@pytest.mark.slow
 async def test_a_sequence_is_listed_by_state_as_the_model_does(own: Gateway) -> None:
     # The end of a hold that is due makes a grant pay: it is no longer live.
     await check_sequence([own], seed=1_753_889_740)

@@ -497,6 +497,7 @@ class TestSeeing:
         )
         assert data == {"node": {"kind": "VOID", "voids": {"id": house.entry("w", "ada")}}}
 
+    @pytest.mark.slow
     async def test_the_customer_sees_grants_holds_and_draws_and_not_why(self, gateway: Gateway, house: House) -> None:
         of_ada, of_bob = Walk(gateway, name="ada"), Walk(gateway, name="bob")
         reason = {"reason": "he complained"}
@@ -704,6 +705,7 @@ class TestForbidden:
         error = await house.browser.error('{ customerByExternalId(externalId: "") { id } }')
         assert error["extensions"] == {"code": "BAD_USER_INPUT"}
 
+    @pytest.mark.slow
     async def test_it_may_not_change_anything(self, gateway: Gateway, house: House, subtests: pytest.Subtests) -> None:
         before, made = await gateway.data(STATE), await sessions(gateway)
         for name, arguments in MUTATIONS.items():

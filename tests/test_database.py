@@ -373,6 +373,7 @@ class TestConnections:
             after = await reader.fetch(counted)
         assert (before[0][0], after[0][0]) == (0, 1)
 
+    @pytest.mark.slow
     async def test_a_foreign_key_is_checked(self, database: Database) -> None:
         row = meter("m")._replace(customer_id=f"cus_{'0' * 24}")
         with pytest.raises(IntegrityError):
@@ -558,6 +559,7 @@ class TestWrite:
         assert attempts == 2
         assert await names(database) == ["ada", "attempt 2"]
 
+    @pytest.mark.slow
     async def test_a_race_that_is_lost_each_time_is_given_up(self, database: Database) -> None:
         await database.write(lambda writer: customers.insert_customer(writer, customer("ada")))
         attempts = 0
@@ -689,6 +691,7 @@ class TestWrite:
             assert await database.write(free) == [high.id]
         assert await locking == [low.id, high.id]
 
+    @pytest.mark.slow
     async def test_a_wait_for_a_lock_that_is_too_long_writes_nothing(
         self, opened: Callable[..., Database], new_database_url: str
     ) -> None:

@@ -19,6 +19,8 @@ from tests.conftest import NOW, Gateway
 from tests.credit_walks import Walk
 from tests.steps import books_of, disagreements, hold, make_customer, make_grant, make_meter, must, unchanged
 
+pytestmark = pytest.mark.slow
+
 SUMS = "totalCredits usedCredits heldCredits pinnedCredits overageCredits availableCredits"
 SHOWN = f"""{SUMS} updatedAt
   burnDown {{ creditGrant {{ id }} openCredits expiresAt }}
@@ -84,6 +86,7 @@ def as_if_booked(ids: dict[str, str]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_a_meter_is_read_as_if_what_is_due_were_booked(own: Gateway) -> None:
     ids = await a_meter_with_something_due(own)
     shown = as_if_booked(ids)
@@ -199,6 +202,7 @@ async def test_holds_are_filtered_as_if_what_is_due_were_booked(gateway: Gateway
     ]
 
 
+@pytest.mark.slow
 async def test_a_grant_that_pays_when_a_hold_ends_is_in_its_new_state_on_each_page(own: Gateway) -> None:
     walk = Walk(own)
     await walk.take(
@@ -240,6 +244,7 @@ async def test_null_in_a_filter_of_grants_is_refused(gateway: Gateway, name: str
     assert error["extensions"] == {"code": "BAD_USER_INPUT"}
 
 
+@pytest.mark.slow
 async def test_the_newest_entry_is_the_clock_where_the_gateways_is_behind(own: Gateway) -> None:
     """A meter's time never runs backwards: what another gateway has decided stays decided."""
     walk = Walk(own)
@@ -297,6 +302,7 @@ def test_a_request_reads_as_of_one_moment_until_it_writes() -> None:
 # Draws.
 
 
+@pytest.mark.slow
 async def test_draws_name_the_grants_and_what_became_of_them_since(own: Gateway) -> None:
     walk = Walk(own)
     await walk.take("meter 10; use before 1; grant a 5 60s; use e 7; hold h 4; commit h 2; void e 3; wait 60")

@@ -215,6 +215,7 @@ class TestEvents:
         assert (rest[0], rest[-1]) == ("Traceback (most recent call last):", "builtins.KeyError")
         assert "\x1b[31mERROR  \x1b[0m" in line_of(ReadableLines(is_coloured=True), "x")
 
+    @pytest.mark.slow
     async def test_what_a_database_says_is_not_logged(self, gateway: Gateway) -> None:
         """PostgreSQL names the row that breaks a rule, and SQLAlchemy the statement and its parameters."""
         columns = "environment, scopes, digest, created_at"

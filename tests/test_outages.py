@@ -343,6 +343,7 @@ async def test_a_file_that_is_missing_is_an_outage_until_it_is_back(file: Path, 
     assert counted(file) == 2
 
 
+@pytest.mark.slow
 async def test_a_file_of_garbage_is_an_outage(file: Path) -> None:
     await asyncio.to_thread(file.write_bytes, b"garbage " * 1_000)
     database = Database(f"sqlite+aiosqlite:///{file}", wait_seconds=1)
@@ -374,6 +375,7 @@ async def test_what_a_process_left_that_was_killed_is_written_through_before_it_
     await after.close()
 
 
+@pytest.mark.slow
 async def test_the_log_that_a_long_reader_let_grow_is_cut_back(file: Path, opened: Database) -> None:
     log = file.with_name("tollgate.db-wal")
     limit = 16 * 1024 * 1024

@@ -362,6 +362,7 @@ async def test_what_is_no_cursor_is_refused(listing: Listing) -> None:
             assert error["path"][-1] == "rows"
 
 
+@pytest.mark.slow
 async def test_a_cursor_of_another_list_is_refused(gateway: Gateway) -> None:
     listings, cursors = [], {}
     for field in QUERIES:

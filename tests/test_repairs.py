@@ -13,6 +13,7 @@ async def found(gateway: Gateway, email: str) -> list[str]:
     return [node["id"] for node in data["customers"]["nodes"]]
 
 
+@pytest.mark.slow
 async def test_what_an_older_release_wrote_is_found_again(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resolvers.maintenance.repairs.PORTION", 2)
     ids = [await make_customer(own, f"Ä{number}@Example.com", name="Straße" if number else None) for number in range(5)]

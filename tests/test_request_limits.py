@@ -299,6 +299,7 @@ class TestErrors:
         )
         assert len(response.content) < 1_000
 
+    @pytest.mark.slow
     async def test_a_query_that_fails_everywhere_reports_some_of_its_errors(self, on_sqlite: Gateway) -> None:
         customer_id = await make_customer(on_sqlite)
         for number in range(30):
@@ -647,6 +648,7 @@ class TestIntrospection:
     async def test_any_caller_that_holds_a_key_or_token_may_by_default(self) -> None:
         assert Settings().introspection == "all"
 
+    @pytest.mark.slow
     async def test_the_usual_introspection_is_far_within_the_limits_and_a_bomb_of_it_is_not(self, own: Gateway) -> None:
         assert 5_000 < await cost(own, get_introspection_query(descriptions=True)) < 30_000
         fields = "{ __schema { types { fields { type { fields { type { fields { name } } } } } } } }"

@@ -104,6 +104,7 @@ class TestOperations:
         assert (status, again["billing"]["totalCredits"]) == (200, "16")
         assert [entry["amount"] for entry in (await meter(gateway))["ledger"]["nodes"]] == ["1", "5", "10"]
 
+    @pytest.mark.slow
     async def test_of_a_meter_with_grants_and_holds_total_less_used_is_what_is_unspent(self, gateway: Gateway) -> None:
         walk = Walk(gateway)
         for steps, total, used in (

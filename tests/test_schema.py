@@ -230,6 +230,7 @@ class TestExport:
     def test_the_committed_export_is_what_the_code_makes(self) -> None:
         assert schema.as_str() + "\n" == EXPORT
 
+    @pytest.mark.slow
     def test_it_is_the_contract_that_was_agreed(self) -> None:
         agreed, exported = bare(CONTRACT), bare(EXPORT)
         assert find_schema_changes(agreed, exported) == []
@@ -350,13 +351,16 @@ class TestRefusals:
 
 
 class TestChanges:
+    @pytest.mark.slow
     def test_nothing_changed_since_the_export(self) -> None:
         assert changes_between(EXPORT, schema.as_str()) == []
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("older", "severity"), CHANGES.values(), ids=CHANGES)
     def test_each_change_is_as_severe_as_it_is_for_clients(self, older: str, severity: str) -> None:
         assert [change.severity for change in changes_between(older, schema.as_str())] == [severity]
 
+    @pytest.mark.slow
     def test_breaking_changes_come_first_and_each_is_reported_in_words(self) -> None:
         built = build_schema(EXPORT)
         query: Any = built.type_map["Query"]
@@ -392,6 +396,7 @@ class TestChanges:
             Change("safe", "OverLimitPolicy.FORCE was deprecated: Use REJECT.")
         ]
 
+    @pytest.mark.slow
     def test_removing_what_was_deprecated_breaks_clients_all_the_same(self) -> None:
         older = with_other_text(
             "type Viewer {", 'type Viewer { gone: String @deprecated(reason: "Nobody asks for it.")'

@@ -105,6 +105,7 @@ async def test_a_served_gateway_writes_what_is_due_of_a_meter_that_nobody_touche
     await database.close()
 
 
+@pytest.mark.slow
 async def test_the_sweepers_of_two_gateways_write_each_expiry_once(own: Gateway) -> None:
     await make_due(own, 40)
     async with gateway_on(own.services.settings.database_url) as other:
@@ -115,6 +116,7 @@ async def test_the_sweepers_of_two_gateways_write_each_expiry_once(own: Gateway)
     assert await disagreements(own.database, now=own.clock.now) == []
 
 
+@pytest.mark.slow
 async def test_it_looks_for_so_many_at_once_and_goes_on_while_there_are_more(
     own: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from storage.tenants import Environment
 from tests.conftest import REFUSALS, Caller, Gateway
 from tests.steps import entry_id, make_customer, make_endpoint, make_meter, must
 
+pytestmark = pytest.mark.slow
+
 CUSTOMER = "id orgId environment email name externalId updatedAt billingMeters { nodes { id externalMeterId } }"
 METER = """id workspaceId externalMeterId totalCredits usedCredits spendCap updatedAt customer { id email }
   usage { day totalBillingUsage } ledger { nodes { id key amount recordedBy } }
@@ -580,6 +582,7 @@ async def test_a_limited_key_works_in_its_own_workspace(gateway: Gateway, house:
     assert (await gateway.data(question))["billingMeter"] == meter
 
 
+@pytest.mark.slow
 async def test_an_id_outside_the_workspaces_is_as_one_that_is_not_there(gateway: Gateway, house: House) -> None:
     outside = house.meters["v", "2"]
     names = {"workspaceId": "v", "externalMeterId": "2"}

@@ -19,6 +19,8 @@ from tests.conftest import Gateway, empty_database, gateway_on, migrated
 from tests.spoilt import COPY, ENTRY, METER, SPOILT, Spoilt
 from tests.steps import disagreements, found_after, make_customer, make_meter, must
 
+pytestmark = pytest.mark.slow
+
 #: What `keep_books` writes: entries, and the rows of days.
 ENTRIES = 6
 DAYS = 2
@@ -119,6 +121,7 @@ async def test_a_healthy_database_has_nothing_that_disagrees(own: Gateway) -> No
     assert set(seen) == {7}
 
 
+@pytest.mark.slow
 async def test_what_is_written_meanwhile_does_not_disagree(own: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     # One meter at a time, so that the second one has not been read when the first one's disagreement is reported.
     monkeypatch.setattr("resolvers.maintenance.verify.METERS_AT_ONCE", 1)
@@ -169,6 +172,7 @@ WITHOUT_UNIQUE_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 async def test_a_key_of_two_entries_is_reported(own: Gateway) -> None:
     first = await meter_of_each_kind(own, "one")
     second = await meter_of_each_kind(own, "two")
@@ -195,6 +199,7 @@ async def test_all_that_disagrees_is_reported_of_every_meter(own: Gateway) -> No
 # In bounded memory.
 
 
+@pytest.mark.slow
 @pytest.mark.one_server("it adds rows without their bucket")
 @pytest.mark.parametrize(("at_once", "pieces"), [(1, 6), (2, 3), (5, 2), (6, 1)])
 async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pieces(
@@ -221,6 +226,7 @@ async def test_a_meter_with_more_entries_than_are_held_at_once_is_checked_in_pie
     ]
 
 
+@pytest.mark.slow
 async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_says_of_it(
     own: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +240,7 @@ async def test_only_what_the_ledger_holds_is_read_whatever_the_meter_says_of_it(
         assert len([each for each in statements if "ledger_entries.seq BETWEEN" in each]) == ENTRIES / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("meters_at_once", "entries_at_once"), [(1, 1_000), (2, 13), (1_000, 12)])
 async def test_many_meters_are_checked_in_portions(
     own: Gateway, monkeypatch: pytest.MonkeyPatch, meters_at_once: int, entries_at_once: int

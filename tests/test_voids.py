@@ -10,6 +10,8 @@ from storage.tenants import Environment
 from tests.conftest import Caller, Gateway
 from tests.steps import disagreements, entry_id, make_meter, meter_of, must, new_key, unchanged
 
+pytestmark = pytest.mark.slow
+
 ANSWER = """
   ... on VoidUsageSuccess {
     replayed billingMeter { totalCredits usedCredits overageCredits availableCredits }
@@ -242,6 +244,7 @@ async def test_the_day_of_the_event_goes_down_also_when_it_is_voided_days_later(
     assert await disagreements(own.database, meter_id) == []
 
 
+@pytest.mark.slow
 async def test_an_event_of_long_ago_can_be_voided(own: Gateway) -> None:
     meter_id = await a_meter_with_one_event(own, 10)
     own.clock.forward(days=400)
@@ -380,6 +383,7 @@ async def test_equal_voids_that_race_give_back_once(own: Gateway) -> None:
     assert await disagreements(own.database, meter_id) == []
 
 
+@pytest.mark.slow
 async def test_voids_that_race_for_one_event_never_give_back_more_than_it_took(own: Gateway) -> None:
     meter_id = await a_meter_with_one_event(own, 10)
     await record(own, "other", 50)

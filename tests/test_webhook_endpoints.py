@@ -177,6 +177,7 @@ async def test_an_endpoint_is_deleted(gateway: Gateway) -> None:
     assert (await make(gateway, idempotencyKey="k"))["code"] == "IDEMPOTENCY_CONFLICT"
 
 
+@pytest.mark.slow
 async def test_there_are_as_many_as_there_may_be(gateway: Gateway) -> None:
     answers = await asyncio.gather(*[make(gateway) for _ in range(MAX_ENDPOINTS - 1)])
     assert {answer["__typename"] for answer in answers} == {"CreateWebhookEndpointSuccess"}
