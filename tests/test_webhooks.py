@@ -1,6 +1,7 @@
 """Webhooks: every event reaches every endpoint that wants it at least once, whatever endpoints do."""
 
 import asyncio
+import math
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -57,10 +58,10 @@ async def deliverer_of(gateway: Gateway) -> AsyncIterator[Deliverer]:
 
 async def look(deliverer: Deliverer) -> None:
     """Send what is due, and write what came of it."""
-    deliverer._scanned_at = float("-inf")
+    deliverer._scanned_at = -math.inf
     while await deliverer.look():
         await deliverer.settled()
-        deliverer._scanned_at = float("-inf")
+        deliverer._scanned_at = -math.inf
 
 
 async def deliver(gateway: Gateway) -> None:
@@ -277,7 +278,7 @@ async def test_a_dead_endpoint_is_in_the_way_of_no_other(
     await grant(private, 30)
     async with deliverer_of(private) as deliverer:
         while len(receiver.at("/well")) < 31:
-            deliverer._scanned_at = float("-inf")
+            deliverer._scanned_at = -math.inf
             await deliverer.look()
             await asyncio.sleep(0)
         # As many as may be in flight, and no more.
@@ -450,7 +451,7 @@ async def test_events_are_deleted_after_ninety_days_the_oldest_first(private: Ga
         await deliverer.outbox._keep_house()
         assert len(await event_ids(private)) == 4
         private.clock.forward(seconds=1)
-        deliverer.outbox._kept_at = float("-inf")
+        deliverer.outbox._kept_at = -math.inf
         await deliverer.outbox._keep_house()
     (kept,) = await event_ids(private)
     assert kept.endswith("_4")
@@ -762,7 +763,7 @@ async def test_a_burst_takes_as_many_statements_as_one_event(private: Gateway, r
         await grant(private, count)
         async with deliverer_of(private) as deliverer:
             with private.statements() as statements:
-                deliverer._scanned_at = float("-inf")
+                deliverer._scanned_at = -math.inf
                 await deliverer.look()
                 while deliverer._sending:
                     await asyncio.wait(deliverer._sending)

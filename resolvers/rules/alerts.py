@@ -1,7 +1,7 @@
 """Alerts: on which side of its threshold a meter is, and where along the ledger it passes to the other.
 
-No side is stored. At each point of the ledger the side follows from the entry there, so that whoever has the entries
-has the crossings, too: the writer that decides them, and `tollgate verify`.
+No side is stored. At each point of the ledger the side follows from the entry there, and so do the crossings:
+for the writer that decides the entries as for `tollgate verify`, which reads them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from storage.meters.auto_refills import AutoRefillRequestRow
 from storage.meters.billing_meters import BillingMeterRow
 from storage.meters.credit_grants import CreditGrantCategory, CreditGrantRow
 from storage.meters.holds import HoldRow
 from storage.meters.ledger import LedgerEntryRow
 
-R = TypeVar("R", CreditGrantRow, HoldRow)
+R = TypeVar("R", CreditGrantRow, HoldRow, AutoRefillRequestRow)
 
 #: The `seq` that stands for the base among those of grants.
 BASE = 0
@@ -89,7 +90,7 @@ def joined(draws: Draws) -> Draws:
 
 
 def by_meter(rows: Iterable[R]) -> defaultdict[str, list[R]]:
-    """Return the grants or holds of each meter, by its id."""
+    """Return the grants, holds or requests for credits of each meter, by its id."""
     found: defaultdict[str, list[R]] = defaultdict(list)
     for row in rows:
         found[row.meter_id].append(row)

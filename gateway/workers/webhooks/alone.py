@@ -6,7 +6,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # There are no such locks on Windows, where a gateway is one process.
-    fcntl = None  # type: ignore[assignment]  # It is asked for.
+    fcntl = None  # type: ignore[assignment]  # `take` asks whether it is there.
 
 
 class OnlyOne:

@@ -6,6 +6,7 @@ the claims end.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -67,7 +68,7 @@ class Deliverer:
         # Which endpoints more is due for in a bucket than there was room for.
         self._left: dict[int, set[str]] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._scanned_at = float("-inf")
+        self._scanned_at = -math.inf
         self.outbox = Outbox(services)
         database = services.database
         file = Path(f"{database.url.database}{LOCK_SUFFIX}") if database.dialect == "sqlite" else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -54,7 +55,7 @@ class Outbox:
         self._outcomes: list[_Late] = []
         self._let_go: list[Claimed] = []
         self._has_some = asyncio.Event()
-        self._kept_at = float("-inf")
+        self._kept_at = -math.inf
 
     def add(self, outcome: Outcome) -> None:
         """Have an outcome written."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from resolvers.rules.auto_refills import MAX_WINDOW_SECONDS, MOMENT, RefillBook, expire, look
 from resolvers.rules.booking import next_due
 from resolvers.rules.commands import Known
+from resolvers.rules.credits import by_meter
 from storage import ids
 from storage.engine.transactions import Writer
 from storage.meters import auto_refills
@@ -29,9 +30,9 @@ async def read_refills(writer: Writer, meters: Mapping[str, _Locked], wanted: Se
     found = await auto_refills.by_meters(writer, [*meters])
     longest = timedelta(seconds=MAX_WINDOW_SECONDS)
     counted = await auto_refills.counted(writer, {id_: of.now - longest for id_, of in meters.items()})
+    of_meters = by_meter(counted)
     for meter_id, refill in found.items():
-        of_meter = [request for request in counted if request.meter_id == meter_id]
-        meters[meter_id].known.refills = RefillBook.of(refill, of_meter)
+        meters[meter_id].known.refills = RefillBook.of(refill, of_meters[meter_id])
     named = {
         place
         for meter_id, kind, key in wanted
